@@ -163,6 +163,11 @@ async def test_what_has_changed_is_shown_and_then_taken(
     ]
 
 
+FAR = "Forward('GET /x', to='far', public=True, host='a.example')"
+LATER = (
+    "GET a.example/x: leads to 'far', and [external.far] is in the configuration, and not in the "
+    "system that runs: a new synchromesh dev takes it"
+)
 MISTAKES = [
     (f"{HEAD}\nway_in = Gateway(routes=[", "", ["SyntaxError", "never closed"]),
     (f"{HEAD}\nraise OSError('no prices')", "", ["importing it failed: OSError: no prices"]),
@@ -477,6 +482,12 @@ async def test_a_gateway_in_a_process_of_its_own_is_reloaded_there(site: Site) -
     """The process stays, and what it has taken is what the next one starts with."""
     async with serving(site, is_split=True) as served:
         pid = await served.asking.pid("gateway")
+        site.routes(COUNT, FAR)
+        site.section("", '[external.far]\nurl = "http://127.0.0.1:1"\n')
+        await served.refused(LATER)
+        _, answer = await served.asking.said("POST", "/services/gateway/restart", {})
+        assert LATER in answer["detail"]
+        site.section("")
         site.routes(COUNT, PAGE, SLOW)
         site.section('health = "/healthz"')
         assert await served.get("/healthz") == 404

@@ -156,7 +156,6 @@ def test_what_is_no_way_to_tell_who_asks_or_no_route_is_named(tmp_path: Path, ru
         ("config", "check"),
         ("config", "explain"),
         ("dev",),
-        ("export", "envoy", "envoy"),
     ):
         ran = run(folder, *words)
         assert ran.code == 2, (words, ran.err)
@@ -251,7 +250,7 @@ def test_a_reload_is_shown_before_it_is_taken(
             text.write('access_log = "1%"\n[policies."gateway:notes"]\ntimeout = "3s"\n')
         shown = run(folder, "gateway", "reload", "--dry-run").out
         assert "  ~ [gateway] access_log  off -> 1%\n" in shown
-        assert '  + [policies."gateway:notes"] timeout  3s\n' in shown
+        assert '  ~ [policies."gateway:notes"] timeout  2s -> 3s\n' in shown
         assert shown.endswith("it can be taken; nothing was changed\n")
         unsaid = run(folder, "gateway", "reload")
         assert (unsaid.code, "--why TEXT" in unsaid.err) == (2, True)

@@ -432,6 +432,22 @@ def test_tls_of_the_gateway_and_a_long_name_are_refused(folder: Path, run: Run) 
     assert "which a socket's name may not be" in ran.err
 
 
+def test_certificates_of_clients_are_refused_once(folder: Path, run: Run) -> None:
+    """With TLS at the gateway or without it: what to do is the same, and said alone."""
+    own = issue(folder, "own")
+    files = f'certificate = "{own.pem}"\nkey = "{own.key}"\nclient_ca = "{own.pem}"\n'
+    app = APP.replace("Forward,", "Certificates, Forward,").replace(
+        "routes=[", "auth=[Certificates()],\n    routes=["
+    )
+    (folder / "envoy_cli_partners.py").write_text(app)
+    config = CONFIG.replace("envoy_cli_doors", "envoy_cli_partners")
+    for more in ("", f"\n[gateway.tls]\n{files}"):
+        write_config(folder, config + more)
+        ran = run(folder, "export", "envoy", str(folder / "out"))
+        assert ran.code == 2
+        assert "mistakes: 1\n  Certificates: Envoy ends TLS, and no certificate" in ran.err
+
+
 def test_a_folder_that_cannot_be_made(folder: Path, run: Run) -> None:
     """A file stands where it would be."""
     (folder / "out").write_text("")

@@ -625,6 +625,44 @@ def test_authenticators_stand_beside_each_other(tmp_path: Path) -> None:
     run(simulated)
 
 
+def test_a_token_of_an_unknown_issuer_is_told_to_the_log_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slash more is another issuer; whoever sends many of them does not fill the log."""
+    (tmp_path / "a.json").write_bytes(jwks(RSA))
+
+    async def main(runtime: Runtime) -> None:
+        jwt = JWT(issuer="https://a", audience="api", jwks="a.json")
+        identification = Identification([jwt.open(Folders(tmp_path, tmp_path), runtime)])
+        until = runtime.wall_us() / 1e6 + 60
+
+        async def refused(*fields: str) -> None:
+            headers = bearer(fields[0]) if fields else Headers([])
+            with pytest.raises(Unauthenticated) as error:
+                await identification.of(came(headers))
+            assert "https" not in error.value.message
+
+        def told() -> list[str]:
+            return [record.getMessage() for record in caplog.records]
+
+        await refused()
+        await refused("no-token")
+        assert told() == []
+        for _ in range(3):
+            await refused(token(claims(iss="https://a/\n", exp=until)))
+        (line,) = told()
+        assert line == (
+            "a token of the issuer 'https://a/\\n' was refused: it is not known here; known, to "
+            "the letter: 'https://a'"
+        )
+        await asyncio.sleep(10.0)
+        await refused(token(claims(iss="x" * 5000, exp=until)))
+        assert len(told()) == 2
+        assert len(told()[1]) < 400
+
+    run(main)
+
+
 def test_issuers_do_not_share_names() -> None:
     """Else one could make a token for a principal of another, or of an API key."""
 

@@ -97,11 +97,13 @@ def _made(
     import asyncio
 
     from synchromesh.cli.gateway import definition_of
-    from synchromesh.system.config.envoy_export import export_envoy
+    from synchromesh.system.config.envoy_export import export_envoy, refuse_unfit
     from synchromesh.system.config.gateway_check import check_gateway
     from synchromesh.system.config.rundir import RunDir
 
     config, gateway = definition_of(folder, settings)
+    # What Envoy cannot do is told before what the gateway would need to do it.
+    refuse_unfit(config, gateway, target)
     runtime = RealRuntime()
     entries = asyncio.run(check_gateway(gateway, config, RunDir(folder), runtime))
     found = _whereabouts(folder)

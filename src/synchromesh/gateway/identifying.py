@@ -8,7 +8,9 @@ them was meant, and one of the two may be stolen: such a request is refused.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
@@ -24,14 +26,19 @@ from synchromesh.gateway.principal import (
     Authenticator,
     Known,
     QuickAuthenticator,
+    bearer_of,
     credential_of,
 )
 from synchromesh.gateway.shapes import is_a
+from synchromesh.gateway.tokens import issuer_of
 from synchromesh.http import HttpExchange, HttpRequest
 from synchromesh.identity import Principal, checked
 
 if TYPE_CHECKING:
     from synchromesh.certificate import ClientCertificate
+
+# How often the log is told of tokens of unknown issuers.
+TOLD_EVERY_S = 10.0
 
 _FIELDS = (AUTHORIZATION.encode(), API_KEY.encode())
 
@@ -50,6 +57,8 @@ class Identification:
     def __init__(self, authenticators: Sequence[Authenticator]) -> None:
         self._authenticators = tuple(authenticators)
         self._asked = [each for each in authenticators if not isinstance(each, CertificateVerifier)]
+        self._issuers = [each.issuer for each in authenticators if isinstance(each, TokenVerifier)]
+        self._told_s = -math.inf
         self._shown = [each for each in authenticators if isinstance(each, CertificateVerifier)]
         # The first that is sure decides; one that cannot tell at once leaves those behind it out.
         self._quick: list[Known] = []
@@ -93,6 +102,7 @@ class Identification:
                 "different principals; send one of them, or two of the same"
             )
         if asked is None and shown is None:
+            self._tell_of_issuer(request)
             raise Unauthenticated("this needs a credential, and none came that is known here")
         for found in (asked, shown):
             if found is not None and (not kinds or found.kind in kinds):
@@ -150,6 +160,23 @@ class Identification:
             return self._of_connection(certificate)
         except Unauthenticated:
             return None  # `of` says why
+
+    def _tell_of_issuer(self, request: HttpRequest) -> None:
+        """Tell the log, never the client, that a token is of an issuer that is not known here."""
+        found = credential_of(request.headers)
+        if found is None or not self._issuers:
+            return
+        issuer = issuer_of(bearer_of(found[1]) or "")
+        now = asyncio.get_running_loop().time()
+        # Whoever can send a request can have it logged.
+        if issuer is None or issuer in self._issuers or now < self._told_s + TOLD_EVERY_S:
+            return
+        self._told_s = now
+        _log.warning(
+            "a token of the issuer %s was refused: it is not known here; known, to the letter: %s",
+            repr(issuer[:200]),
+            ", ".join(map(repr, self._issuers)),
+        )
 
     def _of_connection(self, certificate: ClientCertificate) -> Principal | None:
         for each in self._shown:

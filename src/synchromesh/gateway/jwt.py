@@ -197,6 +197,11 @@ class TokenVerifier:
         self._kept_by = source.keys
         self._swept_s = float("-inf")
 
+    @property
+    def issuer(self) -> str:
+        """Whose tokens it verifies."""
+        return self._rules.issuer
+
     async def authenticate(self, request: HttpRequest) -> Principal | None:
         """Return whose token it is; None where there is none, or one of another issuer.
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Gateway, read_proxies
+from synchromesh.gateway import Certificates, Gateway, read_proxies
+from synchromesh.gateway.arguments import sound
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.envoy import (
     GATEWAY_CLUSTER,
@@ -105,10 +106,7 @@ def export_envoy(
     Raises:
         ConfigError: Envoy cannot stand before this gateway; the message names every reason.
     """
-    mistakes = list(_mistakes(config, folder))
-    if mistakes:
-        lines = "".join(f"\n  {mistake}" for mistake in mistakes)
-        raise ConfigError(f"the gateway cannot be exported, mistakes: {len(mistakes)}{lines}")
+    refuse_unfit(config, gateway, folder)
     clients = config.gateway.clients
     settings = EnvoySettings(
         name=config.system.name,
@@ -132,9 +130,27 @@ def export_envoy(
     return export(gateway, entries, settings)
 
 
-def _mistakes(config: SystemConfig, folder: Path) -> Iterator[str]:
+def refuse_unfit(config: SystemConfig, gateway: Gateway, folder: Path) -> None:
+    """Refuse a gateway before which Envoy cannot stand; whether it is right is checked elsewhere.
+
+    Raises:
+        ConfigError: it cannot; the message names every reason.
+    """
+    mistakes = list(_mistakes(config, sound(gateway)[0], folder))
+    if mistakes:
+        lines = "".join(f"\n  {mistake}" for mistake in mistakes)
+        raise ConfigError(f"the gateway cannot be exported, mistakes: {len(mistakes)}{lines}")
+
+
+def _mistakes(config: SystemConfig, gateway: Gateway, folder: Path) -> Iterator[str]:
     section = config.gateway
-    if section.tls.certificate:
+    if any(isinstance(each, Certificates) for each in gateway.auth):
+        yield (
+            "Certificates: Envoy ends TLS, and no certificate of a client reaches the gateway "
+            "behind it; take Certificates out of auth, and [gateway] tls out of the configuration, "
+            "or let these clients come to a gateway that ends TLS itself"
+        )
+    elif section.tls.certificate:
         yield (
             "[gateway] tls: Envoy ends TLS before the gateway; take tls out, and give the files by "
             "--certificate and --key. No certificate of a client reaches the gateway then"

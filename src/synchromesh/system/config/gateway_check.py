@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from synchromesh.calls import Operation, operations_of
 from synchromesh.errors import ConfigError
@@ -21,32 +23,48 @@ from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared
 from synchromesh.system.config.schema import SystemConfig
 
+NONE_LATER: Mapping[str, str] = MappingProxyType({})
 # How many operations of a service are named where none fits.
 _NAMED_MAX = 12
 
 
 async def check_gateway(
-    gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
+    gateway: Gateway,
+    config: SystemConfig,
+    rundir: RunDir,
+    runtime: Runtime,
+    later: Mapping[str, str] = NONE_LATER,
 ) -> tuple[CompiledRoute, ...]:
     """Check a gateway: routes, arguments, upstreams and keys.
 
     Returns what the gateway is to serve, so that a start reads the definition once.
+
+    Args:
+        later: the sections of who is configured and not in the system that runs, by name.
 
     Nothing is written, and nothing listens. Must run where a loop runs.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
     """
-    reading = await read_gateway(gateway, config, rundir, runtime)
+    reading = await read_gateway(gateway, config, rundir, runtime, later)
     if reading.mistakes:
         raise refusal_of(reading.mistakes)
     return reading.entries
 
 
 async def read_gateway(
-    gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
+    gateway: Gateway,
+    config: SystemConfig,
+    rundir: RunDir,
+    runtime: Runtime,
+    later: Mapping[str, str] = NONE_LATER,
 ) -> Reading:
-    """Compile a gateway, and collect every mistake in it, each as a sentence."""
+    """Compile a gateway, and collect every mistake in it, each as a sentence.
+
+    Args:
+        later: as for `check_gateway`.
+    """
     reading = read(gateway)
     # What of it is of the wrong kind has been named.
     gateway, _ = sound(gateway)
@@ -54,7 +72,7 @@ async def read_gateway(
     mistakes = [
         *reading.mistakes,
         *_without_operation(reading.entries, services),
-        *_unknown_services(gateway, {*config.services, *config.external}),
+        *_unknown_services(gateway, {*config.services, *config.external}, later),
         *health_mistakes(config.gateway.health, reading.entries),
     ]
     if any(isinstance(each, Certificates) for each in gateway.auth) and not (
@@ -79,23 +97,31 @@ async def read_gateway(
     return Reading(reading.entries, tuple(mistakes))
 
 
-def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
+def _unknown_services(gateway: Gateway, known: set[str], later: Mapping[str, str]) -> Iterator[str]:
     for route in gateway.routes:
-        if isinstance(route, Forward):
-            beside = [each for each in (route.split, route.mirror) if each is not None]
-            for to in (route.to, *(getattr(each, "to", None) for each in beside)):
-                if to not in known:
-                    yield (
-                        f"{name_of(route)}: leads to {to!r}, and the system has neither a service "
-                        f"nor an external one of that name; it has: {', '.join(sorted(known))}"
-                    )
-        for operation in _operations_of(route):
-            # What is none is named by the check of the definition.
-            if isinstance(operation, Operation) and operation.service not in known:
-                yield (
-                    f"{name_of(route)}: leads to {operation.full_name}, and the system has no "
-                    f"service {operation.service!r}; it has: {', '.join(sorted(known))}"
+        for what, name, lack in _upstreams_of(route):
+            if name in known:
+                continue
+            if name in later:
+                why = (
+                    f"{later[name]} is in the configuration, and not in the system that runs: a "
+                    "new synchromesh dev takes it"
                 )
+            else:
+                why = f"the system has {lack}; it has: {', '.join(sorted(known))}"
+            yield f"{name_of(route)}: leads to {what}, and {why}"
+
+
+def _upstreams_of(route: Route | Aggregate | Forward) -> Iterator[tuple[str, Any, str]]:
+    """Yield whom a route leads to: as it is said, by name, and what there is without them."""
+    if isinstance(route, Forward):
+        beside = [each for each in (route.split, route.mirror) if each is not None]
+        for to in (route.to, *(getattr(each, "to", None) for each in beside)):
+            yield repr(to), to, "neither a service nor an external one of that name"
+    for operation in _operations_of(route):
+        # What is none is named by the check of the definition.
+        if isinstance(operation, Operation):
+            yield operation.full_name, operation.service, f"no service {operation.service!r}"
 
 
 def _without_operation(

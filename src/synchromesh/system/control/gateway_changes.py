@@ -95,6 +95,16 @@ def refused_changes(ours: SystemConfig, now: SystemConfig) -> Iterator[str]:
         )
 
 
+def later_names(ours: SystemConfig, now: SystemConfig) -> dict[str, str]:
+    """Return the services and external ones that are in the file and not in the system that runs.
+
+    By name, each with its section.
+    """
+    found = {name: f"[services.{name}]" for name in now.services if name not in ours.services}
+    found |= {name: f"[external.{name}]" for name in now.external if name not in ours.external}
+    return found
+
+
 def left_changes(ours: SystemConfig, now: SystemConfig) -> list[str]:
     """Return the sections that have changed and are no matter of the gateway."""
     left = []

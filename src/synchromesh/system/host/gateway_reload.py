@@ -35,6 +35,7 @@ from synchromesh.system.control.gateway_changes import (
     ReloadRequest,
     config_changes,
     config_of_gateway,
+    later_names,
     left_changes,
     refused_changes,
 )
@@ -84,6 +85,8 @@ class GatewayReload:
         self._fits = fits
         self._took = took
         self._under_way = asyncio.Lock()
+        # The sections of who is in the file and not in the system, as of the last request.
+        self._later: dict[str, str] = {}
         self.last: ReloadStatus | None = None
 
     async def reload(self, request: ReloadRequest, now: SystemConfig) -> ReloadReport:
@@ -105,6 +108,7 @@ class GatewayReload:
 
     async def _reload(self, request: ReloadRequest, now: SystemConfig) -> ReloadReport:
         config, left = config_of_gateway(self._config, now), left_changes(self._config, now)
+        self._later = later_names(self._config, now)
         own, shared = self._code.changed()
         changes = [GatewayChange("code", "", name) for name in own]
         changes += config_changes(self._config, config)
@@ -172,7 +176,7 @@ class GatewayReload:
         """Check everything as a start does, and open it; None where a dry run would write."""
         rundir = RunDir(self._folder)
         check_policies(config, list(self._deps.services.values()))
-        reading = await read_gateway(definition, config, rundir, self._runtime)
+        reading = await read_gateway(definition, config, rundir, self._runtime, self._later)
         if reading.mistakes:
             raise ConfigError("\n".join(reading.mistakes))
         tls = terminated(config, self._folder, self._runtime.wall_us() / 1e6)

@@ -121,7 +121,7 @@ class Process:
         gateway = load_gateway(config, host.folder) if name == GATEWAY else None
         if gateway is not None:
             # It may be another one than that of the process before.
-            entries = await check_gateway(gateway, config, host.rundir, runtime)
+            entries = await check_gateway(gateway, config, host.rundir, runtime, spec.later)
             definitions = replace(definitions, gateway=gateway, entries=entries, code=code)
 
         def registry_at(pool: HttpPool) -> RemoteRegistry:

@@ -17,7 +17,7 @@ from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.contract_book import ContractBook
-from synchromesh.system.control.gateway_changes import config_of_gateway
+from synchromesh.system.control.gateway_changes import config_of_gateway, later_names
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import SILENT, ChildStatus
@@ -219,9 +219,12 @@ class Processes:
         if host.code is not None:
             # Of a replica the service.
             host.code.started(name.partition("#")[0])
+        # What the gateway reads of its own is as it is now; ConfigError where it cannot be read.
+        now = self._reread() if name == GATEWAY else host.config
         return ProcessSpec(
             name=name,
-            config=self._config_of_gateway() if name == GATEWAY else host.config,
+            config=config_of_gateway(host.config, now),
+            later=later_names(host.config, now),
             key=base64.b64encode(self._key).decode(),
             control=host.control_server.url,
             token=self._token,
@@ -230,13 +233,6 @@ class Processes:
             faults=host.local.faults.standing(wall_us=host.runtime.wall_us()),
             isolations=host.deps.isolations.standing,
         )
-
-    def _config_of_gateway(self) -> SystemConfig:
-        """Return the configuration of a gateway that starts: its own sections as they are now.
-
-        Its socket stays, and so do the services. Raises ConfigError where it cannot be read.
-        """
-        return config_of_gateway(self._host.config, self._reread())
 
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"

@@ -35,6 +35,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         handle: the listening socket that the gateway is handed.
         faults: those in force when it was started.
         isolations: the edges that are isolated by hand then.
+        later: the sections of who is configured and not in the system that runs, by name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     handle: int = -1
     faults: tuple[ActiveFault, ...] = ()
     isolations: tuple[Isolation, ...] = ()
+    later: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token
