@@ -48,7 +48,6 @@ from synchromesh.gateway.answers import (
     told_of,
     unrouted,
 )
-from synchromesh.gateway.arguments import sound
 from synchromesh.gateway.arrival import arrival_of, key_of
 from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under, whole_of
 from synchromesh.gateway.asking import Asker
@@ -181,7 +180,7 @@ class GatewayEngine:
         if entries is None:
             reading = read(gateway)
             entries, mistakes = reading.entries, reading.mistakes
-        authenticators = await all_opened(sound(gateway)[0].auth, folders, runtime, mistakes)
+        authenticators = await all_opened(gateway, folders, runtime, mistakes)
         return cls(
             gateway,
             caller=caller,
@@ -447,10 +446,9 @@ class GatewayEngine:
                 context = under(context, key)
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
-            if asked.entry.is_strict:
-                arguments = read_strictly(operation, asked.places, request.query, request.body)
-            else:
-                arguments = operation.from_http(asked.places, request.query, request.body)
+            is_strict = asked.entry.is_strict
+            reads = partial(read_strictly, operation) if is_strict else operation.from_http
+            arguments = reads(asked.places, request.query, request.body)
         except BadRequest as error:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")

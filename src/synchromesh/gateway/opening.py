@@ -7,25 +7,27 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
+from synchromesh.gateway.arguments import sound
 from synchromesh.gateway.check import refusal_of
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.names import opened
 from synchromesh.gateway.principal import Auth, Authenticator, Folders
+from synchromesh.gateway.routes import Gateway
 from synchromesh.runtime import Runtime
 
 
 async def all_opened(
-    auths: Sequence[Auth], folders: Folders, runtime: Runtime, mistakes: Sequence[str] = ()
+    gateway: Gateway, folders: Folders, runtime: Runtime, mistakes: Sequence[str] = ()
 ) -> list[Authenticator]:
-    """Return what each of them is at work; close them.
+    """Return what each of a gateway's ways to tell who asks is at work; close them.
 
     Args:
-        mistakes: what is wrong with their gateway already.
+        mistakes: what is wrong with the gateway already.
 
     Raises:
         ConfigError: what one needs is missing or wrong; the message names all mistakes.
     """
-    reopened = await reopen(auths, (), folders, runtime, mistakes)
+    reopened = await reopen(sound(gateway)[0].auth, (), folders, runtime, mistakes)
     return reopened.authenticators
 
 
