@@ -21,6 +21,8 @@ from typing import Any
 
 import asyncpg
 
+from processes import SHARED
+
 START_S = 180.0
 _NOBODY = 65534
 _PREFIX = "synchromesh-postgres-"
@@ -71,6 +73,7 @@ class PostgresServer:
                 cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=_end_with_parent, **self._as,
             )  # fmt: skip
+        SHARED.add(self._process.pid)
         deadline = time.monotonic() + START_S
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -89,6 +92,7 @@ class PostgresServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(START_S)
+            SHARED.discard(self._process.pid)
             self._process = None
 
     def close(self) -> None:

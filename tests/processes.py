@@ -17,6 +17,8 @@ from typing import Any
 from notes_app import TESTS
 
 LOOK_EVERY_S = 0.02
+# Children of the tests themselves, such as an engine that many of them share: of no system.
+SHARED: set[int] = set()
 COMMAND = (sys.executable, "-m", "synchromesh.cli")
 
 
@@ -61,7 +63,7 @@ def until(holds: Callable[[], bool], within_s: float = 30.0) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes whose parent is `pid`, as the kernel has them."""
+    """Return the processes whose parent is `pid`, as the kernel has them, but for `SHARED`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -69,8 +71,9 @@ def children_of(pid: int) -> list[int]:
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if fields[1] == str(pid):
-            found.append(int(stat.parent.name))
+        child = int(stat.parent.name)
+        if fields[1] == str(pid) and child not in SHARED:
+            found.append(child)
     return found
 
 
