@@ -104,7 +104,9 @@ async def test_a_name_that_nobody_has_is_refused(split: System, folder: Path) ->
     """Exit 2, and the names that there are."""
     del split
     code, _, said = await synchromesh(folder, "restart", "nobody")
-    assert (code, "is called 'nobody'" in said, "notes" in said) == (2, True, True)
+    assert (code, "is called 'nobody'; there are notes, and" in said) == (2, True)
+    code, _, said = await synchromesh(folder, "restart", "nots")
+    assert (code, "is called 'nots'; did you mean 'notes'?" in said) == (2, True)
 
 
 async def test_a_service_of_a_single_process_is_started_anew(folder: Path, pool: HttpPool) -> None:
@@ -127,7 +129,7 @@ async def test_a_service_of_a_single_process_is_started_anew(folder: Path, pool:
         writers = [asyncio.ensure_future(write(n)) for n in range(3)]
         assert await synchromesh(folder, "restart", "notes") == (
             0,
-            f"notes runs anew, in process {os.getpid()}\n",
+            f"notes runs anew, on the same code, in process {os.getpid()}\n",
             "",
         )
         is_over.set()

@@ -43,7 +43,7 @@ def read(folder: Path, wanted: LogFilter = EVERYTHING) -> list[LogLine]:
 def test_lines_are_private_and_read_as_those_of_the_gateway(tmp_path: Path) -> None:
     """By service and by trace, with all that they say, also by who follows."""
     file = AccessFile(log(), tmp_path / "access.jsonl")
-    follower = LogFollower(tmp_path)
+    follower = LogFollower(tmp_path, wall_us=lambda: 0)
     add(file.log, 1, "a" * 32)
     add(file.log, 1, "b" * 32)
     file.close()

@@ -16,7 +16,7 @@ import pytest
 from notes_app import TOML, Note, Running, write_config
 from synchromesh import Contract, command, query
 from synchromesh.context import CREDENTIAL
-from synchromesh.errors import BadRequest
+from synchromesh.errors import BadRequest, UnknownOperation
 from synchromesh.system import RunInfo
 from synchromesh.system.control.actions import Answers
 from synchromesh.system.control.api import Control
@@ -480,6 +480,33 @@ def test_services_listen_beside_the_control_socket(control: Asking, tmp_path: Pa
         info = running.system.info
     assert info.control.startswith("http://127.0.0.1:")
     assert info.services["notes"].startswith("http://0.0.0.0:")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("boks", "is called 'boks'; did you mean 'books'\\?$"),
+        ("x", "is called 'x'; there are books, loans, gateway, bank, and the children"),
+    ],
+)
+def test_what_is_not_there_is_told_with_each_name_once(name: str, said: str) -> None:
+    """Services are named by their processes and by the system; the nearest one is told alone."""
+
+    async def nothing(_: str) -> bool:
+        return False
+
+    async def main() -> None:
+        services = {"books": None, "loans": None}
+        deps = SimpleNamespace(services=services, tracer=lambda _: None, caller=lambda *_: None)
+        part = SimpleNamespace(is_named=lambda _: False)
+        process = SimpleNamespace(part=part, name="")
+        remotes = dict.fromkeys(("books", "loans", "gateway"), process)
+        local = SimpleNamespace(deps=deps, restart=nothing, externals={"bank": None})
+        made = cast("Any", Control)(local, token="t", authority=lambda: "h", remotes=remotes)
+        with pytest.raises(UnknownOperation, match=said):
+            await made._of_process(SimpleNamespace(body=b"{}"), f"{name}/restart")
+
+    asyncio.run(main())
 
 
 def test_of_one_service_one_request_restarts_at_a_time() -> None:

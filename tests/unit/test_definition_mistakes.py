@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from synchromesh.calls import Contract, PublicEvent, command, event, query
-from synchromesh.errors import ContractError, Rejection
+from synchromesh.errors import ContractError, ForeignAwait, Rejection
 from synchromesh.service import Context, Service, Transaction
 from synchromesh.store import Migration
 from synchromesh.testing import SimRuntime, run, serving
@@ -156,3 +157,49 @@ def test_a_call_that_is_not_made_or_not_sent_is_told_in_our_words(
 
     run(main)
     assert len(told) == 1
+
+
+def test_a_unit_that_awaits_what_it_may_not_is_named_by_its_handler() -> None:
+    """A lambda, too: by the function that it stands in."""
+    own, told = service(), []
+
+    async def late(tx: Transaction) -> int:
+        await asyncio.sleep(1.0)
+        return 1
+
+    @own.handles(A.x)  # type: ignore[untyped-decorator]
+    async def lend(ctx: Context, n: int) -> int:
+        with pytest.raises(ForeignAwait) as raised:
+            await ctx.write(lambda tx: late(tx))
+        told.append(raised.value.message)
+        return n
+
+    own.handles(A.y)(in_context)
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, own) as client:
+            await client.call(A.x(1), key="k")
+
+    run(main)
+    (said,) = told
+    assert "lend.<locals>.<lambda>' awaited" in said
+
+
+def test_a_handler_that_awaits_what_it_may_not_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """By its operation, and by nothing of ours."""
+    own = service()
+
+    @own.writes(A.x)  # type: ignore[untyped-decorator]
+    async def lend(tx: Transaction, n: int) -> int:
+        await asyncio.sleep(1.0)
+        return n
+
+    own.handles(A.y)(in_context)
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, own) as client:
+            with pytest.raises(ForeignAwait):
+                await client.call(A.x(1), key="k")
+
+    run(main)
+    assert "unit 'a.x' awaited the event loop" in caplog.text

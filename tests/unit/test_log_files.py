@@ -23,6 +23,7 @@ from synchromesh.system.control.log_files import (
 from synchromesh.system.host.logs import PrivateFile
 from synchromesh.telemetry import JsonFormatter
 
+LATER_US = 1_767_225_700_000_000  # 2026-01-01T00:01:40
 TRACE = "019a4c5e9d1c7a3b8f003c1d2e4f5a6b"
 
 
@@ -61,6 +62,8 @@ def telemetry(tmp_path: Path) -> Path:
         (LogFilter(trace=TRACE[:8]), ["orders."]),
         (LogFilter(since="2026-01-01T00:00:03", level="INFO"), ["child service", "orders."]),
         (LogFilter(service="provider"), ["printed by the provider"]),
+        (LogFilter(service="provider", since="2026-01-01T00:00:03"), []),
+        (LogFilter(service="orders", since="2026-01-01T00:00:03"), ["child service", "orders."]),
     ],
 )
 def test_the_files_of_all_processes_are_read_as_one(
@@ -77,7 +80,7 @@ def test_a_follower_reads_on_over_files_that_are_turned(tmp_path: Path) -> None:
         tmp_path / "log-a.jsonl", maxBytes=400, backupCount=4, encoding="utf-8", delay=True
     )
     handler.setFormatter(JsonFormatter())
-    follower, came = LogFollower(tmp_path), []
+    follower, came = LogFollower(tmp_path, wall_us=lambda: LATER_US), []
     for number in range(60):
         handler.emit(logging.makeLogRecord({"msg": f"record {number}", "levelname": "INFO"}))
         if number % 7 == 0:
@@ -92,7 +95,7 @@ def test_a_follower_reads_on_over_files_that_are_turned(tmp_path: Path) -> None:
 
 def test_a_follower_waits_for_the_end_of_a_line_and_for_files_that_come(tmp_path: Path) -> None:
     """Half a record is none; a process that starts later is read from its first record on."""
-    follower = LogFollower(tmp_path)
+    follower = LogFollower(tmp_path, wall_us=lambda: LATER_US)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"at":"2026-01-01T00:00:00+00:00","mess')
         file.flush()
@@ -109,6 +112,17 @@ def test_a_follower_waits_for_the_end_of_a_line_and_for_files_that_come(tmp_path
     (tmp_path / "log.jsonl").unlink()
     write(tmp_path / "log.jsonl", 1, "after it was removed")
     assert [line.message for line in follower.poll()] == ["after it was removed"]
+    follower.close()
+
+
+def test_what_is_printed_has_the_time_when_it_came(tmp_path: Path) -> None:
+    """So that a follower who asks for what is new is shown it."""
+    follower = LogFollower(tmp_path, wall_us=lambda: LATER_US)
+    (tmp_path / "provider.log").write_text("says something\n")
+    (line,) = follower.poll(LogFilter(since="2026-01-01T00:01:00"))
+    assert (line.message, line.at) == ("says something", "2026-01-01T00:01:40+00:00")
+    (tmp_path / "provider.log").write_text("says something\nand more\n")
+    assert follower.poll(LogFilter(since="2026-01-01T00:02:00")) == []
     follower.close()
 
 

@@ -303,7 +303,7 @@ def test_a_change_is_checked_against_a_revision_as_in_continuous_integration(
     assert (differs["is_sampled"], differs["before"]) == (True, "yes")
     release.write(NEW)
     ran = run(folder, "saga", "check", "--against", "main")
-    assert (ran.code, ran.out) == (0, "shop.sell: 1 made-up run go on with this code\n")
+    assert (ran.code, ran.out) == (0, "shop.sell: 1 made-up run goes on with this code\n")
     git(folder, "commit", "-qam", "both versions")
     release.write(NEW[: NEW.index("@shop.saga")] + NEW[NEW.rindex("@shop.saga") :])
     ran = run(folder, "saga", "check", "--against", "main")
@@ -396,7 +396,10 @@ def test_a_folder_that_was_not_there_then_is_said(release: Release, tmp_path: Pa
     ("text", "said"),
     [
         ("def broken(:\n", r"the code of .*old cannot be loaded by this Python 3\.\d+: .*Syntax"),
-        ("import sys; print('noise'); sys.exit(3)\n", "it ended this Python with exit code 3"),
+        (
+            "import os; print('noise', flush=True); os._exit(3)\n",
+            "it ended this Python with exit code 3",
+        ),
     ],
 )
 def test_old_code_that_cannot_be_loaded_is_one_message(

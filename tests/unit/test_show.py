@@ -18,6 +18,7 @@ from synchromesh.cli.show import (
     styled,
     time_of_day,
     waterfall,
+    why,
 )
 from synchromesh.telemetry import SpanRecord
 
@@ -66,6 +67,29 @@ def test_a_span_without_its_parent_stands_at_the_root() -> None:
     """What was lost, or is another process's, hides nothing."""
     lines = drawn(span("orphan", "lost", 5, 0), span("child", "orphan", 5, 0))
     assert [line.split("shop")[0].rstrip() for line in lines] == ["call orphan", "  call child"]
+
+
+def test_why_spans_failed_is_told_once_each() -> None:
+    """In the words of the span that failed first; those above it repeat them."""
+
+    def failed(name: str, parent: str, status: str, error: str) -> SpanRecord:
+        made = span(name, parent, 0, 10, status)
+        return structs.replace(made, attributes={"error": error} if error else {})
+
+    lines = why(
+        [
+            failed("edge", "", "forbidden", "remote: this needs 'books:read'"),
+            failed("asked", "edge", "forbidden", "this needs 'books:read'"),
+            failed("other", "edge", "timed_out", "no answer within 2 s"),
+            failed("own", "edge", "ValueError", ""),
+            failed("well", "edge", "ok", ""),
+        ]
+    )
+    assert [line.plain for line in lines] == [
+        "shop, call asked: this needs 'books:read'",
+        "shop, call other: no answer within 2 s",
+    ]
+    assert why([]) == []
 
 
 def test_a_bar_never_leaves_its_column() -> None:

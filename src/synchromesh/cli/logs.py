@@ -38,8 +38,9 @@ def logs(
     """Show what all processes of the system logged, the oldest first.
 
     Of a stopped system too: the files stay in .synchromesh/telemetry. With --follow also what
-    processes print, as it comes; else that is shown after the records of a --service. In a system
-    of one process --service is what names the service. Exits 1 where there is nothing.
+    processes print, as it comes; else that is shown after the records of a --service, but not with
+    --since, for it has no time. In a system of one process --service is what names the service.
+    Exits 1 where there is nothing.
     """
     from synchromesh.runtime import RealRuntime
     from synchromesh.system.config.rundir import RunDir
@@ -48,7 +49,11 @@ def logs(
     telemetry = RunDir(folder).telemetry
     since = since_of(since, RealRuntime().wall_us()) if since else ""
     wanted = LogFilter(service, (level or "").upper(), trace, since)
-    follower = LogFollower(telemetry, is_whole=True) if is_followed else None
+    follower = (
+        LogFollower(telemetry, wall_us=RealRuntime().wall_us, is_whole=True)
+        if is_followed
+        else None
+    )
     found = read_logs(telemetry, wanted, is_turned_only=is_followed)
     for line in found:
         _print(line, folder, is_json=is_json)

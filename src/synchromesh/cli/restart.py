@@ -61,7 +61,8 @@ def _print(answer: dict[str, Any]) -> None:
     is_refused, breaks = answer["is_refused"], answer["breaks"]
     *replaced, (last, pid) = answer["pids"].items()
     for name, successor in [*replaced, *([] if is_refused else [(last, pid)])]:
-        print_line(f"{name} runs anew, in process {successor}")
+        how = ", on the same code" if answer["is_same_code"] else ""
+        print_line(f"{name} runs anew{how}, in process {successor}")
     if is_refused:
         print_line(f"{last} was not replaced, process {pid} serves on; contracts would break:")
     elif breaks:

@@ -106,7 +106,8 @@ def _print(found: SagaCheck, against: str | None) -> None:
     for saga in found.sagas:
         looked_at = _counted(runs=saga.runs, histories=saga.histories, samples=saga.samples)
         if saga.saga not in bad and looked_at:
-            print_line(f"{saga.saga}: {looked_at} go on with this code")
+            go = "goes" if saga.runs + saga.histories + saga.samples == 1 else "go"
+            print_line(f"{saga.saga}: {looked_at} {go} on with this code")
         elif saga.saga not in bad:
             print_line(
                 f"{saga.saga}: nothing to replay; record a run that has ended with: synchromesh "

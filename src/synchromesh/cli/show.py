@@ -210,6 +210,21 @@ def waterfall(spans: list[SpanRecord], columns: int) -> Table:
     return table
 
 
+def why(spans: list[SpanRecord]) -> list[Text]:
+    """Return why spans failed, in the order of the waterfall.
+
+    The same words are told once, of the span that has them first: those above it repeat them.
+    """
+    told: list[str] = []
+    lines: list[Text] = []
+    for _, span in reversed(_tree(spans)):
+        error = span.attributes.get("error", "")
+        if error and not any(known in error for known in told):
+            told.append(error)
+            lines.append(Text(f"{span.service}, {span.kind} {span.name}: {error}"))
+    return lines[::-1]
+
+
 def _notes(span: SpanRecord) -> str:
     """Return what is out of the ordinary: attempts, a hedge, and which of several instances."""
     attributes = span.attributes

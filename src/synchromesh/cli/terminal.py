@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from synchromesh.cli.log_lines import is_for_terminal, shown
+from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.log_files import LogFollower
 
@@ -18,7 +19,7 @@ SHOWN_MAX = 20
 
 async def show_failures(folder: Path) -> None:
     """Show errors of all processes on standard error, as they are logged, until it is cancelled."""
-    follower = LogFollower(RunDir(folder).telemetry)
+    follower = LogFollower(RunDir(folder).telemetry, wall_us=RealRuntime().wall_us)
     try:
         while True:
             await asyncio.sleep(EVERY_S)

@@ -19,6 +19,9 @@ from synchromesh.system.config.rundir import RunDir
 def trace(folder: Path, trace_id: str, is_json: bool) -> int:
     """Show the spans of a trace by its id; `last` is the last call or request from outside.
 
+    Below them stands why one failed, in the words that clients are not told. What the code of a
+    handler raised itself has none here: `synchromesh logs --trace ID` has them.
+
     Of a stopped system, too.
     """
     if RunDir(folder).is_running():
@@ -30,9 +33,12 @@ def trace(folder: Path, trace_id: str, is_json: bool) -> int:
     if is_json:
         print_json(answer)
         return 0
-    from synchromesh.cli.show import console, decode_spans, waterfall
+    from synchromesh.cli.show import console, decode_spans, waterfall, why
 
     out = console()
     out.print(f"trace {answer['trace_id']}")
-    out.print(waterfall(decode_spans(answer), out.width))
+    spans = decode_spans(answer)
+    out.print(waterfall(spans, out.width))
+    for line in why(spans):
+        out.print(line)
     return 0

@@ -94,8 +94,8 @@ class HttpServer:
         self._is_draining = False
         self._changed = asyncio.Event()
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; port 0 takes a free one.
+    async def start(self, host: str = "127.0.0.1", port: int = 0, *, what: str = "") -> None:
+        """Listen; port 0 takes a free one. The message of an error begins with `what`.
 
         Raises:
             ConfigError: it cannot listen there; the message says what to do.
@@ -124,8 +124,8 @@ class HttpServer:
             )
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; stop what listens "
-                "there, choose another port, or choose port 0 to take a free one"
+                f"{what}cannot listen on {host}:{port}: {error.strerror or error}; stop what "
+                "listens there, choose another port, or choose port 0 to take a free one"
             ) from error
 
     @property

@@ -291,8 +291,10 @@ class Context:
                 return answer
             return personal.seal(answer, answer_place(once.caller, once.key), bare.vault)
 
+        # A lambda is told by where it stands, which is in its handler.
+        shown = getattr(unit, "__qualname__", name) if name == "<lambda>" else name
         with self._doubting():
-            recorded = await self._deps.store.write_once(body, once, name=name)
+            recorded = await self._deps.store.write_once(body, once, name=shown)
         if recorded.kind is InboxState.ANSWER:
             self.has_begun = True
             answer = recorded.body

@@ -10,6 +10,8 @@ from synchromesh.errors import ContractError, ForeignAwait
 
 T = TypeVar("T")
 
+_OURS = __name__.partition(".")[0]
+
 
 def as_coroutine(made: Awaitable[T], body: object, name: str) -> Coroutine[Any, Any, T]:
     """Return the coroutine that a body made; raises ContractError if it is no async function."""
@@ -18,7 +20,7 @@ def as_coroutine(made: Awaitable[T], body: object, name: str) -> Coroutine[Any, 
         return made
     if not isinstance(made, Awaitable):
         raise ContractError(
-            f"unit {name!r} ({_name_of(body)}) returned {type(made).__name__}, "
+            f"unit {name!r}{_named(body)} returned {type(made).__name__}, "
             "nothing to await: its body has to be an async function; write async def"
         )
     return _awaiting(made)
@@ -31,14 +33,16 @@ async def _awaiting(made: Awaitable[T]) -> T:
 def foreign(name: str, body: object, awaited: str) -> ForeignAwait:
     """Return the error that a unit awaited what it may not."""
     return ForeignAwait(
-        f"unit {name!r} ({_name_of(body)}) awaited {awaited}; a unit may await nothing but itself, "
+        f"unit {name!r}{_named(body)} awaited {awaited}; a unit may await nothing but itself, "
         "because it holds the database: do the rest before or after the unit"
     )
 
 
-def _name_of(body: object) -> str:
-    name: str = getattr(body, "__qualname__", type(body).__name__)
-    return name
+def _named(body: object) -> str:
+    """Return the name of a body in parentheses; "" of one of ours, whose unit has the user's."""
+    if str(getattr(body, "__module__", "")).partition(".")[0] == _OURS:
+        return ""
+    return f" ({getattr(body, '__qualname__', type(body).__name__)})"
 
 
 def awaited_by(awaitable: object, *, past: int) -> str:

@@ -8,11 +8,12 @@ process of a system has one, too: whoever speaks for all of them asks each, and 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hmac
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -247,12 +248,14 @@ class Control:
         if processes:
             return await self._restart(name, processes, decode(request.body, ReplaceRequest))
         if act == "restart" and await self._restart_within(name):
-            return {"service": name, "pids": {name: os.getpid()}, "is_refused": False, "breaks": []}
-        known = ", ".join([*self._remotes, *self._services, *self._local.externals])
-        raise UnknownOperation(
-            f"no part and no background child is called {name!r}; there are {known}, and the "
-            "children that synchromesh status --json names"
-        )
+            is_same_code = name not in self._local.externals
+            return _replacement(name, {name: os.getpid()}, is_same_code=is_same_code)
+        known = dict.fromkeys([*self._remotes, *self._services, *self._local.externals])
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"there are {', '.join(known)}, and the children that `status --json` names"
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        raise UnknownOperation(f"no part and no background child is called {name!r}; {hint}")
 
     async def _restart_within(self, name: str) -> bool:
         """Restart what is no process of its own: a part of this one, or a background child."""
@@ -328,12 +331,7 @@ class Control:
             breaks |= dict.fromkeys(said)
             if refused:
                 break
-        return {
-            "service": name,
-            "pids": pids,
-            "is_refused": is_refused,
-            "breaks": list(breaks),
-        }
+        return _replacement(name, pids, is_refused=is_refused, breaks=list(breaks))
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)
@@ -455,6 +453,24 @@ def _principal(name: str, scopes: frozenset[str]) -> Principal:
         return checked(principal)
     except ValueError as error:
         raise BadRequest(f"the principal cannot be taken: {error}") from error
+
+
+def _replacement(
+    name: str,
+    pids: Mapping[str, int | None],
+    *,
+    is_refused: bool = False,
+    breaks: Sequence[str] = (),
+    is_same_code: bool = False,
+) -> dict[str, Any]:
+    """Return what is answered of a part that was asked to run anew."""
+    return {
+        "service": name,
+        "pids": pids,
+        "is_same_code": is_same_code,
+        "is_refused": is_refused,
+        "breaks": breaks,
+    }
 
 
 def _unknown(request: HttpRequest) -> UnknownOperation:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+
+from synchromesh.codec import to_datetime
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 TURNED_MAX = 16
@@ -35,7 +37,7 @@ class LogLine(msgspec.Struct, frozen=True):
     Attributes:
         part: whose process wrote it: a service, one of its replicas, the gateway, or "" for the
             whole system; of what was printed, an external service too.
-        at: ISO 8601; "" of what was printed.
+        at: ISO 8601; of what was printed, when a follower saw it come, and "" of what was there.
         level: such as "ERROR"; "" of what was printed.
         exception: the traceback; "" where there is none.
         more: what else was recorded, by name.
@@ -78,7 +80,8 @@ class LogFilter:
         if self.service and not self._is_of_service(line):
             return False
         if line.logger == PRINTED:
-            return not (self.level or self.trace)
+            # Without a time nobody knows whether it is as new as is asked for.
+            return not (self.level or self.trace) and line.at >= self.since
         if self.level and LEVELS.get(line.level, 0) < LEVELS[self.level]:
             return False
         if self.trace and not line.trace_id.startswith(self.trace):
@@ -95,7 +98,8 @@ class LogFilter:
 def read_logs(folder: Path, wanted: LogFilter, *, is_turned_only: bool = False) -> list[LogLine]:
     """Return the lines of all files that are wanted, the oldest first.
 
-    What was printed has no time, and is there only for a service that is asked for, last.
+    What was printed has no time, and is there only for a service that is asked for, last, and for
+    all times.
 
     Args:
         is_turned_only: only of files that are not written any more; a follower has the others.
@@ -116,11 +120,13 @@ class LogFollower:
     """Reads what is appended to the log files of a folder, in all of them; `poll` it now and then.
 
     Args:
+        wall_us: tells when what is printed has come.
         is_whole: from the beginning of the files of records that are there; else only what comes.
     """
 
-    def __init__(self, folder: Path, *, is_whole: bool = False) -> None:
+    def __init__(self, folder: Path, *, wall_us: Callable[[], int], is_whole: bool = False) -> None:
         self._folder = folder
+        self._wall_us = wall_us
         self._tails: dict[Path, _Tail] = {}
         self._has_looked = False
         self._look(is_whole=is_whole)
@@ -129,9 +135,13 @@ class LogFollower:
         """Return the wanted lines that have come since, those of one file in their order."""
         self._look(is_whole=True)
         wanted = wanted or LogFilter()
-        found = [line for tail in self._tails.values() for line in tail.read()]
-        found = [line for line in found if wanted.takes(line)]
-        return sorted(found, key=lambda line: line.at or "9")
+        came = [line for tail in self._tails.values() for line in tail.read()]
+        now = to_datetime(self._wall_us()).isoformat()
+        found = [
+            msgspec.structs.replace(line, at=now) if line.logger == PRINTED else line
+            for line in came
+        ]
+        return sorted(filter(wanted.takes, found), key=lambda line: line.at or "9")
 
     def close(self) -> None:
         """Close the files."""

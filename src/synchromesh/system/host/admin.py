@@ -91,10 +91,7 @@ class AdminListener:
         Raises:
             ConfigError: it cannot listen there.
         """
-        try:
-            await self._server.start(self._host, self._port)
-        except ConfigError as error:
-            raise ConfigError(f"[admin] {error.message}") from error
+        await self._server.start(self._host, self._port, what="[admin] ")
         self._is_listening = True
 
     async def run(self) -> None:

@@ -253,11 +253,10 @@ class Host:
             self.local,
             token=token,
             authority=lambda: f"{server.host}:{server.port}",
-            remotes=remotes,
-            registry=registry,
-            book=book,
-        )
-        await server.start(CONTROL_HOST, 0 if self.name else self.config.system.control_port)
+            remotes=remotes, registry=registry, book=book,
+        )  # fmt: skip
+        port = 0 if self.name else self.config.system.control_port
+        await server.start(CONTROL_HOST, port, what="[system] control_port: ")
         self.exit.push_async_callback(server.close)
 
     async def _serve_admin(self) -> None:

@@ -208,7 +208,7 @@ class ServicePart:
     async def _listen(self, server: HttpServer) -> None:
         host, port, before = self._listening.host, self._listening.port, self._listening.before
         try:
-            await server.start(host, port or before)
+            await server.start(host, port or before, what=f"service {self._part.service!r} ")
         except ConfigError:
             if port or not before:
                 raise
