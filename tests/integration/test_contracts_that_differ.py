@@ -189,6 +189,7 @@ async def test_what_breaks_others_is_refused(asking: ControlSocket, tmp_path: Pa
         "service": "inventory",
         "pids": {"inventory": before},
         "is_refused": True,
+        "is_same_code": False,
         "breaks": [LEFT],
     }
     assert answers == {before}
@@ -240,6 +241,7 @@ async def test_who_breaks_it_on_purpose_is_recorded(
             "service": "inventory",
             "pids": {"inventory": await asking.pid("inventory")},
             "is_refused": False,
+            "is_same_code": False,
             "breaks": [],
         },
     )
