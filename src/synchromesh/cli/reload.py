@@ -201,6 +201,8 @@ def _kept(config: SystemConfig, info: RunInfo) -> list[str]:
         ports["gateway.port"] = info.gateway
     if not config.system.control_port:
         ports["system.control_port"] = info.control
+    if info.admin and not config.admin.port:
+        ports["admin.port"] = info.admin
     return [w for key, url in ports.items() for w in ("--set", f"{key}={url.rpartition(':')[2]}")]
 
 
