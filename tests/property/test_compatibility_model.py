@@ -208,7 +208,7 @@ def operation(argument: Any, result: Any) -> Operation[..., Any]:
 
     act.__annotations__ = {"value": argument, "return": result}
     made = command("POST /acts")(act)
-    made.service = "tool"
+    made.belong_to("tool", made.name)
     return made
 
 

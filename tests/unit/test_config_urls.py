@@ -36,7 +36,7 @@ def test_urls_that_can_be_called(url: str) -> None:
         ("http://b:" + "9" * 5000, "the port is none"),
         ("http://[::1", "no address of IPv6"),
         ("http://::1]", "no address of IPv6"),
-        ("http://[::1]x", "the host is"),
+        ("http://[::1]x", "host is"),
         ("http://[b]", "no address of IPv6|the host is neither"),
         ("http://::1", "the port is none"),
         ("http://a b", "a blank"),

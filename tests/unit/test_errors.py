@@ -100,6 +100,7 @@ PROMISED = {
     "store_unavailable": (503, True),
     "synchromesh": (500, False),
     "timed_out": (504, False),
+    "too_many_elements": (502, False),
     "unauthenticated": (401, False),
     "unit_too_long": (500, False),
     "unknown_instance": (503, False),
