@@ -82,7 +82,7 @@ def test_what_is_told_is_what_is_given(interval_s: float, burst: int, pauses: li
         wait_s = buckets.take("shop", now)
         if not wait_s:
             taken.append(now)
-        policy, limit = buckets.fields("shop", now)
+        policy, limit = buckets.allowance("shop", now).fields
         assert policy == (
             "ratelimit-policy",
             f'"GET /x";q={burst};w={math.ceil(interval_s * burst - 1e-9)}',
@@ -104,6 +104,6 @@ def test_what_is_told_is_what_is_given(interval_s: float, burst: int, pauses: li
                 left + 1
             )
         assert (
-            buckets.lines("shop", now)
+            buckets.allowance("shop", now).lines
             == "".join(f"{name}: {value}\r\n" for name, value in (policy, limit)).encode()
         )

@@ -19,7 +19,7 @@ from synchromesh.gateway.asked import key_under
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.identifying import Identification
-from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.limits import UNLIMITED, TokenBuckets
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import Headers, HttpExchange, ready_answer
@@ -155,7 +155,7 @@ class AnsweredExchange:
         self._exchange = exchange
         self._began_s = began_s
         self._arrived = arrived
-        self._limits: tuple[tuple[str, str], ...] = ()
+        self._limits = UNLIMITED
         self.context = context
         self.told = arrived.line if arrived is not NOTHING else b""
         cors = answering.entry.cors
@@ -172,7 +172,7 @@ class AnsweredExchange:
             origins = self._answering.gate.origins
             who = origins.of_request(self._exchange.peer, headers).client
         wait_s = buckets.take(who, now)
-        self._limits = buckets.fields(who, now)
+        self._limits = buckets.allowance(who, now)
         if not wait_s:
             return True
         name = self._answering.entry.name
@@ -188,9 +188,7 @@ class AnsweredExchange:
             marks, noted = f"{PARTIAL}: {partial}\r\n", {"partial": partial}
         self._close("ok", noted)
         own = f"{TRACE}: {self.context.trace_id}\r\n{marks}content-length: {len(body)}\r\n"
-        for name, value in self._limits:
-            own += f"{name}: {value}\r\n"
-        self._exchange.answer(_HEAD + own.encode() + self.told, body)
+        self._exchange.answer(_HEAD + own.encode() + self._limits.lines + self.told, body)
         traffic.answers[2] += 1
         if traffic.log is not None:
             self._log(200, len(body), is_degraded=bool(partial))
@@ -203,7 +201,7 @@ class AnsweredExchange:
     def refuse(self, told: SynchromeshError, error: Exception | None = None) -> None:
         """Answer with an error that is worded for the outside."""
         self._close(*outcome_of(error or told))
-        fields = (*ALWAYS, (TRACE, self.context.trace_id), *self._limits)
+        fields = (*ALWAYS, (TRACE, self.context.trace_id), *self._limits.fields)
         head, body = ready_answer(refused(told, fields, trace_id=self.context.trace_id))
         self._exchange.answer(head + self.told, body)
         traffic = self._answering.traffic

@@ -405,7 +405,7 @@ class GatewayEngine:
             who = who or self._origins.of_request(request.peer, request.headers).client
             now = asyncio.get_running_loop().time()
             wait_s = buckets.take(who, now)
-            asked.headers += buckets.fields(who, now)
+            asked.headers += buckets.allowance(who, now).fields
             if wait_s:
                 raise RefusedRequest(
                     RateLimited(

@@ -407,12 +407,12 @@ class FastForward:
     def _pass_on(self, sent: ForwardExchange, line: bytes, lines: list[bytes], now: float) -> None:
         """Send a request for whom it is; both limiters' slots are taken."""
         gate, shared, service = self.gate, self.shared, self.service
-        exchange, who = sent.exchange, sent.principal
-        body = exchange.body
+        exchange, who, body = sent.exchange, sent.principal, sent.exchange.body
         if self.buckets is not None:
-            wait_s = self.buckets.take(who.name or sent.client, now)
-            sent.limits = self.buckets.fields(who.name or sent.client, now)
-            sent.echo += self.buckets.lines(who.name or sent.client, now)
+            whose = who.name or sent.client
+            wait_s = self.buckets.take(whose, now)
+            sent.limits, told = self.buckets.allowance(whose, now)
+            sent.echo += told
             if wait_s:
                 sent.turn_away(wait_s)
                 return

@@ -12,7 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, NamedTuple
 
 from synchromesh.errors import ConfigError
 
@@ -23,6 +23,17 @@ _ROUNDING = 1e-3
 
 RATELIMIT: Final = "ratelimit"
 RATELIMIT_POLICY: Final = "ratelimit-policy"
+ALLOWANCES_MAX: Final = 1_000
+
+
+class Allowance(NamedTuple):
+    """What an answer says of a bucket: as header fields, and as it stands on the wire."""
+
+    fields: tuple[tuple[str, str], ...]
+    lines: bytes
+
+
+UNLIMITED: Final = Allowance((), b"")
 
 
 def interval_of(limit: str) -> float:
@@ -98,6 +109,8 @@ class TokenBuckets:
         # As long as an empty bucket takes to be full; in whole seconds, as the draft has it.
         window_s = max(1, math.ceil(interval_s * burst - _ROUNDING))
         self._policy = (RATELIMIT_POLICY, f"{self._name};q={burst};w={window_s}")
+        # Most answers say what one before them said.
+        self._allowances: dict[tuple[int, int], Allowance] = {}
         # When each bucket is full again; the one that was used longest ago comes first.
         self._full_at_s: OrderedDict[Hashable, float] = OrderedDict()
 
@@ -117,7 +130,7 @@ class TokenBuckets:
         buckets.move_to_end(key)
         return 0.0
 
-    def fields(self, key: Hashable, now: float) -> tuple[tuple[str, str], ...]:
+    def allowance(self, key: Hashable, now: float) -> Allowance:
         """Return what an answer says of a bucket: its policy, what is left, and until when.
 
         `t` is how long it takes until there is one token more, and what `Retry-After` says of a
@@ -127,7 +140,7 @@ class TokenBuckets:
             >>> buckets = TokenBuckets(interval_s=2.0, burst=3, name="GET /stock/{sku}")
             >>> buckets.take("shop", now=0.0)
             0.0
-            >>> dict(buckets.fields("shop", now=0.5))["ratelimit"]
+            >>> dict(buckets.allowance("shop", now=0.5).fields)["ratelimit"]
             '"GET /stock/{sku}";r=2;t=2'
         """
         buckets, burst = self._full_at_s, self._burst
@@ -136,17 +149,13 @@ class TokenBuckets:
             full_at_s = buckets.get(_SHARED, now)
         lacking_s = full_at_s - now
         lacking = min(burst, math.ceil(lacking_s / self._interval_s - _ROUNDING))
+        more_in = 0
         if lacking <= 0:
-            return (self._policy, (RATELIMIT, f"{self._name};r={burst}"))
-        # As `take` has it, so that both round to the same second.
-        more_in_s = lacking_s - self._interval_s * (lacking - 1)
-        told = f"{self._name};r={burst - lacking};t={whole_seconds(more_in_s)}"
-        return (self._policy, (RATELIMIT, told))
-
-    def lines(self, key: Hashable, now: float) -> bytes:
-        """Return the same as it stands on the wire."""
-        fields = self.fields(key, now)
-        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
+            lacking = 0
+        else:
+            # As `take` has it, so that both round to the same second.
+            more_in = whole_seconds(lacking_s - self._interval_s * (lacking - 1))
+        return self._allowances.get((lacking, more_in)) or self._allowance(lacking, more_in)
 
     def is_as(self, other: TokenBuckets) -> bool:
         """Tell whether another one has the same rate and bounds."""
@@ -158,6 +167,15 @@ class TokenBuckets:
 
     def __repr__(self) -> str:
         return f"<TokenBuckets {len(self)} of {self._buckets_max}, {self._interval_s:g} s a token>"
+
+    def _allowance(self, lacking: int, more_in: int) -> Allowance:
+        wait = f";t={more_in}" if lacking else ""
+        fields = (self._policy, (RATELIMIT, f"{self._name};r={self._burst - lacking}{wait}"))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        if len(self._allowances) >= ALLOWANCES_MAX:
+            self._allowances.clear()
+        allowance = self._allowances[lacking, more_in] = Allowance(fields, lines.encode("ascii"))
+        return allowance
 
     def _bucket_of(self, key: Hashable, now: float) -> Hashable:
         buckets = self._full_at_s

@@ -205,7 +205,7 @@ def _told(entry: CompiledRoute, beside: Sequence[CompiledRoute], scheme: str) ->
     rate = {}
     if entry.interval_s:
         buckets = TokenBuckets(interval_s=entry.interval_s, burst=entry.burst, name=entry.name)
-        policy = dict(buckets.fields("", now=0.0))[RATELIMIT_POLICY]
+        policy = dict(buckets.allowance("", now=0.0).fields)[RATELIMIT_POLICY]
         rate = {"rate": {"policy": policy, "name": f'"{entry.name}"', "burst": entry.burst}}
     return {
         **rate,
