@@ -43,10 +43,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Stop the database server of this process, if a test has started it."""
-    server = sys.modules.get("postgres_server")
-    if server is not None:
-        server.close_shared_server()
+    """Stop the engines of this process, if a test has started them."""
+    if (postgres := sys.modules.get("postgres_server")) is not None:
+        postgres.close_shared_server()
+    if (nats := sys.modules.get("nats_server")) is not None:
+        nats.close_shared_nats()
 
 
 @pytest.fixture
