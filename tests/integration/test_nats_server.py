@@ -16,11 +16,11 @@ from notes_app import TESTS
 from processes import until
 
 OWNER = """
-import time
+import threading
 from nats_server import NatsServer
 server = NatsServer()
 print(server.pid, server.folder, flush=True)
-time.sleep(3600)
+threading.Event().wait()
 """
 
 
