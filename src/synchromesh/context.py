@@ -8,11 +8,9 @@ way (D1).
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from typing import Final
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -20,13 +18,21 @@ import msgspec
 from synchromesh.errors import BadRequest
 from synchromesh.identity import NOBODY, Principal
 from synchromesh.priority import Priority
+from synchromesh.propagation import (
+    BAGGAGE,
+    KEPT_TRACE,
+    SAMPLE_ALL,
+    TRACEPARENT,
+    TRACESTATE,
+    Propagation,
+    TraceMarks,
+    read_trace,
+)
 
 # Two machines' wall clocks may differ by this much before transit time counts against a deadline.
 SKEW_S = 5.0
 KEY_CHARS_MAX = 512
 
-TRACEPARENT = "traceparent"
-TRACESTATE = "tracestate"
 IDEMPOTENCY_KEY = "idempotency-key"
 DEADLINE_MS = "deadline-ms"
 SENT_AT = "sent-at"
@@ -43,6 +49,7 @@ _OWN = {
     for name in (
         TRACEPARENT,
         TRACESTATE,
+        BAGGAGE,
         IDEMPOTENCY_KEY,
         DEADLINE_MS,
         SENT_AT,
@@ -55,43 +62,9 @@ _OWN = {
 _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 
 
-# Source: W3C Trace Context, level 2. Version 00 ends with its flags, a later one may say more.
-_TRACEPARENT: Final = re.compile(
-    r"(?:(00)|(?!00|ff)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})"
-    r"-([0-9a-f]{2})(?(1)|(?:-.*)?)"
-)
-_SAMPLED, _RANDOM = 1, 2
-_STATE_MEMBER: Final = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
-_STATE_MEMBERS_MAX, _STATE_CHARS_MAX, _MEMBER_CHARS_MAX = 32, 512, 128
 _NO_SPAN = "0" * 16
 # So many ids of spans are drawn at once.
 _DRAWN = 32
-
-
-class TraceMarks(msgspec.Struct, frozen=True, gc=False):
-    """What travels with a trace besides its ids.
-
-    Attributes:
-        flags: 1 where it is sampled, 2 where the last 56 bits of its id are random, or both.
-        state: what others have noted of it (`tracestate`), at most 512 characters; "" for nothing.
-    """
-
-    flags: int = _SAMPLED
-    state: str = ""
-
-
-# Of a trace whose id alone was kept, and of one that begins here.
-KEPT_TRACE: Final = TraceMarks()
-NEW_TRACE: Final = TraceMarks(_SAMPLED | _RANDOM)
-_MARKS: Final = {f"{flags:x}": TraceMarks(flags & NEW_TRACE.flags) for flags in range(16)}
-
-
-class TraceParent(msgspec.Struct, frozen=True, gc=False):
-    """Is a trace as a request continues it: its id, the span of the sender, and its marks."""
-
-    trace_id: str
-    span_id: str
-    marks: TraceMarks
 
 
 class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -107,7 +80,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         attempts_left: retries that the whole tree below may still spend (D2).
         undoes: the key of the call that this one undoes, "" for none (S6).
         priority: what is shed first; it travels in the credential alone.
-        marks: of the trace: its flags and its `tracestate`.
+        marks: of the trace: its flags, its `tracestate` and its baggage.
     """
 
     trace_id: str
@@ -164,6 +137,8 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-0{marks.flags}"}
     if marks.state:
         headers[TRACESTATE] = marks.state
+    if marks.baggage:
+        headers[BAGGAGE] = marks.baggage
     if context.deadline_s is not None:
         # Rounded down: a child's deadline is never later than its parent's.
         left_ms = (context.deadline_s - now) * 1000
@@ -196,7 +171,9 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     marks = context.marks
     text = f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n"
     if marks.state:
-        text += state_line(marks.state)
+        text += list_line(TRACESTATE, marks.state)
+    if marks.baggage:
+        text += list_line(BAGGAGE, marks.baggage)
     if context.deadline_s is not None:
         left_ms = (context.deadline_s - now) * 1000
         left = int(left_ms) if 0.0 < left_ms < DEADLINE_MS_MAX else _within_ms(left_ms)
@@ -212,11 +189,11 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     return text.encode("ascii")
 
 
-def state_line(state: str) -> str:
-    """Return the line of a `tracestate`. Raises ValueError where it could end its line."""
-    if not state.isprintable():
-        raise ValueError(f"the tracestate {state[:40]!r} cannot stand in a header")
-    return f"tracestate: {state}\r\n"
+def list_line(name: str, members: str) -> str:
+    """Return the line of a `tracestate` or `baggage`. Raises ValueError where it could end it."""
+    if not members.isprintable():
+        raise ValueError(f"the {name} {members[:40]!r} cannot stand in a header")
+    return f"{name}: {members}\r\n"
 
 
 def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -231,7 +208,7 @@ def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         name = known(raw)
         if name is not None:
             if name in own:
-                if name == TRACESTATE:  # which is a list, and may be told in parts
+                if name in (TRACESTATE, BAGGAGE):  # they are lists, and may be told in parts
                     own[name] += f",{value.decode('latin-1')}"
                     continue
                 raise BadRequest(f"header {name} is given twice; which of them counts is unclear")
@@ -240,12 +217,17 @@ def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def from_headers(
-    headers: Mapping[str, str], *, now: float, wall_us: int, rng: random.Random
+    headers: Mapping[str, str],
+    *,
+    now: float,
+    wall_us: int,
+    rng: random.Random,
+    propagation: Propagation = SAMPLE_ALL,
 ) -> CallContext:
     """Parse the headers of a call; caller and principal come from its credential.
 
-    A malformed trace is replaced by a new one, as W3C Trace Context asks; anything else that is
-    malformed would weaken a promise and is refused.
+    A malformed trace is replaced by a new one, as W3C Trace Context asks, and malformed baggage is
+    dropped; anything else that is malformed would weaken a promise and is refused.
 
     Raises:
         BadRequest: a header is malformed; the message names it.
@@ -253,7 +235,13 @@ def from_headers(
     states = (headers[TRACESTATE],) if TRACESTATE in headers else ()
     trace = read_trace((headers.get(TRACEPARENT, ""),), states)
     if trace is None:
-        trace = TraceParent(new_trace_id(rng), new_span_id(rng), NEW_TRACE)
+        trace_id, span_id = new_trace_id(rng), new_span_id(rng)
+    else:
+        trace_id, span_id = trace.trace_id, trace.span_id
+    if trace is None or BAGGAGE in headers:
+        marks = propagation.entering(trace_id, trace, (headers.get(BAGGAGE, ""),))
+    else:
+        marks = trace.marks
     # Most headers are absent in most calls: only those that are there cost a frame.
     left = _count(headers[ATTEMPTS_LEFT], ATTEMPTS_LEFT) if ATTEMPTS_LEFT in headers else 0
     deadline_s = None
@@ -266,42 +254,14 @@ def from_headers(
                 left_s -= lost_s
         deadline_s = now + left_s if left_s > 0.0 else now
     return CallContext(
-        trace_id=trace.trace_id,
-        span_id=trace.span_id,
+        trace_id=trace_id,
+        span_id=span_id,
         deadline_s=deadline_s,
         key=_key(headers, IDEMPOTENCY_KEY) if IDEMPOTENCY_KEY in headers else "",
         attempts_left=min(left, ATTEMPTS_LEFT_MAX),
         undoes=_key(headers, UNDOES) if UNDOES in headers else "",
-        marks=trace.marks,
+        marks=marks,
     )
-
-
-def read_trace(parents: Sequence[str], states: Sequence[str] = ()) -> TraceParent | None:
-    """Return the trace that a request continues; None where it begins a new one.
-
-    What is malformed, or there twice, begins a new one, as W3C Trace Context asks; a `tracestate`
-    that is malformed is dropped whole, and what exceeds 512 characters by its members.
-
-    Args:
-        parents: the values of `traceparent`.
-        states: the values of `tracestate`, in their order.
-
-    Example:
-        >>> trace = read_trace([f"00-{'a' * 32}-{'b' * 16}-01"], ["k=v"])
-        >>> trace.span_id, trace.marks
-        ('bbbbbbbbbbbbbbbb', TraceMarks(flags=1, state='k=v'))
-        >>> read_trace([f"00-{'+' * 32}-{'_' * 16}-01"]) is None
-        True
-    """
-    matched = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if matched is None:
-        return None
-    _, trace_id, span_id, flags = matched.groups()
-    # What another flag means is not known here, and it is not passed on (section 3.2.2.5).
-    marks = _MARKS[flags[1]]
-    if states:
-        marks = TraceMarks(marks.flags, _read_state(states))
-    return TraceParent(trace_id, span_id, marks)
 
 
 def check_key(key: str, where: str = "idempotency key") -> str:
@@ -320,22 +280,6 @@ def check_key(key: str, where: str = "idempotency key") -> str:
             "printable ones, without blanks at the ends, are expected"
         )
     return key
-
-
-def _read_state(states: Sequence[str]) -> str:
-    """Return a `tracestate` as it is passed on, "" where it is malformed."""
-    parts = (part.strip(" \t") for part in ",".join(states).split(","))
-    members = [part for part in parts if part]
-    keys = {member.partition("=")[0] for member in members}
-    if len(members) > _STATE_MEMBERS_MAX or len(keys) < len(members):
-        return ""
-    if not all(map(_STATE_MEMBER.fullmatch, members)):
-        return ""
-    while sum(map(len, members)) + len(members) - 1 > _STATE_CHARS_MAX:
-        # Long ones first, and the oldest, which are at the end (section 3.3.1.5).
-        long = [member for member in members if len(member) > _MEMBER_CHARS_MAX]
-        members.remove((long or members)[-1])
-    return ",".join(members)
 
 
 def _within_ms(left_ms: float) -> int:

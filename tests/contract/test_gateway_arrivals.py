@@ -12,8 +12,8 @@ import pytest
 from forward_fakes import Way, answering, through
 from gateway_fakes import PLACE, Plant, behind
 from synchromesh.calls import Policies
-from synchromesh.context import TraceMarks
 from synchromesh.http import Headers, HttpRequest, HttpResponse
+from synchromesh.propagation import TraceMarks
 from synchromesh.resilience import Policy, RetryOptions
 
 pytestmark = pytest.mark.usefixtures("http_way")

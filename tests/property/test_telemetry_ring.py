@@ -23,7 +23,7 @@ blocks = st.tuples(
 
 def row_of(number: int, trace_id: str, kind: str, started_us: int) -> SpanRow:
     name = str(number)
-    return trace_id, f"{number:016x}", "", "s", kind, name, float(started_us), 1.0, "ok", None
+    return trace_id, f"{number:016x}", "", "s", kind, name, float(started_us), 1.0, "ok", None, 1
 
 
 async def check(ring: SqliteRing, added: list[SpanRow]) -> None:

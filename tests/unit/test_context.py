@@ -9,20 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synchromesh.context import (
-    NEW_TRACE,
     CallContext,
-    TraceMarks,
     check_key,
     from_headers,
     header_lines,
     new_span_id,
     new_trace_id,
     own_headers,
-    read_trace,
     to_headers,
 )
 from synchromesh.errors import BadRequest
 from synchromesh.identity import Principal
+from synchromesh.propagation import NEW_TRACE, Propagation, TraceMarks, baggage_items, read_trace
 
 RNG = random.Random(1)
 TRACE, SPAN = "a" * 32, "b" * 16
@@ -212,3 +210,75 @@ def test_ids_are_hexadecimal_and_never_zero() -> None:
 
     assert (int(new_trace_id(Zero()), 16), int(new_span_id(Zero()), 16)) == (1, 1)
     assert (len(new_trace_id(RNG)), len(new_span_id(RNG))) == (32, 16)
+
+
+BAGGAGE = {
+    "one": (("tenant=acme",), "tenant=acme"),
+    "blanks and properties": ((" tenant = acme ;secret=1;x , k=v",), "tenant=acme"),
+    "two fields, in their order": (("tier=gold", "tenant=acme"), "tier=gold,tenant=acme"),
+    "not allowed": (("user=eve,tenants=x,Tenant=y",), ""),
+    "percent": (("tenant=a%20b%2Cc",), "tenant=a%20b%2Cc"),
+    "a plus is a plus": (("tenant=a+b",), "tenant=a+b"),
+    "an equals sign": (("tenant=a==",), "tenant=a=="),
+    "empty": (("tenant=",), "tenant="),
+    "twice": (("tenant=acme,tier=gold,tenant=eve",), "tier=gold"),
+    "no sign": (("tenant,tier=gold",), "tier=gold"),
+    "half an escape": (("tenant=a%2,tier=gold",), "tier=gold"),
+    "no UTF-8": (("tenant=%ff,tier=gold",), "tier=gold"),
+    "a line more": (("tenant=a%0d%0ax,tier=gold",), "tier=gold"),
+    "a bare line more": (("tenant=a\r\nx: y,tier=gold",), "tier=gold"),
+    "a blank within": (("tenant=a b,tier=gold",), "tier=gold"),
+    "a quote": (('tenant="a",tier=gold',), "tier=gold"),
+    "no ASCII": (("tenant=caf\xe9,tier=gold",), "tier=gold"),
+    "256 characters": ((f"tenant={'v' * 256}",), f"tenant={'v' * 256}"),
+    "257 characters": ((f"tenant={'v' * 257},tier=gold",), "tier=gold"),
+    "8193 characters": ((f"tenant=a,k={'v' * 8182}",), ""),
+    "many members": ((",".join(f"k{n}=1" for n in range(500)) + ",tenant=a",), "tenant=a"),
+}  # fmt: skip
+ALLOWED = Propagation.of(1.0, ["tenant", "tier"])
+
+
+@pytest.mark.parametrize(("told", "kept"), BAGGAGE.values(), ids=BAGGAGE.keys())
+def test_baggage_goes_on_by_the_list_of_what_is_allowed(told: tuple[str, ...], kept: str) -> None:
+    """A member that does not fit is dropped alone; what is taken travels as it came."""
+    own = own_headers((b"baggage", value.encode("latin-1")) for value in told)
+    parent = {"traceparent": f"00-{TRACE}-{SPAN}-00", **own}
+    for headers, trace_ids in ((parent, {TRACE}), (own, set[str]())):
+        got = from_headers(headers, now=0.0, wall_us=0, rng=RNG, propagation=ALLOWED)
+        assert got.marks.baggage == kept
+        assert not trace_ids or got.trace_id in trace_ids
+        lines = header_lines(got, now=0.0, wall_us=0).decode().split("\r\n")
+        assert lines[1:-1] == ([f"baggage: {kept}"] if kept else [])
+        assert to_headers(got, now=0.0, wall_us=0).get("baggage", "") == kept
+        assert got.marks.outside() == TraceMarks(got.marks.flags)
+        # Without a list of what is allowed none is taken.
+        assert from_headers(headers, now=0.0, wall_us=0, rng=RNG).marks.baggage == ""
+    assert all(text.isprintable() for text in baggage_items(kept).values())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "least"), [(1.0, ""), (0.0, "g"), (0.5, "8" + "0" * 13), (1e-20, "g"), (0.999, "0")]
+)
+def test_a_ratio_of_traces_is_sampled_by_their_ids(ratio: float, least: str) -> None:
+    """As many as it says; an id is judged alike where its trace begins and where it is kept."""
+    propagation = Propagation.of(ratio)
+    assert propagation.sampled_from.startswith(least)
+    rng = random.Random(7)
+    ids = [new_trace_id(rng) for _ in range(2000)]
+    sampled = [each for each in ids if propagation.begun(each).flags == 3]
+    assert len(sampled) / len(ids) == pytest.approx(ratio, abs=0.04)
+    assert sampled == [each for each in ids if propagation.kept(each).flags == 1]
+    assert {propagation.begun(each).flags for each in set(ids) - set(sampled)} <= {2}
+    assert {propagation.kept(each).flags for each in set(ids) - set(sampled)} <= {0}
+
+
+@pytest.mark.parametrize("flag", [0, 1, 2, 3])
+def test_no_ratio_goes_before_what_a_trace_says_of_itself(flag: int) -> None:
+    """Who began it has decided."""
+    headers = {"traceparent": f"00-{TRACE}-{SPAN}-0{flag}"}
+    for ratio in (0.0, 1.0):
+        propagation = Propagation.of(ratio)
+        got = from_headers(headers, now=0.0, wall_us=0, rng=RNG, propagation=propagation)
+        assert got.marks.flags == flag
+        begun = from_headers({}, now=0.0, wall_us=0, rng=RNG, propagation=propagation)
+        assert begun.marks.flags == (3 if ratio else 2)

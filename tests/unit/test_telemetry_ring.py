@@ -19,7 +19,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 def row(number: int, kind: str = "call", trace_id: str = TRACE, name: str = "x") -> SpanRow:
     noted = {"n": str(number)}
-    return trace_id, f"{number:016x}", "", "orders", kind, name, float(number), 5.0, "ok", noted
+    return trace_id, f"{number:016x}", "", "orders", kind, name, float(number), 5.0, "ok", noted, 1
 
 
 def trace_of(number: int) -> str:
@@ -264,7 +264,8 @@ from synchromesh.telemetry import SqliteRing
 async def main():
     ring = SqliteRing(sys.argv[1], RealRuntime(), flush_s=3600.0)
     for number in range(3):
-        ring.add(("{TRACE}", "b" * 16, "", "orders", "call", "x", float(number), 5.0, "ok", None))
+        spanned = "{TRACE}", "b" * 16, "", "orders", "call", "x", float(number), 5.0, "ok", None, 1
+        ring.add(spanned)
         if number < 2:
             await ring.flush()
     os.kill(os.getpid(), 9)

@@ -139,7 +139,7 @@ def test_the_memory_ring_keeps_the_newest() -> None:
     """The oldest makes room."""
     ring = MemoryRing(spans_max=2)
     for name in "abc":
-        ring.add((TRACE, "1" * 16, "", "orders", "call", name, 1.0, 5.0, "ok", None))
+        ring.add((TRACE, "1" * 16, "", "orders", "call", name, 1.0, 5.0, "ok", None, 1))
     assert [made.name for made in ring] == ["b", "c"]
 
 

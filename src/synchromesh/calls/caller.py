@@ -32,7 +32,7 @@ from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.wire import Transport
 from synchromesh.chance import Chance
-from synchromesh.context import KEPT_TRACE, NEW_TRACE, CallContext, new_trace_id, span_ids
+from synchromesh.context import CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
@@ -176,16 +176,18 @@ class Caller:
                 f"the root of a call tree was given timeout_s {timeout_s!r}; make it a number of "
                 "seconds, or None for no deadline"
             )
-        now = asyncio.get_running_loop().time()
+        now, propagation = asyncio.get_running_loop().time(), self._shared.tracer.propagation
+        marks_of = propagation.kept if trace_id else propagation.begun
+        trace_id = trace_id or new_trace_id(self._runtime.rng)
         return CallContext(
-            trace_id=trace_id or new_trace_id(self._runtime.rng),
+            trace_id=trace_id,
             span_id="",
             caller=self._service,
             principal=Principal(principal) if isinstance(principal, str) else principal,
             deadline_s=None if timeout_s is None else now + timeout_s,
             key=self._runtime.new_id() if key is None else key,
             attempts_left=self._policies.attempts_per_tree,
-            marks=KEPT_TRACE if trace_id else NEW_TRACE,
+            marks=marks_of(trace_id),
         )
 
     def call(

@@ -200,8 +200,8 @@ class Dispatcher:
         except NotExecuted as refused:
             return Reply.of_error(refused)
         span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
-        context = _below(sent, span_id, known[0], began_s)
-        args, limiter, places = request.arguments, answerer.limiter, self._limiter
+        ids, places, args = (sent.trace_id, span_id, sent.span_id), self._limiter, request.arguments
+        context, limiter = _below(sent, span_id, known[0], began_s), answerer.limiter
         root = Incoming(
             span_id, None, limiter, places, operation=operation, arguments=args, context=context
         )
@@ -242,11 +242,11 @@ class Dispatcher:
             answerer.note_error(error, root.own_s(ran_s, ended_s), ended_s, deadline_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
-                answerer.record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
+                answerer.record(*ids, began_s, ended_s, status, None, sent.marks.flags)
                 _put_back(spanned, rooted)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root)
-        answerer.record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
+        answerer.record(*ids, began_s, ended_s, status, noted, sent.marks.flags)
         if not is_apart:
             _put_back(spanned, rooted)
         elif root.released is not None:

@@ -37,6 +37,7 @@ from synchromesh.http import (
     problem_response,
     status_line,
 )
+from synchromesh.propagation import SAMPLE_ALL, Propagation
 from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
@@ -59,7 +60,8 @@ class HttpEdge:
     other methods of a known path 405 with `Allow`; errors are problem details (RFC 9457).
     """
 
-    def __init__(self, *, runtime: Runtime) -> None:
+    def __init__(self, *, runtime: Runtime, propagation: Propagation = SAMPLE_ALL) -> None:
+        self._propagation = propagation
         self._wall_us, self._rng = runtime.wall_us, runtime.rng
         self._routes: Routes[_Target] = Routes()
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
@@ -130,7 +132,13 @@ class HttpEdge:
         credential = own.get(CREDENTIAL, "")
         # Before a byte of the arguments is looked at: a stranger is told nothing of them.
         receiver.authenticate(credential, now)
-        context = from_headers(own, now=now, wall_us=self._wall_us(), rng=self._rng)
+        context = from_headers(
+            own,
+            now=now,
+            wall_us=self._wall_us(),
+            rng=self._rng,
+            propagation=self._propagation,
+        )
         # Where a key is undone its record holds the arguments.
         arguments = b"{}" if context.undoes else operation.from_http(found.places, query, body)
         return Request(operation, arguments, context, credential)

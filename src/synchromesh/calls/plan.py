@@ -318,9 +318,8 @@ class Plan:
             hop = self.service.hop(context.principal, context.priority, now)
         if self.is_external:
             # It is not told who we are, and it can spend none of our attempts.
-            sent = CallContext(
-                trace_id=context.trace_id, span_id=span_id, key=key, marks=context.marks
-            )
+            marks = context.marks.outside()
+            sent = CallContext(trace_id=context.trace_id, span_id=span_id, key=key, marks=marks)
         else:
             sent = CallContext(
                 trace_id=context.trace_id,
@@ -368,9 +367,9 @@ class Plan:
             self.edge.learn(None, SUCCESS, ended_s, own_s)
         if target.member is not None:
             self.service.balancer.observe(target.member, ended_s, took_s, ANSWERED)
-        self.record(
-            context.trace_id, span_id, context.span_id, began_s, ended_s, "ok", target.noted
-        )
+        flags, above = context.marks.flags, context.span_id
+        noted = target.noted
+        self.record(context.trace_id, span_id, above, began_s, ended_s, "ok", noted, flags)
 
     def error_of(self, reply: Reply) -> SynchromeshError:
         """Return what a reply that is no answer tells."""

@@ -70,6 +70,7 @@ class Way:
             asyncio.get_running_loop().time(),
             status,
             {**self.noted, **attributes},
+            self.context.marks.flags,
         )
 
     async def next(self, attempt: Attempt, until_s: float | None) -> Endpoint:
@@ -98,8 +99,9 @@ class Way:
         context = self.context
         if self.service.is_external:
             # It is not told who we are, and it can spend none of our attempts.
+            marks = context.marks.outside()
             return CallContext(
-                trace_id=context.trace_id, span_id=self.span_id, key=key, marks=context.marks
+                trace_id=context.trace_id, span_id=self.span_id, key=key, marks=marks
             )
         return CallContext(
             trace_id=context.trace_id,

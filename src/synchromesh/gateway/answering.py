@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from synchromesh.context import NEW_TRACE, CallContext
+from synchromesh.context import CallContext
 from synchromesh.errors import RateLimited, SynchromeshError
 from synchromesh.gateway.access_log import NO_STATUS, Told
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
@@ -106,13 +106,13 @@ class Answering:
             return None
         now = self.clock()
         ids = (gate.tracer.rng.getrandbits(_ID_BITS) | _NO_ZERO).to_bytes(24).hex()
-        arrived, trace_id, marks = NOTHING, ids[:32], NEW_TRACE
+        arrived, trace_id = NOTHING, ids[:32]
         for name, _ in exchange.pairs:
             if name in FIELDS:
                 arrived = arrival_of(Headers.from_wire(exchange.pairs))
                 break
         if arrived.trace is not None:
-            trace_id, marks = arrived.trace.trace_id, arrived.trace.marks
+            trace_id = arrived.trace.trace_id
         context = CallContext(
             trace_id=trace_id,
             span_id=ids[32:],
@@ -122,7 +122,7 @@ class Answering:
             key=key and key_under(who, key),
             attempts_left=gate.attempts_left,
             priority=entry.priority,
-            marks=marks,
+            marks=arrived.marks(trace_id, gate.tracer.propagation),
         )
         return AnsweredExchange(self, exchange, context, now, arrived)
 
@@ -254,8 +254,9 @@ class AnsweredExchange:
             if arrived.request_id:
                 noted = {"request_id": arrived.request_id, **noted}
         now = answering.clock()
+        flags, began_s = context.marks.flags, self._began_s
         answering.record(
-            context.trace_id, context.span_id, parent_id, self._began_s, now, status, noted
+            context.trace_id, context.span_id, parent_id, began_s, now, status, noted, flags
         )
         answering.gate.limiter.release()
         # The two must not keep each other: that is a cycle.

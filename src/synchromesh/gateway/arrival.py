@@ -10,20 +10,22 @@ from typing import Final
 
 import msgspec
 
-from synchromesh.context import (
-    IDEMPOTENCY_KEY,
-    TRACEPARENT,
-    TRACESTATE,
-    TraceParent,
-    check_key,
-    read_trace,
-)
+from synchromesh.context import IDEMPOTENCY_KEY, check_key
 from synchromesh.errors import BadRequest
 from synchromesh.http import Headers
+from synchromesh.propagation import (
+    BAGGAGE,
+    TRACEPARENT,
+    TRACESTATE,
+    Propagation,
+    TraceMarks,
+    TraceParent,
+    read_trace,
+)
 
 REQUEST_ID: Final = "x-request-id"
 # The fields that say it: a request without any of them has arrived with nothing.
-FIELDS: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode(), REQUEST_ID.encode()})
+FIELDS: Final = frozenset(name.encode() for name in (TRACEPARENT, TRACESTATE, BAGGAGE, REQUEST_ID))
 
 _KEY_CHARS_MAX: Final = 255
 _PARENT, _STATE = TRACEPARENT, TRACESTATE
@@ -37,10 +39,16 @@ class Arrival(msgspec.Struct, frozen=True):
         trace: which it continues; None where it begins one.
         request_id: its name there, at most 128 letters, digits and `._~:/+=@-`; "" for none, and
             for one that is anything else.
+        baggage: the values of that field.
     """
 
     trace: TraceParent | None = None
     request_id: str = ""
+    baggage: tuple[str, ...] = ()
+
+    def marks(self, trace_id: str, propagation: Propagation) -> TraceMarks:
+        """Return what travels with its trace, which may begin here."""
+        return propagation.entering(trace_id, self.trace, self.baggage)
 
     @property
     def parent_id(self) -> str:
@@ -63,7 +71,7 @@ NOTHING: Final = Arrival()
 
 def arrival_of(headers: Headers) -> Arrival:
     """Return what the fields of a request say of it."""
-    parents, states, names = [], [], []
+    parents, states, names, baggage = [], [], [], []
     for name, value in headers:
         if name == _PARENT:
             parents.append(value)
@@ -71,10 +79,12 @@ def arrival_of(headers: Headers) -> Arrival:
             states.append(value)
         elif name == REQUEST_ID:
             names.append(value)
-    if not (parents or names):
+        elif name == BAGGAGE:
+            baggage.append(value)
+    if not (parents or names or baggage):
         return NOTHING
     is_named = len(names) == 1 and _REQUEST_ID.fullmatch(names[0])
-    return Arrival(read_trace(parents, states), names[0] if is_named else "")
+    return Arrival(read_trace(parents, states), names[0] if is_named else "", tuple(baggage))
 
 
 def key_of(headers: Headers) -> str:

@@ -314,12 +314,12 @@ class GatewayEngine:
         """Begin the span and the call tree of a request; they end with its answer."""
         entry, arrived = found.target, arrival_of(request.headers)
         context, parent_id = self._caller.root(timeout_s=entry.deadline_s), ""
-        trace_id, marks = context.trace_id, context.marks
+        trace_id = context.trace_id
         if arrived.trace is not None:
-            trace_id, marks = arrived.trace.trace_id, arrived.trace.marks
-            parent_id = arrived.trace.span_id
+            trace_id, parent_id = arrived.trace.trace_id, arrived.trace.span_id
+        marks = arrived.marks(trace_id, self._tracer.propagation)
         with self._tracer.start(
-            "gateway", entry.name, trace_id=trace_id, parent_id=parent_id
+            "gateway", entry.name, trace_id=trace_id, parent_id=parent_id, marks=marks
         ) as span:
             context = msgspec.structs.replace(
                 context,

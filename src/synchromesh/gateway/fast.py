@@ -28,7 +28,7 @@ from synchromesh.calls.forwarding import IDEMPOTENT, FailedAttempt, Forwarder, b
 from synchromesh.calls.http_client import HttpTransport, keep_line
 from synchromesh.calls.routes import NoMatch
 from synchromesh.calls.tree import tree_of
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, state_line
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answering import Answering
@@ -218,9 +218,10 @@ class Gate:
                 context.span_id,
                 arrived.parent_id,
                 begun.began_s,
-                asyncio.get_running_loop().time(),
+                plan.loop.time(),
                 status,
                 noted,
+                context.marks.flags,
             )
 
     def _find(self, method: bytes, path: bytes) -> tuple[CompiledRoute, Mapping[str, str]] | None:
@@ -432,11 +433,8 @@ class FastForward:
             shared.finder.note_found(service.name)
         trace_id, span_id = sent.trace_id, sent.call_span_id
         if self.is_external:
-            marks = sent.marks
-            text = f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n"
-            if marks.state:
-                text += state_line(marks.state)
-            lines.append(text.encode())
+            outside = CallContext(trace_id=trace_id, span_id=span_id, marks=sent.marks.outside())
+            lines.append(header_lines(outside, now=now, wall_us=None))
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:

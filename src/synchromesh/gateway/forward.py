@@ -25,8 +25,6 @@ from synchromesh.context import (
     DEADLINE_MS,
     IDEMPOTENCY_KEY,
     SENT_AT,
-    TRACEPARENT,
-    TRACESTATE,
     UNDOES,
     CallContext,
 )
@@ -52,6 +50,7 @@ from synchromesh.http import (
     asks_to_switch,
     status_line,
 )
+from synchromesh.propagation import BAGGAGE, TRACEPARENT, TRACESTATE
 
 # What a request may carry to any upstream: content, conditions, ranges, negotiation.
 PASSED: Final = frozenset({
@@ -67,7 +66,7 @@ _HOP: Final = frozenset({
 })  # fmt: skip
 _OURS: Final = frozenset({
     ATTEMPTS_LEFT, CREDENTIAL, DEADLINE_MS, IDEMPOTENCY_KEY, SENT_AT, TRACEPARENT, UNDOES,
-    "attempts-used", "away-ms", TRACESTATE,
+    "attempts-used", "away-ms", BAGGAGE, TRACESTATE,
 })  # fmt: skip
 # Headers that no route may let in: they say who asks, from where, how the message is framed, or
 # that another method or path is meant than the one that was checked.

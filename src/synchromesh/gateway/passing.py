@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
 from synchromesh.calls.http_client import is_problem_on_wire, reply_of_wire, spent
 from synchromesh.calls.wire import Reply
-from synchromesh.context import NEW_TRACE, CallContext
+from synchromesh.context import CallContext
 from synchromesh.discovery import CallEnd, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
 from synchromesh.gateway.access_log import NO_STATUS, AccessLog, Told
@@ -39,6 +39,7 @@ from synchromesh.http import (
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.identity import Principal
+from synchromesh.propagation import NEW_TRACE, NEW_UNSAMPLED
 from synchromesh.resilience import (
     Attempt,
     Classification,
@@ -118,6 +119,8 @@ class ForwardExchange(ClientExchange):
         self.origin = origin
         if principal.name:
             self.noted = {"principal": principal.name}
+        if ids[18:32] < plan.shared.tracer.propagation.sampled_from:
+            self.marks = NEW_UNSAMPLED
 
     def arrive(self, arrived: Arrival, closer: Sequence[RawPair]) -> None:
         """Continue the client's trace, and keep what its answer says of its name and its page."""
@@ -125,8 +128,8 @@ class ForwardExchange(ClientExchange):
         if cors is not None:
             self.echo, self.has_cors = cors.lines(closer), True
         if arrived.trace is not None:
-            trace = arrived.trace
-            self.trace_id, self.parent_id, self.marks = trace.trace_id, trace.span_id, trace.marks
+            self.trace_id, self.parent_id = arrived.trace.trace_id, arrived.trace.span_id
+        self.marks = arrived.marks(self.trace_id, self.plan.shared.tracer.propagation)
         if arrived.request_id:
             self.echo += arrived.line
             self.noted = {**(self.noted or {}), "request_id": arrived.request_id}
@@ -159,10 +162,9 @@ class ForwardExchange(ClientExchange):
             plan.edge.learn(None, Classification.SUCCESS, now, self._own_s(pairs, now))
         if self.member is not None:
             self._tell_member(now, CallEnd.ANSWERED)
-        plan.record_call(
-            trace_id, self.call_span_id, self.span_id, began_s, now, "ok", self.place.noted
-        )
-        plan.record(trace_id, self.span_id, self.parent_id, began_s, now, "ok", self.noted)
+        span_id, flags, noted = self.span_id, self.marks.flags, self.place.noted
+        plan.record_call(trace_id, self.call_span_id, span_id, began_s, now, "ok", noted, flags)
+        plan.record(trace_id, span_id, self.parent_id, began_s, now, "ok", self.noted, flags)
         if plan.limiter is not None:
             plan.limiter.release()
         plan.gate.limiter.release()
@@ -429,6 +431,7 @@ class ForwardExchange(ClientExchange):
             ended_s,
             status,
             noted if told is None else {**noted, **told},
+            self.marks.flags,
         )
         self._record(status, ended_s, told)
         self._release()
@@ -438,9 +441,9 @@ class ForwardExchange(ClientExchange):
         noted = self.noted
         if told is not None:
             noted = {**(noted or {}), **told}
-        self.plan.record(
-            self.trace_id, self.span_id, self.parent_id, self.began_s, ended_s, status, noted
-        )
+        span_id, above, flags = self.span_id, self.parent_id, self.marks.flags
+        record = self.plan.record
+        record(self.trace_id, span_id, above, self.began_s, ended_s, status, noted, flags)
 
     def _release(self) -> None:
         """Give back what it holds; the two exchanges must not keep each other: that is a cycle."""

@@ -167,8 +167,9 @@ class PreparedCall:
         service = self._service
         if self._plan.is_external:
             # A stranger is not told who we are, and can spend none of our attempts.
+            marks = context.marks.outside()
             told = CallContext(
-                trace_id=context.trace_id, span_id=call.span_id, key=call.key, marks=context.marks
+                trace_id=context.trace_id, span_id=call.span_id, key=call.key, marks=marks
             )
             return b"", header_lines(told, now=now, wall_us=None)
         hop = service.hops[context.priority].get(context.principal)

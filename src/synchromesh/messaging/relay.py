@@ -425,15 +425,17 @@ class Relay:
     async def _send(self, message: Message) -> SynchromeshError | str:
         """Return `_DELIVERED`, or why it was not: "failed" at the handler, or an error."""
         # A durable boundary starts a new call tree with a deadline of its own (D1).
+        trace_id = message.trace_id or new_trace_id(self._runtime.rng)
         context = CallContext(
-            trace_id=message.trace_id or new_trace_id(self._runtime.rng),
+            trace_id=trace_id,
             span_id=new_span_id(self._runtime.rng),
             key=message.id,
             priority=Priority.SAGA,
+            marks=self._tracer.propagation.kept(trace_id),
         )
         # What is set aside may be sent again, wherever the checkpoint is.
         settled = 0 if self._has_letters else self._saved
-        span = self._tracer.start("relay", message.name, trace_id=context.trace_id)
+        span = self._tracer.start("relay", message.name, trace_id=trace_id, marks=context.marks)
         with span:
             span.note("subscriber", self._subscriber)
             try:

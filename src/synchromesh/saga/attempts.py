@@ -36,12 +36,14 @@ class Trace:
     """Records a span of a run when what it stands for ends; `with` gives it an error's status."""
 
     __slots__ = (
-        "_began_s", "_clock", "_parent_id", "_record", "_trace_id", "noted", "span_id", "status",
+        "_began_s", "_clock", "_flags", "_parent_id", "_record", "_trace_id", "noted", "span_id",
+        "status",
     )  # fmt: skip
 
     def __init__(self, deps: SagaDeps, kind: str, name: str, trace_id: str, parent_id: str) -> None:
         self._record = deps.recorders.get((kind, name)) or deps.recorder(kind, name)
         self._trace_id, self._parent_id = trace_id, parent_id
+        self._flags = deps.tracer.propagation.kept(trace_id).flags
         self._clock = deps.clock.loop_s
         self._began_s = self._clock()
         self.span_id = deps.new_span_id()
@@ -70,6 +72,7 @@ class Trace:
             self._clock(),
             self.status,
             self.noted,
+            self._flags,
         )
 
 
@@ -97,7 +100,9 @@ class _TimeOut(Deadline):
 class StepAttempts:
     """Tries the steps and undos of one run."""
 
-    __slots__ = ("_deps", "_journal", "_limit_s", "_machine", "_policy", "_priority", "_row")
+    __slots__ = (
+        "_deps", "_journal", "_limit_s", "_machine", "_marks", "_policy", "_priority", "_row",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class StepAttempts:
         self._machine = machine
         self._journal = journal
         self._priority = priority_of(policy.priority)
+        self._marks = deps.tracer.propagation.kept(row.trace_id)
         self._limit_s: float | None = None  # the run's deadline, on the loop's clock
 
     def of_step(
@@ -167,6 +173,7 @@ class StepAttempts:
             deadline_s=deadline_s,
             key="" if step.kind.is_query else f"{row.id}/{machine.key_of(key)}",
             priority=self._priority,
+            marks=self._marks,
         )
         current_span.set(context)
         return self._send(operation, step.call.arguments, context, step)
@@ -345,6 +352,7 @@ class StepAttempts:
             key=key,
             undoes=undoes,
             priority=self._priority,
+            marks=self._marks,
         )
         # The spans of what the attempt does, such as its unit, are below that of the step.
         current_span.set(context)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from synchromesh.errors import SagaError
+from synchromesh.propagation import Propagation
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.fitting import fit
 from synchromesh.saga.recorded import RecordedRun, records_of, row_of
@@ -29,6 +30,12 @@ class _NoTime:
     def now_us(self) -> int:
         """Return no moment."""
         return 0
+
+
+class _NoTracer:
+    """Samples as none would; no span is made."""
+
+    propagation = Propagation()
 
 
 class _NoStore:
@@ -65,7 +72,7 @@ class Replayer:
             chance=random.Random(0),  # noqa: S311 - it decides nothing
             new_span_id=nothing,
             sender=nothing,
-            tracer=nothing,
+            tracer=cast("Any", _NoTracer()),
             run_unit=nothing,
             counts=Counter(),
             keep_s=math.inf,

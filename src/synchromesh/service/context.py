@@ -30,6 +30,7 @@ from synchromesh.events import AppendReceipt
 from synchromesh.functions import Weakly, there, weakly
 from synchromesh.identity import Principal
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
+from synchromesh.propagation import baggage_items
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
@@ -139,6 +140,15 @@ class Context:
     def trace_id(self) -> str:
         """The trace that this call belongs to."""
         return self._context.trace_id
+
+    @property
+    def baggage(self) -> Mapping[str, str]:
+        """What `[telemetry] baggage` lets in of what a client says of its request.
+
+        A label, as the trace is: anybody can say anything, so it decides nothing. It ends at a
+        durable boundary, such as a step of a saga or a message.
+        """
+        return baggage_items(self._context.marks.baggage)
 
     @property
     def principal(self) -> Principal:

@@ -9,6 +9,7 @@ from synchromesh.calls import Caller, FaultTable, Isolations, Policies, Transpor
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.messaging import Declared
+from synchromesh.propagation import SAMPLE_ALL, Propagation
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.service.definition import Service
@@ -31,6 +32,7 @@ class Deps:
         services: the definitions of all services of the system, whichever runs here.
         signer: signs and verifies hops.
         sink: takes spans.
+        propagation: which traces are sampled that begin here, and which baggage is taken.
         stores: opens the database of a service.
         resolver: finds the instances of a service.
         transports: reach them, by the scheme of their URL.
@@ -65,6 +67,7 @@ class Deps:
     retention: Retention = field(default_factory=Retention)
     archive: Callable[[str], Archive | None] = lambda _: None
     declared: Declared = field(default_factory=Declared)
+    propagation: Propagation = SAMPLE_ALL
 
     def subscribers(self) -> dict[str, frozenset[str]]:
         """Return the public events, by stored name, that each service takes.
@@ -77,7 +80,7 @@ class Deps:
 
     def tracer(self, name: str) -> Tracer:
         """Return the tracer of a service or of another caller."""
-        return Tracer(name, self.runtime, self.sink)
+        return Tracer(name, self.runtime, self.sink, self.propagation)
 
     def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
         """Return the caller of a service or a client: its calls are guarded, signed and traced."""

@@ -125,7 +125,8 @@ class UnitStore:
         finally:
             record = self._recorders.get(name) or self._recorder(tracer, name)
             span_id = new_span_id(tracer.rng)
-            record(around.trace_id, span_id, around.span_id, began_s, self._time(), status, noted)
+            ended_s, flags = self._time(), around.marks.flags
+            record(around.trace_id, span_id, around.span_id, began_s, ended_s, status, noted, flags)
 
     async def _prepare(self, needs: Unprepared) -> None:
         """Do what a unit needs before it; one at a time, so that no two do the same."""

@@ -15,6 +15,7 @@ import msgspec
 
 from synchromesh.context import new_span_id
 from synchromesh.errors import Rejection, SynchromeshError, readable
+from synchromesh.propagation import KEPT_TRACE, SAMPLE_ALL, SAMPLED, Propagation, TraceMarks
 from synchromesh.runtime import Runtime
 
 ATTRIBUTES_MAX = 32
@@ -23,9 +24,12 @@ TEXT_CHARS_MAX = 512
 CLOCKS_S = 0.1
 
 SpanRow: TypeAlias = tuple[
-    str, str, str, str, str, str, float, float, str, Mapping[str, str] | None
+    str, str, str, str, str, str, float, float, str, Mapping[str, str] | None, int
 ]
-"""The fields of a `SpanRecord` in their order, as a span is kept until somebody reads it."""
+"""The fields of a `SpanRecord` in their order, as a span is kept until somebody reads it.
+
+Behind them are the flags of its trace: it is exported where that is sampled.
+"""
 
 
 class SpanContext(Protocol):
@@ -39,6 +43,11 @@ class SpanContext(Protocol):
     @property
     def span_id(self) -> str:
         """The span: 16 hex digits."""
+        ...
+
+    @property
+    def marks(self) -> TraceMarks:
+        """What travels with the trace besides its ids."""
         ...
 
 
@@ -71,7 +80,7 @@ class SpanRecord(msgspec.Struct, frozen=True):
 
 def to_record(row: SpanRow) -> SpanRecord:
     """Convert a row to the record that is shown."""
-    trace_id, span_id, parent_id, service, kind, name, started_us, took_us, status, noted = row
+    trace_id, span_id, parent_id, service, kind, name, started_us, took_us, status, noted, _ = row
     started_us, took_us = round(started_us), round(took_us)
     noted = dict(noted or {})
     return SpanRecord(
@@ -128,6 +137,7 @@ class Record(Protocol):
         ended_s: float,
         status: str = "ok",
         attributes: Mapping[str, str] | None = None,
+        flags: int = SAMPLED,
     ) -> None:
         """Record one finished span.
 
@@ -140,6 +150,7 @@ class Record(Protocol):
             status: "ok", or as `outcome_of` the error says, like `attributes`.
             attributes: at most 32 texts of at most 512 characters, which nobody changes any more;
                 never a body, never a secret (T3).
+            flags: of its trace, as its marks have them.
         """
         ...
 
@@ -173,14 +184,22 @@ class Span:
     """
 
     __slots__ = (
-        "_began_s", "_clock", "_token", "_tracer", "attributes", "is_ended", "kind", "name",
-        "parent_id", "span_id", "status", "trace_id",
+        "_began_s", "_clock", "_token", "_tracer", "attributes", "is_ended", "kind", "marks",
+        "name", "parent_id", "span_id", "status", "trace_id",
     )  # fmt: skip
 
-    def __init__(self, tracer: Tracer, kind: str, name: str, trace_id: str, parent_id: str) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        kind: str,
+        name: str,
+        trace_id: str,
+        parent_id: str,
+        marks: TraceMarks = KEPT_TRACE,
+    ) -> None:
         self._tracer = tracer
         self.kind, self.name = kind, name
-        self.trace_id, self.parent_id = trace_id, parent_id
+        self.trace_id, self.parent_id, self.marks = trace_id, parent_id, marks
         self.span_id = new_span_id(tracer.rng)
         self._clock = asyncio.get_running_loop().time
         self._began_s = self._clock()
@@ -214,6 +233,7 @@ class Span:
                 took_us,
                 self.status,
                 self.attributes,
+                self.marks.flags,
             )
         )
 
@@ -275,6 +295,9 @@ def _is_buffered(sink: Sink) -> TypeGuard[BufferedSink]:
 class Tracer:
     """Create the spans of one service.
 
+    Its `propagation` says which of the traces that begin there are sampled. Spans of others are
+    recorded all the same, and not exported.
+
     Spans are timed by the loop's monotonic clock and shown in wall-clock time. The offset between
     the two is read again once it is older than `CLOCKS_S`, when a span ends. So a step of the wall
     clock neither stretches a span nor changes the order within a service; spans that end within
@@ -294,9 +317,12 @@ class Tracer:
         ['charge']
     """
 
-    def __init__(self, service: str, runtime: Runtime, sink: Sink) -> None:
+    def __init__(
+        self, service: str, runtime: Runtime, sink: Sink, propagation: Propagation = SAMPLE_ALL
+    ) -> None:
         self.service = service
         self.sink = sink
+        self.propagation = propagation
         self.rng: random.Random = runtime.rng
         self.wall_us: Callable[[], int] = runtime.wall_us
         self._ahead_us = 0.0  # the wall clock, less the loop's
@@ -332,6 +358,7 @@ class Tracer:
             ended_s: float,
             status: str = "ok",
             attributes: Mapping[str, str] | None = None,
+            flags: int = SAMPLED,
         ) -> None:
             # As in `shown`, without its frame.
             if ended_s >= self._stale_s:
@@ -350,6 +377,7 @@ class Tracer:
                     took_us,
                     status,
                     attributes,
+                    flags,
                 )
             )
             if len(rows) >= sink.full_at:
@@ -357,9 +385,17 @@ class Tracer:
 
         return record
 
-    def start(self, kind: str, name: str, *, trace_id: str, parent_id: str = "") -> Span:
+    def start(
+        self,
+        kind: str,
+        name: str,
+        *,
+        trace_id: str,
+        parent_id: str = "",
+        marks: TraceMarks = KEPT_TRACE,
+    ) -> Span:
         """Start a span; use it as a context manager, or call its `end`."""
-        return Span(self, kind, name, trace_id, parent_id)
+        return Span(self, kind, name, trace_id, parent_id, marks)
 
     def shown(self, began_s: float, ended_s: float) -> tuple[float, float]:
         """Convert times of the loop to wall-clock start and duration, in microseconds."""

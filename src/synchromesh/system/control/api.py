@@ -343,7 +343,9 @@ class Control:
             check_key(wanted.key)
         principal = _principal(wanted.principal, wanted.scopes)
         root = self.caller.root(principal=principal, key=wanted.key or None)
-        span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
+        span = self._tracer.start(
+            "client", operation.full_name, trace_id=root.trace_id, marks=root.marks
+        )
         context = msgspec.structs.replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,

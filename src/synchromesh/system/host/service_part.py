@@ -128,7 +128,7 @@ class ServicePart:
         self._exit.push_async_callback(instance.stop)
         if self._inproc is not None:
             self._inproc.add(self._part.instance, instance.dispatcher)
-        edge = HttpEdge(runtime=self._deps.runtime)
+        edge = HttpEdge(runtime=self._deps.runtime, propagation=self._deps.propagation)
         edge.mount(instance.dispatcher, instance.offered)
         runtime = self._deps.runtime
         self._server = HttpServer(edge, network=runtime.network, wall_us=runtime.wall_us)
