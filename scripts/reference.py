@@ -16,6 +16,7 @@ import synchromesh
 import synchromesh.personal
 import synchromesh.testing
 from scripts.docstrings import entry, markdown_of
+from synchromesh.cli.guide import GUIDE
 from synchromesh.errors import error_table
 from synchromesh.system import SystemConfig
 from synchromesh.system.config.layers import Secret
@@ -31,6 +32,13 @@ its own](modules.md), and so is [`synchromesh.testing`](testing.md)."""
 MODULES_INTRO = """\
 Each pattern is a package of its own. These are the names that users import from them; most services
 need none but those of [`synchromesh`](api.md) itself."""
+GUIDE_INTRO = """\
+Begin with what you see. The command shows whether it is that; the pattern is what mends it, and
+the change is the first step, which is worth something alone. `synchromesh guide` prints the same,
+and `synchromesh guide charged twice` what has all of these words.
+
+Most systems need few of these patterns. [When not to use it](when-not.md) says when none, and
+[Compared](compared.md) when another tool is the better one."""
 FILE_INTRO = """\
 Every key of the file, with its type, its default and what it means. A key that is not known or has
 a wrong type is refused, with its place, before anything listens. The same keys are set by variables
@@ -388,6 +396,19 @@ def _page(parts: list[str]) -> str:
 
 
 @functools.cache
+def guide_page() -> str:
+    """Return the page of symptoms, as `synchromesh guide` has them."""
+    parts = ["# Which problem do I have?", GUIDE_INTRO]
+    for title, symptoms in GUIDE.items():
+        rows = [
+            f"| {each.seen} | `{each.look}` | [{each.pattern}]({each.page}) | {each.change} |"
+            for each in symptoms
+        ]
+        head = "| what you see | look at | the pattern | the smallest change |\n|---|---|---|---|"
+        parts += [f"## {title}", "\n".join([head, *rows])]
+    return _page(parts)
+
+
 def pages() -> dict[Path, str]:
     """Return every page that is made, by where it stands."""
     below = DOCS / "reference"
@@ -396,6 +417,7 @@ def pages() -> dict[Path, str]:
         below / "modules.md": modules_page(),
         below / "testing.md": testing_page(),
         below / "configuration.md": configuration_page(),
+        DOCS / "which-problem.md": guide_page(),
     }
 
 

@@ -67,6 +67,7 @@ def synchromesh(context: click.Context, folder: Path) -> None:
 # What the list says of a command is the first sentence of its own help, or a shorter one where that
 # is too long for a line.
 for command in (
+    LazyCommand("guide", "guide", "guide", "Say which problem it is, and which pattern mends it."),
     LazyCommand("new", "new", "new", "Make a folder with a system to begin from."),
     LazyCommand("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
     LazyCommand("config", "config", "config", "Explain and check the configuration."),
