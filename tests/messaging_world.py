@@ -15,7 +15,15 @@ from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectFailed, TimedOut
 from synchromesh.events import SCHEMA as EVENTS
-from synchromesh.messaging import SCHEMA, Consumer, Message, Relay, RelayOptions, publish
+from synchromesh.messaging import (
+    SCHEMA,
+    Consumer,
+    DirectDelivery,
+    Message,
+    Relay,
+    RelayOptions,
+    publish,
+)
 from synchromesh.runtime import DiskRuntime
 from synchromesh.store import Migration, Schema, SqliteStore, Store, StoreOptions, Unit
 from synchromesh.telemetry import MemoryRing, Tracer
@@ -52,11 +60,15 @@ SOLD = Shop.sold.full_name
 
 
 async def open_store(
-    runtime: DiskRuntime, service: str = "shop", options: StoreOptions | None = None
+    runtime: DiskRuntime,
+    service: str = "shop",
+    options: StoreOptions | None = None,
+    *,
+    folder: str = "",
 ) -> SqliteStore:
     """Open the database of a service, with the tables of these tests in it."""
     return await SqliteStore.open(
-        f"/{service}.db",
+        f"{folder}/{service}.db",
         service=service,
         schemas=(EVENTS, SCHEMA, TABLES),
         runtime=runtime,
@@ -184,7 +196,7 @@ def relay_to(
     """Make a relay of the shop's log."""
     return Relay(
         store,
-        sender,
+        DirectDelivery(sender, subscriber),
         subscriber=subscriber,
         names=names,
         tracer=Tracer("shop", runtime, MemoryRing() if ring is None else ring),

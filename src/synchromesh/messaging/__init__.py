@@ -1,7 +1,8 @@
 """Messaging: public events between services, by a relay over the log and an inbox (outbox pattern).
 
-`publish` appends in the unit, the `Relay` delivers to each subscriber, the `Consumer` takes each
-message once. What cannot be taken is set aside, in order, until a release or a person frees it.
+`publish` appends in the unit, the `Relay` delivers to each subscriber, by calls or by a stream
+(`Delivery`), the `Consumer` takes each message once. What cannot be taken is set aside, in order,
+until a release or a person frees it.
 """
 
 from synchromesh.messaging.consumer import Consumer, MessageHandler
@@ -16,6 +17,7 @@ from synchromesh.messaging.dead_letters import (
     parked_numbers,
 )
 from synchromesh.messaging.declared import Declared, declaration_of
+from synchromesh.messaging.delivery import Delivery, DirectDelivery, Stream
 from synchromesh.messaging.gone import (
     Forgotten,
     GoneSubscriber,
@@ -47,6 +49,8 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Declared",
+    "Delivery",
+    "DirectDelivery",
     "Dropped",
     "Forgotten",
     "GoneSubscriber",
@@ -59,6 +63,7 @@ __all__ = [
     "RelayOptions",
     "Replayed",
     "SetAside",
+    "Stream",
     "Window",
     "declaration_of",
     "deliver_to",

@@ -97,6 +97,11 @@ class Consumer:
         # Those that are being taken: a delivery that comes again waits for the one before.
         self._taking: dict[tuple[str, str], tuple[Message, asyncio.Task[Receipt]]] = {}
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether this release handles or ignores any event."""
+        return bool(self._handlers or self._ignored)
+
     def is_needed(self, source: str, key: str, answer: bytes) -> bool:
         """Return whether an inbox record is of a message that may be delivered again.
 

@@ -21,8 +21,6 @@ from typing import TypeGuard
 
 import msgspec
 
-from synchromesh.calls import Sender
-from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
 from synchromesh.errors import (
     BadRequest,
@@ -56,13 +54,8 @@ from synchromesh.messaging.dead_letters import (
     Room,
     story_of,
 )
-from synchromesh.messaging.message import (
-    Message,
-    Receipt,
-    deliver_to,
-    message_of,
-    partition_key_of,
-)
+from synchromesh.messaging.delivery import Delivery
+from synchromesh.messaging.message import Message, message_of, partition_key_of
 from synchromesh.messaging.window import Window
 from synchromesh.priority import Priority
 from synchromesh.runtime import Runtime
@@ -87,8 +80,8 @@ class RelayOptions:
     beyond it they wait in the window.
 
     Example:
-        >>> RelayOptions(in_flight_max=8).timeout_s
-        5.0
+        >>> RelayOptions(in_flight_max=8).poll_s
+        1.0
     """
 
     in_flight_max: int = 32
@@ -96,7 +89,6 @@ class RelayOptions:
     refused_max: int = 10_000
     batch_max: int = 256
     poll_s: float = 1.0
-    timeout_s: float = 5.0
     backoff_base_s: float = 0.1
     backoff_cap_s: float = 5.0
 
@@ -110,7 +102,7 @@ class Relay:
     def __init__(
         self,
         store: Store,
-        sender: Sender,
+        delivery: Delivery,
         *,
         subscriber: str,
         names: frozenset[str],
@@ -120,7 +112,7 @@ class Relay:
         personal: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
-        self._sender = sender
+        self._delivery = delivery
         self._subscriber = subscriber
         self._names = names
         self._personal = personal
@@ -155,10 +147,11 @@ class Relay:
         Raises:
             LogReplaced: the checkpoint belongs to another log; a person has to decide.
             LogGap: positions are missing from the log.
-            StoreError: the log cannot be read.
+            StoreError: the log cannot be read, or what was delivered is lost: to be run again.
         """
         self._start, self._has_letters = await self._begin(), True
         self._saved = self._start.position
+        await self._delivery.begin(self._saved)
         self._window = self._new_window(self._start.position)
         self._events.clear()
         stop_listening = [
@@ -225,7 +218,7 @@ class Relay:
         return bool(events)
 
     async def _save(self) -> None:
-        position = self._window.checkpoint
+        position = await self._delivery.taken(self._window.checkpoint)
         if position == self._saved:
             return
         entries, left = self._start.saved_at(position)
@@ -439,20 +432,13 @@ class Relay:
         with span:
             span.note("subscriber", self._subscriber)
             try:
-                answer = await self._sender.send(
-                    deliver_to(self._subscriber),
-                    encode({"message": msgspec.structs.replace(message, settled=settled)}),
-                    context=msgspec.structs.replace(context, span_id=span.span_id),
-                    timeout_s=self._options.timeout_s,
+                receipt = await self._delivery.deliver(
+                    msgspec.structs.replace(message, settled=settled),
+                    msgspec.structs.replace(context, span_id=span.span_id),
                 )
             except SynchromeshError as error:
                 span.fail(error)
                 return error
-            try:
-                receipt = decode(answer, Receipt)
-            except BadRequest as error:
-                span.fail(error)
-                return "no receipt"  # the answer does not fit; it says nothing about the message
             span.note("outcome", receipt.outcome)
             return _DELIVERED if receipt.is_acknowledged else receipt.outcome
 

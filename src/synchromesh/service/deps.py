@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from synchromesh.calls import Caller, FaultTable, Isolations, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
-from synchromesh.messaging import Declared
+from synchromesh.messaging import Declared, Stream
 from synchromesh.propagation import SAMPLE_ALL, Propagation
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import Runtime
@@ -47,6 +47,7 @@ class Deps:
         retention: after which time services forget what they keep.
         archive: opens what keeps in files what a service forgets; None where nothing is kept.
         declared: which events the running processes of services take, as they say themselves.
+        stream: by which messages are delivered; None where they are by calls.
     """
 
     runtime: Runtime
@@ -68,6 +69,7 @@ class Deps:
     archive: Callable[[str], Archive | None] = lambda _: None
     declared: Declared = field(default_factory=Declared)
     propagation: Propagation = SAMPLE_ALL
+    stream: Stream | None = None
 
     def subscribers(self) -> dict[str, frozenset[str]]:
         """Return the public events, by stored name, that each service takes.

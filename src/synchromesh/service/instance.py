@@ -21,6 +21,8 @@ from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.messaging import (
     DELIVER,
     Consumer,
+    Delivery,
+    DirectDelivery,
     GoneSubscriber,
     Message,
     MessageHandler,
@@ -271,11 +273,19 @@ class ServiceInstance:
             Child("forgetting", self.forgetting.run),
             Child("keys", lambda: keep_overwriting(self.store.vault)),
         ]
+        stream, name = deps.stream, self.service.name
+
+        def delivery_to(subscriber: str) -> Delivery:
+            # Personal values are nowhere kept in the plain, and in a stream they would be.
+            if stream is None or personal:
+                return DirectDelivery(self.caller, subscriber)
+            return stream.delivery(name, subscriber)
+
         self.relays = Relays(
             self.store,
             lambda subscriber, names: Relay(
                 self.store,
-                self.caller,
+                delivery_to(subscriber),
                 subscriber=subscriber,
                 names=names,
                 tracer=tracer,
@@ -289,6 +299,8 @@ class ServiceInstance:
         )
         if own:
             children.append(Child("subscriptions", self.relays.run))
+        if stream is not None:
+            children.append(Child("stream", lambda: stream.feed(name, self.consumer, tracer)))
         for scheduled in self.service.schedules.values():
             scheduler = Scheduler(
                 scheduled, self.store, self.caller, runtime=deps.runtime, keep_s=deps.keep_s

@@ -1,0 +1,189 @@
+"""Delivers messages by a stream on NATS JetStream, which waits outside of both services.
+
+The publisher's log stays the outbox, and its checkpoint says what was taken: a stream may be lost,
+and nothing is lost with it (ADR 66).
+
+Source: NATS documentation, "JetStream": work queues, message ids, pull consumers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import nats.errors
+import nats.js.errors
+
+from synchromesh.codec import encode
+from synchromesh.context import CREDENTIAL, CallContext, to_headers
+from synchromesh.errors import CallError, StoreUnavailable
+from synchromesh.identity import Signer
+from synchromesh.messaging.consumer import Consumer
+from synchromesh.messaging.delivery import Delivery
+from synchromesh.messaging.jetstream_connection import (
+    JetStreamConnection,
+    JetStreamOptions,
+    translated,
+)
+from synchromesh.messaging.jetstream_feed import JetStreamFeed
+from synchromesh.messaging.message import Message, Receipt
+from synchromesh.messaging.passage import Passage, StreamNames
+from synchromesh.runtime import Runtime
+from synchromesh.telemetry import Tracer
+
+_MESSAGE_ID = "Nats-Msg-Id"
+_PUBLISHED = Receipt("published")
+
+
+class JetStream:
+    """Is the `Stream` of a system on NATS; made by `connect`, ended by `close`.
+
+    Example:
+        >>> async def way(url: str, signer: Signer, runtime: Runtime) -> Delivery:
+        ...     stream = await JetStream.connect(url, "works", signer=signer, runtime=runtime)
+        ...     return stream.delivery("shop", "stock")
+    """
+
+    def __init__(self, connection: JetStreamConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        system: str,
+        *,
+        signer: Signer,
+        runtime: Runtime,
+        options: JetStreamOptions | None = None,
+    ) -> JetStream:
+        """Connect, and check the stream of the system; it is made where there is none.
+
+        Raises:
+            ConfigError: no such server answers, it refuses who connects, it has no JetStream with
+                files, or the stream is of another kind.
+        """
+        return cls(await JetStreamConnection.connect(url, system, signer, runtime, options))
+
+    def delivery(self, publisher: str, subscriber: str) -> Delivery:
+        """Return what puts the messages of a publisher to a subscriber into the stream."""
+        return JetStreamDelivery(self._connection, publisher, subscriber)
+
+    async def feed(self, subscriber: str, consumer: Consumer, tracer: Tracer) -> None:
+        """Have a consumer take what is in the stream for it, until cancelled."""
+        await JetStreamFeed(self._connection, subscriber, consumer, tracer).run()
+
+    async def close(self) -> None:
+        """Close the connection: what is in the stream stays there. May be repeated."""
+        await self._connection.close()
+
+    def __repr__(self) -> str:
+        return f"<JetStream {self._connection!r}>"
+
+
+class JetStreamDelivery:
+    """Puts the messages of one publisher to one subscriber into the stream of their system.
+
+    Example:
+        >>> def way(connection: JetStreamConnection) -> Delivery:
+        ...     return JetStreamDelivery(connection, "shop", "stock")
+    """
+
+    def __init__(self, connection: JetStreamConnection, publisher: str, subscriber: str) -> None:
+        self._connection = connection
+        self._publisher = publisher
+        self._subscriber = subscriber
+        self._names = StreamNames.of("")
+        self._passage = Passage(0)
+        self._ask_at_s = 0.0
+        # Whether a publish found no stream, so that this one may be gone.
+        self._is_gone = False
+
+    async def begin(self, position: int) -> None:
+        """Wait until there is a stream, and begin with the one that there is."""
+        self._names = await self._connection.names()
+        self._passage, self._is_gone = Passage(position), False
+
+    async def deliver(self, message: Message, context: CallContext) -> Receipt:
+        """Put a message into the stream; the server has it on its disk when this returns.
+
+        A message that is there already is dropped by its id, as long as the server remembers it.
+
+        Raises:
+            Shed: the stream is full.
+            BadRequest: the server takes no message of this size.
+            TimedOut: the server has not answered; the message may come into the stream later.
+            ConnectFailed: there is no connection, or no such stream.
+        """
+        link = self._connection
+        now_us = link.runtime.wall_us()
+        headers = {
+            **to_headers(context, now=asyncio.get_running_loop().time(), wall_us=now_us),
+            CREDENTIAL: link.signer.token(
+                self._publisher, audience=self._subscriber, now_us=now_us
+            ),
+            # Ids are per stream: a copy for another subscriber would be dropped as a duplicate.
+            _MESSAGE_ID: f"{self._subscriber}/{message.id}",
+        }
+        subject = self._names.subject(self._subscriber, message.name, message.scope)
+        try:
+            acknowledged = await link.ask(
+                link.api.publish(
+                    subject, encode(message), timeout=link.options.timeout_s, headers=headers
+                )
+            )
+        except nats.errors.Error as error:
+            if isinstance(error, nats.js.errors.NoStreamResponseError):
+                self._is_gone = True
+            raise translated(error, link.place) from error
+        self._passage.put(acknowledged.seq)
+        return _PUBLISHED
+
+    async def taken(self, position: int) -> int:
+        """Return up to which position all has left the stream; asks it now and then only.
+
+        Raises:
+            StoreUnavailable: the stream, or its end, is lost; the relay begins again with what was
+                taken.
+        """
+        is_under_way = self._passage.mark(position)
+        now_s = asyncio.get_running_loop().time()
+        if (is_under_way or self._is_gone) and now_s >= self._ask_at_s:
+            self._ask_at_s = now_s + self._connection.options.taken_every_s
+            try:
+                return self._passage.left(await self._oldest())
+            except (CallError, nats.js.errors.APIError):
+                pass  # it is asked again; meanwhile nothing more is known
+        return self._passage.reached
+
+    async def _oldest(self) -> int:
+        """Return the sequence number of the oldest message that is there; 0 where there is none."""
+        link, sent = self._connection, self._names.sent(self._publisher, self._subscriber)
+        if self._is_gone and await link.names() != self._names:
+            raise self._lost("is another one now")
+        names, info = await link.info(sent)
+        if names != self._names:
+            raise self._lost("is another one now")
+        if info.state.last_seq < self._passage.last:
+            # A copy of before was restored, or a power cut took what was not on its disk.
+            raise self._lost("has lost its end")
+        self._is_gone = False
+        if not info.state.subjects:
+            return 0
+        try:
+            found = await link.ask(link.api.get_msg(names.stream, seq=1, subject=sent, next=True))
+        except nats.js.errors.NotFoundError:
+            return 0  # taken meanwhile
+        except nats.js.errors.APIError:
+            raise
+        except nats.errors.Error as error:
+            raise translated(error, link.place) from error
+        return found.seq or 0
+
+    def _lost(self, what: str) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the stream of NATS at {self._connection.place} {what}: what {self._subscriber} has "
+            "not taken is published again"
+        )
+
+    def __repr__(self) -> str:
+        return f"<JetStreamDelivery {self._publisher} to {self._subscriber} {self._passage!r}>"

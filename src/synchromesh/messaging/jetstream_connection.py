@@ -1,0 +1,290 @@
+"""A connection to NATS JetStream, what the stream of a system has to be, and what errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+
+from synchromesh.errors import (
+    BadRequest,
+    CallError,
+    ConfigError,
+    ConnectFailed,
+    Shed,
+    TimedOut,
+)
+from synchromesh.identity import Signer
+from synchromesh.messaging.passage import StreamNames
+from synchromesh.resilience import is_being_cancelled
+from synchromesh.runtime import Runtime
+
+# A server that stands still is noticed after three of these.
+_PING_S = 5
+_RECONNECT_S = 0.2
+_DUPLICATES_S = 120.0
+_PAUSE_S = 0.5
+# Of the server's answers: no message, another configuration, too large, under way already.
+NO_MESSAGE, _OTHER_CONFIGURATION, _TOO_LARGE, _IN_PROCESS = 10037, 10058, 10054, 10158
+
+T = TypeVar("T")
+
+_log = logging.getLogger("synchromesh.messaging")
+
+
+@dataclass(frozen=True, slots=True)
+class JetStreamOptions:
+    """Bounds a stream and those who use it; times in seconds.
+
+    Attributes:
+        waiting_max: how many messages of one event may wait in a partition of a subscriber; beyond
+            it the server refuses, and the relay waits.
+        ack_wait_s: after which time without a sign a message is given to another replica.
+        heartbeat_s: how often the server says that there is nothing; whoever hears nothing for
+            longer asks again.
+        replicas: of a stream that is made: on how many servers it is kept.
+
+    Example:
+        >>> JetStreamOptions(replicas=3).ack_wait_s
+        10.0
+    """
+
+    waiting_max: int = 10_000
+    connect_s: float = 10.0
+    timeout_s: float = 5.0
+    ack_wait_s: float = 10.0
+    heartbeat_s: float = 1.0
+    asked_max: int = 256
+    ask_s: float = 60.0
+    taken_every_s: float = 0.5
+    backoff_base_s: float = 0.1
+    backoff_cap_s: float = 5.0
+    replicas: int = 1
+
+
+class JetStreamConnection:
+    """Connects a process to the stream of its system; made by `connect`, ended by `close`.
+
+    Attributes:
+        place: host and port of the server, without what is secret of its URL.
+        anyhow: the names of the stream that are the same in each of its incarnations.
+        signer: signs and verifies messages, as hops.
+
+    Example:
+        >>> async def names(url: str, signer: Signer, runtime: Runtime) -> StreamNames:
+        ...     made = await JetStreamConnection.connect(url, "works", signer, runtime)
+        ...     return await made.names()
+    """
+
+    def __init__(
+        self, place: str, system: str, signer: Signer, runtime: Runtime, options: JetStreamOptions
+    ) -> None:
+        self.place = place
+        self.signer = signer
+        self.runtime = runtime
+        self.options = options
+        self.client = Client()
+        self.anyhow = StreamNames.of(system)
+        self._system = system
+        self._refused = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        system: str,
+        signer: Signer,
+        runtime: Runtime,
+        options: JetStreamOptions | None = None,
+    ) -> JetStreamConnection:
+        """Connect, and check the stream of the system; it is made where there is none.
+
+        Raises:
+            ConfigError: no such server answers, it refuses who connects, it has no JetStream with
+                files, or the stream is of another kind.
+        """
+        options = options or JetStreamOptions()
+        made = cls(urlsplit(url).netloc.rpartition("@")[2], system, signer, runtime, options)
+        try:
+            async with asyncio.timeout(options.connect_s):
+                await made._connect(url)
+                await made.names()
+        except TimeoutError:
+            await made.close()
+            why = f": {made._refused}" if made._refused else ""
+            raise ConfigError(
+                f"NATS at {made.place} did not answer within {options.connect_s:g} s{why}; start "
+                "it, or correct [engine] nats"
+            ) from None
+        except BaseException:
+            await made.close()
+            raise
+        return made
+
+    async def _connect(self, url: str) -> None:
+        await self.client.connect(
+            url,
+            name=f"synchromesh {self._system}",
+            # What is not sent now is not sent later, when its sender has long been told so.
+            pending_size=0,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # a float is slept well
+            ping_interval=_PING_S,
+            max_outstanding_pings=2,
+            error_cb=self._note_error,
+            disconnected_cb=self._note_away,
+            reconnected_cb=self._note_back,
+        )
+
+    async def close(self) -> None:
+        """Close the connection. May be repeated."""
+        await self.client.close()
+
+    @property
+    def api(self) -> JetStreamContext:
+        """What asks the server, within the time limit of a request."""
+        return self.client.jetstream(timeout=self.options.timeout_s)
+
+    async def ask(self, request: Awaitable[T]) -> T:
+        """Await what the client does, and be cancelled where the client swallows it.
+
+        It waits by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes with
+        the answer: loops that go on then would never end.
+        """
+        try:
+            return await request
+        finally:
+            if is_being_cancelled():
+                raise asyncio.CancelledError
+
+    async def names(self) -> StreamNames:
+        """Return the names of the stream as it is now; waits until there is one.
+
+        Raises:
+            ConfigError: it is of another kind, or cannot be made.
+        """
+        attempt = 0
+        while True:
+            try:
+                return (await self.info(">"))[0]
+            except nats.js.errors.NotFoundError:
+                await self._make()
+            except nats.js.errors.ServiceUnavailableError as error:
+                if error.err_code is None:
+                    # Nobody listens to such requests; a server that comes up does so in a moment.
+                    self._refused = "it has no JetStream, or this user may not use it"
+                _log.info("%s: %s", self.place, error)
+            except CallError as error:
+                attempt += 1
+                if attempt == 3:
+                    _log.warning("the stream of %s waits: %s", self._system, error.message)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def info(self, filtered: str) -> tuple[StreamNames, StreamInfo]:
+        """Return the names of the stream, and what of it is in some subjects.
+
+        Raises:
+            nats.js.errors.APIError: there is no stream, or it cannot be asked now.
+            CallError: the server did not answer.
+            ConfigError: the stream is of another kind.
+        """
+        stream = self.anyhow.stream
+        try:
+            info = await self.ask(self.api.stream_info(stream, subjects_filter=filtered))
+        except nats.js.errors.APIError:
+            raise
+        except nats.errors.Error as error:
+            raise translated(error, self.place) from error
+        return self._checked(info.config), info
+
+    async def _make(self) -> None:
+        # Wholly random: two that are made within a millisecond differ.
+        incarnation = f"{self.runtime.secret_rng.getrandbits(64):016x}"
+        names = StreamNames.of(self._system, incarnation)
+        wanted = StreamConfig(
+            name=names.stream,
+            description=f"Messages between the services of {self._system}",
+            subjects=[names.subjects],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=self.options.waiting_max,
+            duplicate_window=_DUPLICATES_S,
+            num_replicas=self.options.replicas,
+        )
+        try:
+            await self.ask(self.api.add_stream(wanted))
+        except nats.js.errors.BadRequestError as error:
+            if error.err_code != _OTHER_CONFIGURATION:  # another process was first
+                raise self._unfit(f"it cannot be made: {error.description}") from error
+        except nats.js.errors.APIError as error:
+            self._refused = f"no stream can be made: {error.description}"
+        except nats.errors.Error as error:
+            _log.info("%s: %s", self.place, error)
+
+    def _checked(self, config: StreamConfig) -> StreamNames:
+        """Return the names of a stream that is as it has to be, whatever else it has."""
+        subjects = config.subjects or [""]
+        names = StreamNames.of(self._system, (subjects[0].split(".") + [""] * 3)[2])
+        is_right = {
+            f"has the subjects {subjects}": subjects == [names.subjects],
+            "keeps messages in memory": config.storage == StorageType.FILE,
+            "is no work queue": config.retention == RetentionPolicy.WORK_QUEUE,
+            "drops old messages when it is full": config.discard == DiscardPolicy.NEW,
+            "drops messages by their age": not config.max_age,
+            "gives no acknowledgement": not config.no_ack,
+        }
+        for wrong, is_so in is_right.items():
+            if not is_so:
+                raise self._unfit(f"it {wrong}")
+        return names
+
+    def _unfit(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"the stream {self.anyhow.stream!r} of NATS at {self.place} cannot "
+            f"carry messages: {why}. Mend or delete it: what was not taken is published again, to "
+            "one that is made as it has to be"
+        )
+
+    async def _note_error(self, error: Exception) -> None:
+        self._refused = str(error) or type(error).__name__
+        _log.debug("NATS at %s: %s", self.place, self._refused)
+
+    async def _note_away(self) -> None:
+        if not self.client.is_closed:
+            _log.warning("NATS at %s is away; messages wait in the logs", self.place)
+
+    async def _note_back(self) -> None:
+        _log.warning("NATS at %s is there again", self.place)
+
+    def __repr__(self) -> str:
+        state = "connected" if self.client.is_connected else "away"
+        return f"<JetStreamConnection of {self._system} at {self.place}, {state}>"
+
+
+def translated(error: nats.errors.Error, place: str) -> CallError:
+    """Return what an error of the client or the server means for a message.
+
+    Example:
+        >>> translated(nats.errors.ConnectionClosedError(), "nats:4222").code
+        'connect_failed'
+    """
+    code = getattr(error, "err_code", None)
+    said: Any = getattr(error, "description", None) or error
+    if code == _TOO_LARGE or isinstance(error, nats.errors.MaxPayloadError):
+        return BadRequest(f"NATS at {place} takes no message of this size: {said}")
+    if code == _IN_PROCESS or isinstance(error, nats.errors.TimeoutError):
+        return TimedOut(f"NATS at {place} has not acknowledged the message: {said}")
+    if isinstance(error, nats.js.errors.ServiceUnavailableError) and code is not None:
+        return Shed(f"NATS at {place} has no room for the message: {said}")
+    return ConnectFailed(f"NATS at {place} was not reached: {said}")
