@@ -26,7 +26,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStore
 from synchromesh.telemetry import MemoryRing, Tracer
 
-WAIT_S = 20.0
+WAIT_S = 180.0
 KEY = b"k" * 32
 QUICK = JetStreamOptions(
     ack_wait_s=1.0,
@@ -56,6 +56,7 @@ class Works:
         self.runtime = RealRuntime()
         self.ring = MemoryRing()
         self.calls = Calls()
+        self.restarts = 0
         self._folder = folder
         self._stores: dict[str, SqliteStore] = {}
 
@@ -117,8 +118,16 @@ class Works:
             return
         async with self.stream(**options) as stream:
             made = relay(stream.delivery("shop", subscriber))
-            async with running(kept_running(made.run)):
+            async with running(self._keep_running(made)):
                 yield made
+
+    async def _keep_running(self, relay: Relay) -> None:
+        """Run a relay as it is supervised: a stream that is lost has it begin again."""
+        while True:
+            try:
+                await relay.run()
+            except StoreUnavailable:
+                self.restarts += 1
 
     @asynccontextmanager
     async def taking(
@@ -201,15 +210,6 @@ async def running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def kept_running(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a supervised child: what it ends with starts it again."""
-    while True:
-        try:
-            await run()
-        except StoreUnavailable:
-            await asyncio.sleep(0)
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:

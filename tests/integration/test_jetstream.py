@@ -30,7 +30,7 @@ from synchromesh.store import Unit
 
 pytestmark = pytest.mark.anyio
 
-KEYS = ("SX90", "PX12", "bolt", "nut")
+KEYS = ("SX90", "PX12", "bolt", "gear")
 
 
 @pytest.fixture
@@ -213,7 +213,8 @@ async def test_answers_to_publishes_that_are_lost_repeat_nothing(works: Works) -
         await works.until_taken(20)
         await works.until_saved(20)
     await check_each_once_in_order(works, 20)
-    assert set(told.values()) == {3}
+    assert min(told.values()) == 3
+    assert works.restarts == 0
 
 
 async def test_a_copy_that_the_server_no_longer_knows_is_known_to_the_inbox(works: Works) -> None:
@@ -262,37 +263,38 @@ async def test_a_slow_handler_keeps_its_message_and_others_wait_for_it(works: Wo
     await check_each_once_in_order(works, 12)
 
 
-async def test_a_paused_replica_is_passed_by_and_adds_nothing_when_it_wakes(works: Works) -> None:
-    """Its message goes to another one after a time; what it does later with it has no effect."""
+async def test_a_paused_replica_is_passed_by_and_adds_nothing_when_it_wakes(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages go to another one after a time; what it does later has no effect (O4)."""
     stock = await works.store("stock")
     paused, other = Consumer(stock, {SOLD: take}), Consumer(stock, {SOLD: take})
     take_one, awake = paused.take, asyncio.Event()
-    under_way: list[str] = []
+    under_way: set[str] = set()
 
-    async def stands_still(source: str, message: Message) -> Receipt:
-        under_way.append(message.id)
+    async def stand_still(source: str, message: Message) -> Receipt:
+        under_way.add(message.scope)
         await awake.wait()
         return await take_one(source, message)
 
-    paused.take = stands_still  # type: ignore[method-assign]
-    async with works.publishing():
-        async with works.taking(consumer=paused, ack_wait_s=0.3) as _:
-            stream_tasks = asyncio.all_tasks()
-            assert stream_tasks
-            await sell_many(works, 1, 4)
+    async def say_nothing(_: Msg) -> None:
+        """Do as a process does that has been stopped."""
 
-            async def is_under_way() -> bool:
-                return len(under_way) >= 4
+    async def is_under_way() -> bool:
+        return under_way == set(KEYS)
 
-            await until(is_under_way)
-        # It was cut off: what it had is given to the next one, and it comes back in the middle.
-        async with works.taking(consumer=other):
-            await works.until_taken(4)
+    monkeypatch.setattr(Msg, "in_progress", say_nothing)
+    paused.take = stand_still  # type: ignore[method-assign]
+    async with works.publishing(), works.taking(consumer=paused, ack_wait_s=0.3):
+        await sell_many(works, 1, 12)
+        await until(is_under_way)
+        async with works.taking(consumer=other, ack_wait_s=0.3):
+            await works.until_taken(12)
             awake.set()
-            await sell_many(works, 5, 20)
-            await works.until_taken(20)
-            await works.until_saved(20)
-    await check_each_once_in_order(works, 20)
+            await sell_many(works, 13, 40)
+            await works.until_taken(40)
+            await works.until_saved(40)
+    await check_each_once_in_order(works, 40)
 
 
 async def test_replicas_share_what_comes_and_no_key_is_out_of_order(works: Works) -> None:
