@@ -183,7 +183,11 @@ class JetStreamFeed:
         loop = asyncio.get_running_loop()
         context = from_headers(headers, now=loop.time(), wall_us=stored_us, rng=link.runtime.rng)
         span = self._tracer.start(
-            "handle", message.name, trace_id=context.trace_id, parent_id=context.span_id
+            "handle",
+            message.name,
+            trace_id=context.trace_id,
+            parent_id=context.span_id,
+            marks=context.marks,
         )
         with span:
             taking = loop.create_task(self._consumer.take(source, message))
