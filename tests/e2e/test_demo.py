@@ -192,6 +192,7 @@ def test_the_demo_shows_a_trace_across_the_kill_and_a_saga_undone(kept: Kept) ->
     assert re.search(r"saga place_order +orders +ok", kept.said)
     assert re.search(r"turned +billing.charge#1: rejected: credit_declined", kept.said)
     assert re.search(r"undone +inventory.reserve#1", kept.said)
+    assert re.search(r"why the slowest .*\n(.*\n){2}(.*\n)?where the time went *\n", kept.said)
 
 
 def test_what_was_kept_can_be_judged_again(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:

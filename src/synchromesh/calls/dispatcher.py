@@ -214,7 +214,7 @@ class Dispatcher:
                 limiter.in_flight += 1
                 places.in_flight += 1
             elif not _took_places(limiter, places, context.priority):
-                ran_s = await _take_places(limiter, places, deadline_s, context.priority)
+                ran_s, noted = await _take_places(limiter, places, deadline_s, context.priority)
             try:
                 if not is_apart and deadline_s is not None:
                     answer = await within(partial(answerer.handler, root), deadline_s)
@@ -245,7 +245,7 @@ class Dispatcher:
                 answerer.record(*ids, began_s, ended_s, status, None, sent.marks.flags)
                 _put_back(spanned, rooted)
                 raise
-            reply, status, noted = self._failed(operation, sent, error, root)
+            reply, status, noted = self._failed(operation, sent, error, root, noted)
         answerer.record(*ids, began_s, ended_s, status, noted, sent.marks.flags)
         if not is_apart:
             _put_back(spanned, rooted)
@@ -327,7 +327,12 @@ class Dispatcher:
         )
 
     def _failed(
-        self, operation: Operation[..., Any], context: CallContext, error: BaseException, root: Root
+        self,
+        operation: Operation[..., Any],
+        context: CallContext,
+        error: BaseException,
+        root: Root,
+        noted: Mapping[str, str] | None,
     ) -> tuple[Reply, str, dict[str, str]]:
         """Return the reply that tells of an error, and what the span says of it.
 
@@ -335,7 +340,8 @@ class Dispatcher:
         """
         public = self._public_error(operation, context, error)
         reply = Reply.of_error(public, attempts_used=root.used, away_s=root.away_s)
-        return reply, *outcome_of(public)
+        status, told = outcome_of(public)
+        return reply, status, {**(noted or {}), **told}
 
     def _public_error(
         self, operation: Operation[..., Any], context: CallContext, error: BaseException
@@ -404,12 +410,13 @@ def _took_places(limiter: Limiter, places: Limiter, priority: Priority) -> bool:
 
 async def _take_places(
     limiter: Limiter, places: Limiter, deadline_s: float | None, priority: Priority
-) -> float:
-    """Wait for a place of the operation, and then for one of the service; return when it had both.
+) -> tuple[float, dict[str, str]]:
+    """Wait for a place of the operation, and then for one of the service.
 
-    Raises Shed.
+    Returns when it had both, and what the span says of the wait. Raises Shed.
     """
     clock = asyncio.get_running_loop().time
+    began_s = clock()
     await limiter.acquire(deadline_s, priority)
     try:
         if deadline_s is not None:
@@ -419,7 +426,8 @@ async def _take_places(
     except BaseException:
         limiter.release()
         raise
-    return clock()
+    now = clock()
+    return now, {"place_ms": str(round((now - began_s) * 1e3, 3))}
 
 
 def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:

@@ -75,6 +75,11 @@ class Way:
 
     async def next(self, attempt: Attempt, until_s: float | None) -> Endpoint:
         """Choose the instance of an attempt. Raises NoInstance."""
+        if attempt.place_s:
+            self.note("place_ms", round(attempt.place_s * 1e3, 3))
+        if attempt.failed:
+            self.note("backoff_ms", round(attempt.backoff_s * 1e3, 3))
+            self.note("failed", ", ".join(attempt.failed))
         endpoint = await self.choice.next(until_s)
         attempt.judge = self.service.judge(self.choice.member)
         return endpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json
@@ -71,7 +72,8 @@ def call(
     if is_json:
         print_json({**answer, "spans": trace["spans"]})
         return 0 if is_answer else FINDING
-    from synchromesh.cli.show import console, decode_spans, waterfall
+    from synchromesh.cli.show import console, waterfall
+    from synchromesh.telemetry import SpanRecord
 
     out = console()
     if is_answer:
@@ -81,7 +83,7 @@ def call(
         out.print(f"[red]{problem['code']}[/red] ({problem['status']}): ", end="")
         out.print(problem["detail"], markup=False)
     out.print(f"\ntrace {answer['trace_id']}")
-    out.print(waterfall(decode_spans(trace), out.width))
+    out.print(waterfall(msgspec.convert(trace["spans"], list[SpanRecord]), out.width))
     return 0 if is_answer else FINDING
 
 

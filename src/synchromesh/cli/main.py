@@ -94,6 +94,7 @@ for command in (
         "logs", "logs", "logs", "Show what all processes of the system logged, the oldest first."
     ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
+    LazyCommand("why", "why", "why", "Explain a request or a saga: its time, and its failures."),
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),

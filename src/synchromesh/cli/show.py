@@ -18,6 +18,7 @@ from synchromesh.cli.output import OutputClosed
 from synchromesh.codec import to_datetime
 from synchromesh.system.control.status import FaultStatus
 from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry.trace_tree import tree_of
 
 BAR_COLUMNS = 32
 BAR_COLUMNS_MIN = 8
@@ -189,7 +190,7 @@ def waterfall(spans: list[SpanRecord], columns: int) -> Table:
         return table
     tree = [
         (Text(f"{'  ' * depth}{span.kind} {span.name}", no_wrap=True, overflow="ellipsis"), span)
-        for depth, span in _tree(spans)
+        for depth, span in tree_of(spans).walk()
     ]
     begin_us = min(span.started_us for span in spans)
     end_us = max(span.started_us + span.took_us for span in spans)
@@ -217,7 +218,7 @@ def why(spans: list[SpanRecord]) -> list[Text]:
     """
     told: list[str] = []
     lines: list[Text] = []
-    for _, span in reversed(_tree(spans)):
+    for _, span in reversed(tree_of(spans).walk() if spans else []):
         error = span.attributes.get("error", "")
         if error and not any(known in error for known in told):
             told.append(error)
@@ -254,24 +255,3 @@ def _bar_columns(tree: list[tuple[Text, SpanRecord]], columns: int) -> int:
 
 def _took(span: SpanRecord) -> str:
     return f"{span.took_us / 1000:.1f} ms"
-
-
-def _tree(spans: list[SpanRecord]) -> list[tuple[int, SpanRecord]]:
-    known = {span.span_id for span in spans}
-    children: dict[str, list[SpanRecord]] = {}
-    for span in sorted(spans, key=lambda s: s.started_us):
-        parent = span.parent_id if span.parent_id in known else ""
-        children.setdefault(parent, []).append(span)
-    ordered: list[tuple[int, SpanRecord]] = []
-    pending = [(0, span) for span in reversed(children.get("", []))]
-    while pending:
-        depth, span = pending.pop()
-        ordered.append((depth, span))
-        below = children.get(span.span_id, [])
-        pending.extend((depth + 1, child) for child in reversed(below))
-    return ordered
-
-
-def decode_spans(answer: dict[str, Any]) -> list[SpanRecord]:
-    """Decode the spans of the control API's answer."""
-    return msgspec.convert(answer["spans"], list[SpanRecord])

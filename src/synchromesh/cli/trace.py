@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
+import msgspec
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.output import print_json
+from synchromesh.cli.output import print_json, print_line
 from synchromesh.system.config.rundir import RunDir
+
+if TYPE_CHECKING:
+    from synchromesh.telemetry import SpanRecord
 
 
 @click.command()
@@ -24,21 +29,34 @@ def trace(folder: Path, trace_id: str, is_json: bool) -> int:
 
     Of a stopped system, too.
     """
+    answer, spans = spans_of(folder, trace_id)
+    if is_json:
+        print_json(answer)
+        return 0
+    from synchromesh.cli.show import console, waterfall, why
+
+    out = console()
+    out.print(f"trace {answer['trace_id']}")
+    out.print(waterfall(spans, out.width))
+    for line in why(spans):
+        out.print(line)
+    print_line(f"where the time went: synchromesh why {answer['trace_id']}")
+    return 0
+
+
+def spans_of(folder: Path, trace_id: str) -> tuple[dict[str, Any], list[SpanRecord]]:
+    """Return the answer about a trace, or the `last`, of a system that runs or not; and its spans.
+
+    Raises:
+        SynchromeshError: there is none, or the system does not answer.
+    """
+    from synchromesh.telemetry import SpanRecord
+
+    answer: dict[str, Any]
     if RunDir(folder).is_running():
         answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
     else:
         from synchromesh.system.control.stopped import read_trace
 
         answer = read_trace(folder, trace_id)
-    if is_json:
-        print_json(answer)
-        return 0
-    from synchromesh.cli.show import console, decode_spans, waterfall, why
-
-    out = console()
-    out.print(f"trace {answer['trace_id']}")
-    spans = decode_spans(answer)
-    out.print(waterfall(spans, out.width))
-    for line in why(spans):
-        out.print(line)
-    return 0
+    return answer, msgspec.convert(answer["spans"], list[SpanRecord])

@@ -77,6 +77,9 @@ class Attempt:
         judge: of the instance that it is made at, where there are several.
         is_hedge: whether it is the second one of two at once.
         is_settled: whether what it used has been taken off the call tree's.
+        place_s: how long the call has waited for a place of the limiter, in all its attempts.
+        backoff_s: how long it has waited between them.
+        failed: the codes of what those before it came to.
     """
 
     number: int
@@ -89,6 +92,9 @@ class Attempt:
     judge: Judge | None = None
     is_hedge: bool = False
     is_settled: bool = False
+    place_s: float = 0.0
+    backoff_s: float = 0.0
+    failed: tuple[str, ...] = ()
 
 
 class Attempts:
@@ -136,6 +142,8 @@ class Attempts:
         self._spent = 0
         self._last: Exception | None = None
         self._unknown: Exception | None = None
+        self._place_s = self._backoff_s = 0.0
+        self._failed: tuple[str, ...] = ()
 
     def begin(self, now: float) -> Attempt:
         """Begin the next attempt.
@@ -152,7 +160,13 @@ class Attempts:
             self._budget.calls += 1
         self._number += 1
         given = self._left.give() if self._left is not None else 0
-        attempt = Attempt(self._number, attempts_left=given)
+        attempt = Attempt(
+            self._number,
+            attempts_left=given,
+            place_s=self._place_s,
+            backoff_s=self._backoff_s,
+            failed=self._failed,
+        )
         self.put_time(attempt, now)
         return attempt
 
@@ -168,6 +182,12 @@ class Attempts:
             deadline_s = own_s if deadline_s is None else min(own_s, deadline_s)
         attempt.deadline_s = deadline_s
         attempt.has_full_timeout = is_full_timeout(self._timeout_s, deadline_s, now)
+
+    def waited(self, attempt: Attempt, waited_s: float, now: float) -> None:
+        """Take note of a wait for a place, which ended `now`: it is not the callee's time."""
+        self._place_s += waited_s
+        attempt.place_s = self._place_s
+        self.put_time(attempt, now)
 
     def hedge(self, call: HedgedCall, now: float) -> Attempt | None:
         """Begin a second attempt beside the first one; None where the call may not have it."""
@@ -211,6 +231,9 @@ class Attempts:
         self._last = error
         if may_have_run(error):
             self._unknown = error
+        self._backoff_s += wait_s
+        code = error.code if isinstance(error, SynchromeshError) else type(error).__name__
+        self._failed = (*self._failed, code)
         return wait_s
 
     def final(self, error: Exception) -> Exception:

@@ -295,10 +295,12 @@ class Edge:
         if breaker is not None and self.is_refusing(asyncio.get_running_loop().time()):
             # At once, and not after a wait for a place (B2).
             breaker.admit(asyncio.get_running_loop().time())
+        came_s = asyncio.get_running_loop().time()
         await self.limiter.acquire(current.deadline_s, priority)
         try:
             # The time in the queue is not taken from the callee's.
-            attempts.put_time(current, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            attempts.waited(current, now - came_s, now)
             return await self._hedged(send, current, attempts, priority)
         finally:
             self.limiter.release()

@@ -50,6 +50,13 @@ class Trace:
         self.status = "ok"
         self.noted: dict[str, str] | None = None
 
+    def note_wait(self, delay_s: float, why: str) -> None:
+        """Note an attempt that failed, and the wait that follows it."""
+        noted = self.noted or {}
+        waited_ms = round(float(noted.get("backoff_ms", "0")) + delay_s * 1e3, 3)
+        attempts = int(noted.get("attempts", "1")) + 1
+        self.noted = {"attempts": str(attempts), "backoff_ms": str(waited_ms), "last": why}
+
     def __enter__(self) -> Self:
         return self
 

@@ -375,13 +375,15 @@ class Execution:
                 if decision.action is Action.RETURN:
                     self.journal.add(*decision.records, at_us=now_us)
                     return decision
-                trace.noted = {"last": outcome.why[:TEXT_CHARS_MAX]}
                 if decision.action is not Action.RETRY:
+                    trace.noted = {**(trace.noted or {}), "last": outcome.why[:TEXT_CHARS_MAX]}
                     trace.status = outcome.result.value
                     return decision
-                await self._wait(decision)
+                await self._wait(decision, outcome, trace)
 
-    async def _wait(self, decision: NextAction) -> None:
+    async def _wait(self, decision: NextAction, outcome: AttemptOutcome, trace: Trace) -> None:
+        """Wait for the next attempt of a step or undo; its span tells of the wait, and why."""
+        trace.note_wait(decision.delay_s, outcome.why[:TEXT_CHARS_MAX])
         await asyncio.sleep(decision.delay_s)
         if decision.records:
             self.journal.add(*decision.records)
@@ -415,12 +417,12 @@ class Execution:
                 if decision.action is Action.UNDONE:
                     self.journal.add(*decision.records)
                     return
-                trace.noted = {"last": outcome.why[:TEXT_CHARS_MAX]}
                 if decision.action is Action.STUCK:
+                    trace.noted = {**(trace.noted or {}), "last": outcome.why[:TEXT_CHARS_MAX]}
                     trace.status = outcome.result.value
                     self._decide(decision)
                     return
-                await self._wait(decision)
+                await self._wait(decision, outcome, trace)
 
     def _count(self, what: str, outcome: AttemptOutcome) -> None:
         """Count an attempt that was not answered."""

@@ -149,6 +149,7 @@ class Account(Struct):
         repair: what was repaired by hand; None where nothing was.
         longest_hold: the span of the call that was held longest over the restart.
         spans: of one trace, of a saga that the kill met.
+        slowest: the spans of the request that took longest, of those that were kept.
         reasons: why sagas were undone.
         undone: the story of one of them.
         ended: how often each process of the system ended, and was started again by itself.
@@ -176,6 +177,7 @@ class Account(Struct):
     repair: RepairByHand | None = None
     longest_hold: SpanRecord | None = None
     spans: list[SpanRecord] = field(default_factory=list)
+    slowest: list[SpanRecord] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     undone: dict[str, Any] | None = None
     ended: dict[str, int] = field(default_factory=dict)

@@ -59,13 +59,24 @@ async def longest_hold(
     It is looked for in the traces of those that took longest; None where no span tells of a hold.
     """
     longest = None
-    slowest = sorted(asked, key=lambda each: each.took_s, reverse=True)
-    for each in slowest[:TRACES_TRIED_MAX]:
+    for each in _slowest_first(asked):
         for span in await trace(system, each.trace_id):
             is_held = span.status == "ok" and span.name.startswith(f"{callee}.")
             if is_held and held_ms(span) > (0 if longest is None else held_ms(longest)):
                 longest = span
     return longest
+
+
+async def slowest(system: RunningSystem, asked: Iterable[DoorRequest]) -> list[SpanRecord]:
+    """Return the spans of the request that took longest; none where no trace is kept."""
+    for each in _slowest_first(asked):
+        if spans := await trace(system, each.trace_id):
+            return spans
+    return []
+
+
+def _slowest_first(asked: Iterable[DoorRequest]) -> list[DoorRequest]:
+    return sorted(asked, key=lambda each: each.took_s, reverse=True)[:TRACES_TRIED_MAX]
 
 
 def held_ms(span: SpanRecord) -> int:

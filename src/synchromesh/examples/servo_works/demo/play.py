@@ -404,6 +404,7 @@ class Acts:
         account.end(self._runtime.wall_us())
         account.ended = {name: times for name, times in (await system.restarts()).items() if times}
         await evidence.tell_of_undone(system, account)
+        account.slowest = await evidence.slowest(system, self._door.asked)
         if account.kills:
             await evidence.tell_of_crossing(system, account)
         if account.restarts:

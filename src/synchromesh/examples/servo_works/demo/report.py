@@ -16,8 +16,10 @@ from demo.evidence import held_ms
 from demo.play import EDGE
 from demo.verdict import conditions, failed_by_restart, recoveries, stall_trips, trips
 from synchromesh.cli.show import print_story, time_of_day, waterfall
+from synchromesh.cli.why import print_why
 from synchromesh.codec import to_datetime
 from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry.explanation import explain
 
 FINDING = 1
 TURNS_MAX = 12
@@ -185,6 +187,9 @@ def _print_pictures(account: Account, out: Console) -> None:
     if account.undone is not None:
         _head("one saga that was undone", out)
         print_story(out, account.undone)
+    if account.slowest:
+        _head("why the slowest request took so long: synchromesh why TRACE", out)
+        print_why(out, explain(account.slowest), [])
 
 
 def _as_span(kill: Kill) -> SpanRecord:
