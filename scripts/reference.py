@@ -19,7 +19,7 @@ from scripts.docstrings import entry, markdown_of
 from synchromesh.cli.guide import GUIDE
 from synchromesh.errors import error_table
 from synchromesh.system import SystemConfig
-from synchromesh.system.config.layers import Secret
+from synchromesh.system.config.layers import Secret, SecretUrl
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made by scripts/reference.py: edit the docstrings, then run `make reference`. -->"
@@ -203,6 +203,11 @@ host = "10.0.0.5"
 port = 9101
 ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
 """,
+    "engine": """\
+[engine]
+postgres = "env:DATABASE_URL"
+nats = "env:NATS_URL"
+""",
     "dev": """\
 [dev]
 opening = "shop:open_shop"
@@ -370,8 +375,8 @@ def _kind(kind: object) -> str:
         return f"list of {_kind(arguments[0])}s"
     if origin is dict:
         return f"table of {_kind(arguments[1])}s"
-    if kind == Secret:
-        return "reference"
+    if kind in (Secret, SecretUrl):
+        return "reference" if kind == Secret else "URL or reference"
     if origin is typing.Annotated:
         return _kind(arguments[0])
     if type(None) in arguments:

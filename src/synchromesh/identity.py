@@ -205,6 +205,13 @@ class Signer:
         """Return the key by which an upstream verifies who asks; it is for that upstream alone."""
         return hmac.new(self._key, f"principal:{audience}".encode(), hashlib.sha256).digest()
 
+    def database_password(self, role: str) -> str:
+        """Return the password of a role of a database; "" is nobody's, and tells the key's owner.
+
+        Whoever has the key has all of them: roles keep services from each other's data by mistake.
+        """
+        return hmac.new(self._key, f"database:{role}".encode(), hashlib.sha256).hexdigest()
+
     def principal_token(
         self, principal: str, scopes: frozenset[str], *, audience: str, now_us: int
     ) -> str:

@@ -122,6 +122,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     from synchromesh.runtime import RealRuntime
     from synchromesh.service import KEEP_S
+    from synchromesh.system.config.databases import check_engines
     from synchromesh.system.config.definitions import (
         check_keep,
         load_gateway,
@@ -154,6 +155,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         raise refusal_of(found)
     if values.system.key:
         given_key(values.system.key, folder, os.environ)
+    check_engines(values, folder)
     named = {"system": values.system.name, "services": list(values.services)}
     if is_json:
         print_json(named)

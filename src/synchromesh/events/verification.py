@@ -11,8 +11,8 @@ _SHOWN = 5
 
 # Each is one statement, which sees one state: others write, relay and remove meanwhile.
 _POSITIONS = (
-    "select 'log', count(*), coalesce(max(position), 0) from sm_event union all "
-    "select 'given', coalesce(max(seq), 0), 0 from sqlite_sequence where name = 'sm_event' "
+    "select 'log', count(position), coalesce(max(position), 0) from sm_event union all "
+    "select 'given', coalesce(({given}), 0), 0 "
     "union all select 'removed', first, last from sm_removal"
 )
 _STREAMS = (
@@ -34,7 +34,7 @@ async def log_faults(reader: StoreReader) -> list[str]:
         StoreError: it cannot be read.
     """
     return [
-        *_position_faults(await reader.read(_POSITIONS)),
+        *_position_faults(await reader.read(_POSITIONS.format(given=reader.dialect.given))),
         *_stream_faults(await reader.read(_STREAMS)),
         *_checkpoint_faults(reader.log_id, await reader.read(_CHECKPOINTS)),
     ]

@@ -115,7 +115,7 @@ class Forgetting:
                 name="look at the clock",
             )
         if self._is_due("", now_us):
-            await self._store.write(lambda unit: note_size(unit, now_us), name="note the size")
+            await note_size(self._store, now_us)
         return now_us - self._unwatched_us
 
     async def _forget_sagas(self, now_us: int, keep_s: float) -> None:

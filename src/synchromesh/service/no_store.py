@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys
-from synchromesh.store import Beside, Fetched, Once, Recorded, Row, SqlValue, Unit
+from synchromesh.store import Beside, Dialect, Fetched, Once, Recorded, Row, SqlValue, Unit
 
 T = TypeVar("T")
 
@@ -48,6 +48,11 @@ class NoStore:
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:  # noqa: ARG002
         """Raise `ContractError`."""
         self._refuse("a read")
+
+    @property
+    def dialect(self) -> Dialect:
+        """Raise `ContractError`."""
+        self._refuse("SQL")
 
     @property
     def beside(self) -> Beside:

@@ -2,6 +2,7 @@
 
 from synchromesh.store import inbox
 from synchromesh.store.backup import Backup, Manifest
+from synchromesh.store.dialect import Dialect
 from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.outage import OUTAGE
@@ -30,6 +31,7 @@ __all__ = [
     "OUTAGE",
     "Backup",
     "Beside",
+    "Dialect",
     "Fetched",
     "InboxState",
     "KeyReader",

@@ -7,16 +7,14 @@ connection of their own, beside the loop.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import msgspec
 
-from synchromesh.errors import StoreError
+from synchromesh.errors import StoreBroken, StoreError
 from synchromesh.store.rows import fetch_as
-from synchromesh.store.unit import OURS, StoreReader, Unit
+from synchromesh.store.unit import OURS, Store, StoreReader, Unit
 
 DAY_US = 86_400_000_000
-FAULTS_MAX = 20
 CHANGES_SHOWN = 5
 
 TABLES = (
@@ -36,17 +34,9 @@ TABLES = (
 _MADE = re.compile(
     r"create\s+(?:virtual\s+)?table\s+(?:if\s+not\s+exists\s+)?\"?(\w+)", re.IGNORECASE
 )
-_TABLES = (
-    "select name from sqlite_master where type = 'table' and substr(name, 1, 7) <> 'sqlite_' "
-    "order by name"
-)
 # The columns that say when a row came, in our tables and in those of services that name them so.
 _TIMES = ("recorded_us", "started_us", "parked_us", "held_us", "taken_us", "at_us", "created_us")
 _UNWATCHED = "select value from sm_meta where name = 'unwatched_us'"
-_PAGES = (
-    "select page_count * page_size as used, freelist_count * page_size as free "
-    "from pragma_page_count, pragma_page_size, pragma_freelist_count"
-)
 
 
 class TableSize(msgspec.Struct, frozen=True):
@@ -89,7 +79,7 @@ class Contents(msgspec.Struct, frozen=True):
     """What a database holds.
 
     Attributes:
-        bytes: of all pages, free ones too; without the write-ahead log.
+        bytes: of all of it, what is free in it too; without the write-ahead log.
         bytes_a_day: how fast it grows, as the last week has it; None before there are two sizes.
         versions: of the tables, by their owner.
         changes: the last ones that were made by hand.
@@ -105,7 +95,7 @@ class Contents(msgspec.Struct, frozen=True):
     changes: list[ChangeByHand]
 
 
-class _Pages(msgspec.Struct):
+class _Size(msgspec.Struct):
     used: int
     free: int
 
@@ -122,7 +112,7 @@ async def contents_of(reader: StoreReader, *, now_us: int) -> Contents:
     Raises:
         StoreError: it cannot be read.
     """
-    (pages,) = await fetch_as(reader, _Pages, _PAGES, ())
+    (size,) = await fetch_as(reader, _Size, reader.dialect.size, ())
     applied = await _applied(reader)
     owners = {
         table: each.owner
@@ -132,17 +122,17 @@ async def contents_of(reader: StoreReader, *, now_us: int) -> Contents:
     }
     sizes = await _bytes_of_tables(reader)
     tables = []
-    for (name,) in await reader.read(_TABLES):
-        quoted = '"' + str(name).replace('"', '""') + '"'
+    for name in await fetch_as(reader, str, reader.dialect.tables, ()):
+        quoted = _quoted(name)
         (count,) = await fetch_as(reader, int, f"select count(*) from {quoted}", ())
-        owner = owners.get(str(name), f"{OURS}store")
-        a_day = await _rows_since(reader, str(name), quoted, now_us - DAY_US)
-        tables.append(TableSize(str(name), owner, count, a_day, sizes.get(str(name))))
+        owner = owners.get(name, f"{OURS}store")
+        a_day = await _rows_since(reader, name, quoted, now_us - DAY_US)
+        tables.append(TableSize(name, owner, count, a_day, sizes.get(name)))
     return Contents(
         log_id=reader.log_id,
-        bytes=pages.used,
-        free_bytes=pages.free,
-        bytes_a_day=await _growth(reader, pages.used),
+        bytes=size.used,
+        free_bytes=size.free,
+        bytes_a_day=await _growth(reader, size.used),
         versions={each.owner: each.version for each in applied},
         tables=tables,
         retention=await fetch_as(reader, Retained, "select * from sm_retention order by what", ()),
@@ -162,12 +152,14 @@ async def faults_of(reader: StoreReader) -> list[str]:
         StoreError: it cannot be read at all.
     """
     faults = []
-    for (said,) in await reader.read("select * from pragma_integrity_check(?)", FAULTS_MAX):
-        if said != "ok":
-            faults.append(f"damaged: {said!s}")
-    sql = 'select "table", rowid, parent from pragma_foreign_key_check limit ?'
-    for table, row, parent in await reader.read(sql, FAULTS_MAX):
-        faults.append(f"row {row!s} of {table!s} refers to a row of {parent!s} that is not there")
+    for sql in reader.dialect.faults:
+        faults += await fetch_as(reader, str, sql, ())
+    if reader.dialect.scan:
+        for table in await fetch_as(reader, str, reader.dialect.tables, ()):
+            try:
+                await reader.read(reader.dialect.scan.format(table=_quoted(table)))
+            except StoreBroken as error:
+                faults.append(f"damaged: table {table} cannot be read: {error.message}")
     versions: dict[str, list[int]] = {}
     for each in await _applied(reader):
         versions.setdefault(each.owner, []).append(each.version)
@@ -177,18 +169,13 @@ async def faults_of(reader: StoreReader) -> list[str]:
     return faults
 
 
-async def isolation_faults(reader: StoreReader, others: Iterable[str]) -> list[str]:
+async def isolation_faults(reader: StoreReader) -> list[str]:
     """Try to reach other services' databases by a service's connection; return what was (P1)."""
-    faults = []
-    for other in others:
-        if await reader.reaches(other):
-            faults.append(f"not isolated: the connection of {reader.service} reaches {other}")
-        try:
-            await reader.read(f"attach database '{other.replace(chr(39), chr(39) * 2)}' as other")
-        except StoreError:
-            continue
-        faults.append(f"not isolated: a statement of {reader.service} reaches {other}")
-    return faults
+    return [
+        f"not isolated: the connection of {reader.service} reaches {other}"
+        for other in await reader.beside.others()
+        if await reader.reaches(other)
+    ]
 
 
 async def _applied(reader: StoreReader) -> list[_Applied]:
@@ -197,7 +184,7 @@ async def _applied(reader: StoreReader) -> list[_Applied]:
 
 
 async def _rows_since(reader: StoreReader, table: str, quoted: str, since_us: int) -> int | None:
-    columns = await fetch_as(reader, str, "select name from pragma_table_info(?)", (table,))
+    columns = await fetch_as(reader, str, reader.dialect.columns, (table,))
     timed = next((each for each in _TIMES if each in columns), None)
     if timed is None:
         return None
@@ -207,18 +194,20 @@ async def _rows_since(reader: StoreReader, table: str, quoted: str, since_us: in
 
 
 async def _bytes_of_tables(reader: StoreReader) -> dict[str, int]:
-    """Return the bytes of each table with its indexes; nothing where SQLite is built without."""
+    """Return the bytes of each table with its indexes; nothing where the engine does not count."""
     try:
-        rows = await reader.read(
-            "select tbl_name, sum(pgsize) from dbstat join sqlite_master using(name) group by 1"
-        )
+        rows = await reader.read(reader.dialect.table_sizes)
     except StoreError:
         return {}
     return {str(name): int(size or 0) for name, size in rows}
 
 
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 async def _growth(reader: StoreReader, now: int) -> int | None:
-    """Return the bytes a day by which the file has grown since the oldest size of a week."""
+    """Return the bytes a day by which the database has grown since the oldest size of a week."""
     sizes = await reader.read(
         "select at_us, bytes from sm_size where at_us >= "
         "(select max(at_us) from sm_size) - ? order by at_us",
@@ -255,15 +244,19 @@ async def note_retention(
     )
 
 
-async def note_size(unit: Unit, now_us: int) -> None:
-    """Note the size of the file, and forget what it was a month ago."""
-    (pages,) = await fetch_as(unit, _Pages, _PAGES, ())
-    await unit.execute(
-        "insert into sm_size(at_us, bytes) values (?, ?) on conflict(at_us) do nothing",
-        now_us,
-        pages.used,
-    )
-    await unit.execute("delete from sm_size where at_us < ?", now_us - 30 * DAY_US)
+async def note_size(store: Store, now_us: int) -> None:
+    """Note the size of the database, and forget what it was a month ago."""
+    (size,) = await fetch_as(store, _Size, store.dialect.size, ())
+
+    async def body(unit: Unit) -> None:
+        await unit.execute(
+            "insert into sm_size(at_us, bytes) values (?, ?) on conflict(at_us) do nothing",
+            now_us,
+            size.used,
+        )
+        await unit.execute("delete from sm_size where at_us < ?", now_us - 30 * DAY_US)
+
+    await store.write(body, name="note the size")
 
 
 async def unwatched_us(unit: Unit, now_us: int, *, longest_us: int) -> int:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
 from synchromesh.store import health, inbox, postgres_log, postgres_units
+from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import check_schemas
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.postgres_connection import Connection, connect, place_of
+from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_log import logs_of, prepare_logs
@@ -26,6 +28,7 @@ from synchromesh.store.postgres_readers import (
     Readers,
     reaches,
 )
+from synchromesh.store.postgres_sole import SoleProcess
 from synchromesh.store.postgres_units import Units, UnitsOptions
 from synchromesh.store.postgres_wakeups import Wakeups
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
@@ -66,6 +69,7 @@ class PostgresOptions:
         backlog_max: units of work that may be under way or wait.
         look_every_s: how often it is looked for events to which a process that died gave no
             position.
+        is_sole: whether another process that opens the database is refused.
 
     Example:
         >>> PostgresOptions(connections_max=8).unit_limit_s
@@ -77,10 +81,13 @@ class PostgresOptions:
     unit_limit_s: float = 5.0
     backlog_max: int = 10_000
     look_every_s: float = 1.0
+    is_sole: bool = False
 
 
 class PostgresStore(UnitStore):
     """Store data in a PostgreSQL database; `open` makes one, `close` closes its connections."""
+
+    dialect = POSTGRES
 
     def __init__(
         self,
@@ -130,6 +137,7 @@ class PostgresStore(UnitStore):
             connections_max=options.readers_max,
         )
         self._is_closed = False
+        self._sole: SoleProcess | None = None
 
     @classmethod
     async def open(
@@ -141,30 +149,44 @@ class PostgresStore(UnitStore):
         runtime: Runtime,
         options: PostgresOptions = PostgresOptions(),
         tracer: Tracer | None = None,
+        mark: str = "",
     ) -> PostgresStore:
         """Connect to a database, migrate its tables under a lock, and start.
 
         With a `tracer`, each unit of a trace gets a span of kind "unit": from its submission until
-        it is durable.
+        it is durable. With a `mark`, a database that has another one is refused.
 
         Raises:
             StoreUnavailable: the server cannot be reached.
+            StoreLocked: another process has it, and one alone may.
             StoreBroken: it refuses the role, is too old, or the database is another service's.
             StoreTooNew: a newer release made its tables, and this one may not use them.
             ContractError: a schema's migrations are not in order.
         """
         check_schemas((STORE_SCHEMA, *schemas))
+        place, sole = place_of(url), None
         connection = await connect(url, service=service)
         try:
+            await check_mark(connection, mark, place)
+            if options.is_sole:
+                sole = await SoleProcess.take(
+                    lambda: connect(url, service=service), service=service, place=place
+                )
             log_id = await _prepare(connection, url, service, schemas, runtime)
-        except PostgresFault as error:
-            raise translate(error, path=place_of(url)) from error
+        except BaseException as error:
+            if sole is not None:
+                await sole.close()
+            if isinstance(error, PostgresFault):
+                raise translate(error, path=place) from error
+            raise
         finally:
             connection.terminate()
-        return cls(
+        store = cls(
             url, service=service, log_id=log_id, logs=logs_of(schemas), runtime=runtime,
             options=options, tracer=tracer,
         )  # fmt: skip
+        store._sole = sole
+        return store
 
     @property
     def commits(self) -> int:
@@ -204,6 +226,8 @@ class PostgresStore(UnitStore):
         await self._units.close()
         await self._sequencer.close()
         await self._wakeups.close()
+        if self._sole is not None:
+            await self._sole.close()
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
@@ -234,6 +258,7 @@ class PostgresStores:
 
     Args:
         url: the address of a service's database.
+        mark: what is noted of it, if anything is; "" is not looked for.
     """
 
     def __init__(
@@ -241,10 +266,12 @@ class PostgresStores:
         runtime: Runtime,
         url: Callable[[str], str],
         options: PostgresOptions = PostgresOptions(),
+        mark: Callable[[str], str] = lambda _: "",
     ) -> None:
         self._runtime = runtime
         self._url = url
         self._options = options
+        self._mark = mark
 
     async def open(
         self, service: str, schemas: Sequence[Schema], *, tracer: Tracer | None = None
@@ -257,6 +284,7 @@ class PostgresStores:
             runtime=self._runtime,
             options=self._options,
             tracer=tracer,
+            mark=self._mark(service),
         )
 
     def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:  # noqa: ARG002
@@ -265,7 +293,9 @@ class PostgresStores:
 
     async def open_reader(self, service: str) -> PostgresReader:
         """Open the database of a service to read it, as `PostgresReader.open` says."""
-        return await PostgresReader.open(self._url(service), service=service, runtime=self._runtime)
+        return await PostgresReader.open(
+            self._url(service), service=service, runtime=self._runtime, mark=self._mark(service)
+        )
 
     def __repr__(self) -> str:
         return f"<PostgresStores {place_of(self._url('NAME'))}>"

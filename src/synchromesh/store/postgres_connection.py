@@ -159,13 +159,14 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
     place, state = place_of(url), state_of(error)
     if state.startswith("28"):
         return StoreBroken(
-            f"{place} refuses the role: {getattr(error, 'message', '')}; give a user and password "
-            "that the server knows, and check its pg_hba.conf"
+            f"{place} refuses the role: {getattr(error, 'message', '')}; have it made (synchromesh "
+            "db create), or give a user and password that the server knows, and check its "
+            "pg_hba.conf"
         )
     if state == "3D000":
         return StoreBroken(
-            f"{place}: there is no such database; create it (create database ...) and let the "
-            "role own it, or give the address of another one"
+            f"{place}: there is no such database; create it (synchromesh db create), or give the "
+            "address of another one"
         )
     if state == "42501":
         return StoreBroken(

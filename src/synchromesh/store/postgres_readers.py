@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from synchromesh.errors import StoreBroken, StoreError
 from synchromesh.runtime import Runtime
 from synchromesh.store.backup import Backup
+from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.postgres_connection import Connection, clear, connect, place_of, run
+from synchromesh.store.postgres_databases import MARK, check_mark
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import (
     READ_ONLY,
@@ -26,6 +28,10 @@ from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.statements import refuse
 from synchromesh.store.unit import Fetched, Row, SqlValue
 
+_OTHERS = (
+    f"select datname from pg_database where shobj_description(oid, 'pg_database') like '{MARK} %' "
+    "and datname <> current_database() order by datname"
+)
 # A statement is learnt from twice at most, its connection lost or its plan stale once.
 _TRIES_MAX = 5
 
@@ -123,6 +129,14 @@ class PostgresBeside:
         """Connect once more; a statement has no limit, and ends with who asked for it."""
         return await PostgresReader.open(self._url, service=self._service, runtime=self._runtime)
 
+    async def others(self) -> list[str]:
+        """Return the databases of the server that are marked as a service's, but for this one."""
+        own = await self.reader()
+        try:
+            return [str(name) for (name,) in await own.read(_OTHERS)]
+        finally:
+            await own.close()
+
     async def back_up(self, folder: Path, *, system: str) -> Backup:  # noqa: ARG002
         """Raise `StoreBroken`: the server's own tools make backups of it."""
         raise StoreBroken(
@@ -138,6 +152,8 @@ class PostgresBeside:
 class PostgresReader:
     """Reads the committed state of a database that others may write; implements `StoreReader`."""
 
+    dialect = POSTGRES
+
     def __init__(
         self, url: str, *, service: str, log_id: str, readers: Readers, beside: PostgresBeside
     ) -> None:
@@ -149,16 +165,19 @@ class PostgresReader:
         self.place = place_of(url)
 
     @classmethod
-    async def open(cls, url: str, *, service: str, runtime: Runtime) -> PostgresReader:
+    async def open(
+        cls, url: str, *, service: str, runtime: Runtime, mark: str = ""
+    ) -> PostgresReader:
         """Connect to a database to read it.
 
         Raises:
             StoreUnavailable: the server cannot be reached.
-            StoreBroken: it refuses the role, or the database is no service's yet.
+            StoreBroken: it refuses the role, or the database is another's, or no service's yet.
         """
         place = place_of(url)
         connection = await connect(url, service=service, is_read_only=True)
         try:
+            await check_mark(connection, mark, place)
             rows = await connection.fetch("select value from sm_meta where name = 'log_id'")
         except PostgresFault as error:
             if state_of(error) == "42P01":
@@ -202,7 +221,11 @@ class PostgresReader:
 
 
 async def reaches(url: str, place: str, *, service: str) -> bool:
-    """Return whether the role of an address can connect to the database of another."""
+    """Return whether the role of an address can connect to another database of its server.
+
+    Args:
+        place: the name of that database, or an address with it.
+    """
     other = urlsplit(place).path.removeprefix("/")
     try:
         connection = await connect(url, service=service, is_read_only=True, database=other)

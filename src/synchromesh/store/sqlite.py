@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from synchromesh.errors import StoreBroken, StoreLocked, StoreUnavailable
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import health, inbox, writer
+from synchromesh.store.dialect import SQLITE
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
@@ -94,6 +95,8 @@ class SqliteStore(UnitStore):
         ...     asyncio.run(main(f"{folder}/shop.db"))
         [('SX90', 3)]
     """
+
+    dialect = SQLITE
 
     def __init__(
         self,

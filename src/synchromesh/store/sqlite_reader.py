@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from synchromesh.errors import StoreBroken, StoreUnavailable
 from synchromesh.runtime import DiskRuntime
 from synchromesh.store.backup import Backup
+from synchromesh.store.dialect import SQLITE
 from synchromesh.store.sqlite_backup import back_up
 from synchromesh.store.sqlite_errors import (
     IOERR,
@@ -44,6 +45,8 @@ class SqliteReader:
         ...     print(error.message)
         shop has no database yet: /nowhere/shop.db is made when the service starts
     """
+
+    dialect = SQLITE
 
     def __init__(
         self,
@@ -150,6 +153,11 @@ class SqliteBeside:
             own._connection, own, _Lane(f"reader of {self._service}", self._runtime)
         )
 
+    async def others(self) -> list[str]:
+        """Return the paths of the other databases in the folder of the file."""
+        found = map(str, Path(self._path).parent.glob("*.db"))
+        return [each for each in found if each != self._path]
+
     async def back_up(self, folder: Path, *, system: str) -> Backup:
         """Copy the file in a thread of its own, as `sqlite_backup.back_up` says."""
         lane = _Lane(f"backup of {self._service}", self._runtime)
@@ -179,6 +187,8 @@ class ReaderBeside:
 
     Whoever is cancelled ends the statement that it waits for.
     """
+
+    dialect = SQLITE
 
     def __init__(self, connection: sqlite3.Connection, own: SqliteReader, lane: _Lane) -> None:
         self._connection, self._own, self._lane = connection, own, lane

@@ -18,6 +18,7 @@ import msgspec
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys, SubjectRecord, Vault
 from synchromesh.store.backup import Backup
+from synchromesh.store.dialect import Dialect
 from synchromesh.tuples import to_tuple
 
 T = TypeVar("T")
@@ -190,6 +191,10 @@ class Beside(Protocol):
         """
         ...
 
+    async def others(self) -> list[str]:
+        """Return where the databases of other services are that are found beside this one."""
+        ...
+
     async def back_up(self, folder: Path, *, system: str) -> Backup:
         """Copy the database, which may be in use, to a new folder below `folder`.
 
@@ -211,6 +216,11 @@ class StoreReader(Protocol):
     @property
     def log_id(self) -> str:
         """The id of the event log in it; new after a restore."""
+        ...
+
+    @property
+    def dialect(self) -> Dialect:
+        """What differs in the SQL of its engine."""
         ...
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +26,8 @@ FLAG = "--set"
 
 # Marks a text of the schema that only refers to a secret: "env:NAME" or "file:PATH".
 Secret = Annotated[str, msgspec.Meta(extra={"is_secret": True})]
+# The like for a URL, which may stand there itself as long as no password is in it.
+SecretUrl = Annotated[str, msgspec.Meta(extra={"is_secret": True, "is_url": True})]
 SECRET_FORMS = ("env:", "file:")
 
 Name = tuple[str, ...]
@@ -149,8 +152,11 @@ class Layers:
             raise ConfigError(f"{self.where(*place.split('.'))}: {message}") from error
         for name, kind, value in _leaves(config, self._schema, ()):
             if _is_secret(kind) and value and not value.startswith(SECRET_FORMS):
+                if kind == SecretUrl and _is_open_url(value):
+                    continue
+                what = "may have a password" if kind == SecretUrl else "is a secret"
                 raise ConfigError(
-                    f"{self.where(*name)}: {'.'.join(name)} is a secret, which is never written "
+                    f"{self.where(*name)}: {'.'.join(name)} {what}, which is never written "
                     'there itself; write "env:NAME" or "file:PATH"'
                 )
         return config
@@ -416,7 +422,16 @@ def _is_table(kind: Any) -> bool:
 
 
 def _is_secret(kind: Any) -> bool:
-    return bool(kind == Secret)
+    return kind in (Secret, SecretUrl)
+
+
+def _is_open_url(text: str) -> bool:
+    """Return whether a text is a URL in which there is no password."""
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme) and parts.password is None and "password" not in parts.query
+    except ValueError:
+        return False
 
 
 def _fields(kind: Any) -> dict[str, Any]:

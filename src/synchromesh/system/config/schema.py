@@ -22,6 +22,7 @@ from synchromesh.resilience import (
     RetryOptions,
 )
 from synchromesh.system.config.admin_section import AdminSection
+from synchromesh.system.config.engine_section import EngineSection
 from synchromesh.system.config.external_section import ExternalSection
 from synchromesh.system.config.gateway_section import GatewaySection
 from synchromesh.system.config.layers import Secret
@@ -429,6 +430,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         policies: how edges differ from the default policy, by caller and callee.
         gateway: the API gateway.
         admin: where each process tells of its health.
+        engine: the servers that keep its databases and carry its messages, where it needs some.
         retention: after which time services forget what they keep.
         dev: what `synchromesh dev` does besides.
     """
@@ -439,6 +441,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: dict[str, PolicySection] = {}
     gateway: GatewaySection = GatewaySection()
     admin: AdminSection = AdminSection()
+    engine: EngineSection = EngineSection()
     retention: RetentionSection = RetentionSection()
     dev: DevSection = DevSection()
 

@@ -51,23 +51,17 @@ async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
 
 
 async def _verify(reader: StoreReader, _: DbVerify) -> dict[str, Any]:
-    others = [
-        str(path) for path in Path(reader.place).parent.glob("*.db") if str(path) != reader.place
-    ]
-
     async def ask(own: StoreReader) -> list[str]:
         faults = await faults_of(own)
         return [
             *faults,
             *await log_faults(own),
             *await keys_faults(own),
-            *await isolation_faults(own, others),
+            *await isolation_faults(own),
         ]
 
     # By the connection that serves, too.
-    faults = dict.fromkeys(
-        [*await isolation_faults(reader, others), *await ask_beside(reader, ask)]
-    )
+    faults = dict.fromkeys([*await isolation_faults(reader), *await ask_beside(reader, ask)])
     return {"service": reader.service, "path": reader.place, "faults": list(faults)}
 
 

@@ -11,7 +11,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +25,9 @@ from synchromesh.identity import Signer
 from synchromesh.network import HandedNetwork
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
-from synchromesh.store import SqliteStores, StoreOptions
+from synchromesh.store import StoreOptions
 from synchromesh.store.archive import Archive
+from synchromesh.system.config.databases import Databases, databases_by
 from synchromesh.system.config.definitions import (
     places_of,
     policies_of,
@@ -108,6 +109,7 @@ class Host:
         urls: where the parts are reached that run here, by name.
         admin: tells whether the process takes requests.
         code: which files each part runs; None in a process of one part.
+        databases: where the services keep what they have.
         fits: raises where the contracts of a gateway that is reloaded do not fit; None where all
             parts have loaded the same.
     """
@@ -119,6 +121,7 @@ class Host:
     admin: AdminListener
     pool: HttpPool
     background: Supervisor
+    databases: Databases
     _definitions: Definitions
     _fix: Callable[..., None]
     _registry: Registry
@@ -146,7 +149,7 @@ class Host:
         self.services: dict[str, ServicePart] = {}
         self.urls: dict[str, str] = {}
         self._externals: list[ExternalProcess] = []
-        self._store = store or StoreOptions()
+        self._store = store
         self._succeeds = succeeds
         # Calls within the process need no network; a process of one part has none.
         self._inproc = None if name else InProcessTransport()
@@ -202,12 +205,13 @@ class Host:
         if self._inproc is not None:
             transports["inproc"] = self._inproc
         table = FaultTable()
+        self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,
             services={service.name: service for service in definitions.services},
             signer=signer,
             sink=ring,
-            stores=SqliteStores(runtime, self.rundir.database, self._store_options),
+            stores=self.databases.stores,
             resolver=made,
             transports=transports,
             policies=lambda caller: policies_of(config, caller),
@@ -490,10 +494,6 @@ class Host:
         if not self.config.retention.archive:
             return None
         return Archive(self.runtime, lambda what, at_us: self.rundir.archive(service, what, at_us))
-
-    def _store_options(self, service: str) -> StoreOptions:
-        pages_max = self.config.services[service].pages_max or self._store.pages_max
-        return replace(self._store, pages_max=pages_max)
 
     def __repr__(self) -> str:
         return f"<Host of {self.name or self.config.system.name}: {', '.join(self.services)}>"

@@ -226,6 +226,8 @@ class System:
 
         registry = self._registry = MemoryRegistry(verify=verify)
         await host.open(definitions, signer, lambda _: registry, fix=registry.fix)
+        if (on_server := host.databases.on_server) is not None and on_server.has_user:
+            await on_server.create([each.name for each in definitions.services if each.state])
         host.background.start(Child("registry", registry.run))
         host.background.start(Child("code", self._watch_code))
         if self._is_split:

@@ -1,0 +1,58 @@
+"""The section of `synchromesh.toml` that says which engines keep databases and carry messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.system.config.layers import SECRET_FORMS, SecretUrl
+from synchromesh.system.config.secrets import read_secret
+
+_SCHEMES = {"postgres": ("postgresql", "postgres"), "nats": ("nats", "tls", "ws", "wss")}
+
+
+class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[engine]`: the servers that a system runs on once one machine is too small for it.
+
+    Each is the URL of a server, or a reference to it: "env:NAME" or "file:PATH". A URL with a
+    password is only ever given by reference.
+
+    Attributes:
+        postgres: the PostgreSQL server that keeps a database for each service, such as
+            "postgresql://HOST:5432"; its user is whom `synchromesh db create` connects as, and
+            each service has a role of its own. "" keeps them in SQLite files.
+        nats: the NATS server, such as "nats://HOST:4222"; "" for none.
+    """
+
+    postgres: SecretUrl = ""
+    nats: SecretUrl = ""
+
+    def url(self, engine: str, folder: Path, environment: Mapping[str, str]) -> str:
+        """Return the URL of an engine's server, "postgres" or "nats"; "" where none is given.
+
+        Raises:
+            ConfigError: what it refers to is missing, or no URL of such a server.
+        """
+        given: str = getattr(self, engine)
+        name = f"engine.{engine}"
+        url = given
+        if given.startswith(SECRET_FORMS):
+            url = read_secret(given, name=name, folder=folder, environment=environment)
+        if url and not _is_url(url, _SCHEMES[engine]):
+            place = f"{given} " if url != given else ""
+            raise ConfigError(
+                f"{name}: {place}is no URL of a server; write {_SCHEMES[engine][0]}://HOST:PORT"
+            )
+        return url
+
+
+def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.netloc or parts.query) and text.isprintable()
+    except ValueError:
+        return False
