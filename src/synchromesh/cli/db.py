@@ -24,6 +24,28 @@ def db() -> None:
 
 
 @db.command()
+@click.option("--new-key", is_flag=True, help="Take over what was made under another system key.")
+@json_option
+@click.pass_obj
+def create(folder: Path, new_key: bool, is_json: bool) -> int:
+    """Make a database and a role for each service on the server of [engine] postgres.
+
+    Nobody else may connect to it. What is there already stays; what was done is printed. The user
+    of the server's URL needs CREATEDB and CREATEROLE.
+    """
+    import asyncio
+
+    from synchromesh.system.control.offline import create_databases
+
+    done = asyncio.run(create_databases(folder, is_new_key=new_key))
+    if is_json:
+        print_json(done)
+    for line in done if not is_json else ():
+        print_line(line)
+    return 0
+
+
+@db.command()
 @click.argument("service", default="")
 @json_option
 @click.pass_obj
@@ -50,9 +72,9 @@ def status(folder: Path, service: str, is_json: bool) -> int:
 def verify(folder: Path, service: str, is_json: bool) -> int:
     """Check the database of SERVICE, or of each. Exits 1 where something is wrong.
 
-    Every page and reference is read; versions and positions of the log must have no holes but those
-    that were removed; checkpoints must be of this log; and the service's connection must not reach
-    another service's database, which is tried.
+    Every page and reference is read, or each value on a server; versions and positions of the log
+    must have no holes but those that were removed; checkpoints must be of this log; and the
+    service's connection must not reach another service's database, which is tried.
     """
     answers = actions.read(folder, "db.verify", within_s=_LONG_S, service=service)
     if is_json:
@@ -145,15 +167,19 @@ def restore(folder: Path, service: str, backup: Path, why: str, is_json: bool) -
 def migrate(folder: Path, service: str, dry_run: bool, why: str, is_json: bool) -> int:
     """Run the migrations that the code has and the database of SERVICE, or of each, lacks.
 
-    A start does the same by itself; this is for doing it apart from one. With --dry-run, exits 1
+    A start does the same by itself; this is for doing it apart from one. A SQLite file is its
+    service's while that runs; on a PostgreSQL server it may run meanwhile. With --dry-run, exits 1
     where there is something to run.
     """
+    import asyncio
+
     from synchromesh.system.control.offline import migrate_services, plan_migrations
 
     if dry_run:
-        found = plan_migrations(folder, service)
+        found = asyncio.run(plan_migrations(folder, service))
     else:
-        found = migrate_services(folder, service, who=actions.say_why(why), why=why)
+        who = actions.say_why(why)
+        found = asyncio.run(migrate_services(folder, service, who=who, why=why))
     if is_json:
         print_json(msgspec.to_builtins(found))
     else:

@@ -27,15 +27,30 @@ CUT = 130
 @settings_option
 @click.option("--split", "is_split", is_flag=True, help="Run a process for each service.")
 @click.option("--reload", "is_reload", is_flag=True, help="Take up code that changes.")
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["postgres"]),
+    multiple=True,
+    help="Start this server, unless [engine] has its URL.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the URLs as one JSON object.")
 @click.pass_obj
 def dev(
-    folder: Path, settings: tuple[str, ...], is_split: bool, is_reload: bool, is_json: bool
+    folder: Path,
+    settings: tuple[str, ...],
+    is_split: bool,
+    is_reload: bool,
+    engines: tuple[str, ...],
+    is_json: bool,
 ) -> int:
     """Run the system of this folder in one process until Ctrl-C.
 
     Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
     too, which is started again when it ends. Ctrl-C shuts down gracefully, a second one at once.
+
+    With --engine postgres (extra `engines`) databases are on a PostgreSQL server, which is started
+    and stopped with the system; its data is kept in .synchromesh/postgres.
 
     What raises is shown here, with its trace and your own frames; `synchromesh logs` has all of it.
     A part that fails too often is given up alone, see `synchromesh status`; with
@@ -51,7 +66,7 @@ def dev(
     if is_reload and not is_program:
         raise click.UsageError("--reload starts its program anew; run it as one of its own")
     try:
-        return _dev(folder, settings, Ways(is_split, is_reload, is_json), is_program)
+        return _dev(folder, settings, Ways(is_split, is_reload, is_json, engines), is_program)
     except SynchromeshError as error:
         if not is_reload:
             raise
@@ -69,6 +84,7 @@ class Ways:
     is_split: bool
     is_reload: bool
     is_json: bool
+    engines: tuple[str, ...] = ()
 
 
 def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) -> int:
@@ -81,6 +97,14 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     from synchromesh.system.config.reading import read_layers
 
     config, layers = read_layers(folder, environment=os.environ, flags=settings)
+    engines = []
+    if ways.engines:
+        from synchromesh.system.host.engines import engines_of
+
+        engines = engines_of(ways.engines, config, folder)
+        # As if they had been given: whoever reads the configuration again finds them there.
+        settings = (*settings, *(f"engine.{each.name}={each.url}" for each in engines))
+        config, layers = read_layers(folder, environment=os.environ, flags=settings)
     forks, reloader = None, None
     if ways.is_split and is_program:
         from synchromesh.system.host.fork_server import start_fork_server
@@ -91,7 +115,9 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     load_services(config, folder)
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):
         click.echo(f"synchromesh: warning: {each}", err=True)
-    system = System(config, folder, RealRuntime(), is_split=ways.is_split, forks=forks)
+    system = System(
+        config, folder, RealRuntime(), is_split=ways.is_split, forks=forks, engines=engines
+    )
     system.reread = lambda: read_layers(folder, environment=os.environ, flags=settings)[0]
     if ways.is_reload:
         from synchromesh.cli.reload import Reloader

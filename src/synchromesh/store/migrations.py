@@ -60,6 +60,23 @@ _BLANKS = re.compile(r"('(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|\s+")
 _EXCERPT_CHARS = 48
 
 
+class PlannedMigration(msgspec.Struct, frozen=True):
+    """A migration that a database lacks, with the statements as they run."""
+
+    owner: str
+    version: int
+    readable_by_min: int
+    statements: list[str]
+
+
+def planned(
+    owner: str, migration: Migration, tokens: Mapping[str, str] = SQLITE_TOKENS
+) -> PlannedMigration:
+    """Return a migration as it is told, in the engine's own types."""
+    statements = [render(each, tokens) for each in migration.statements]
+    return PlannedMigration(owner, migration.version, migration.readable_by_min, statements)
+
+
 def check_schemas(schemas: Sequence[Schema]) -> None:
     """Validate schemas: distinct owners, versions 1, 2, 3, ..., no transaction control."""
     owners: set[str] = set()

@@ -6,7 +6,8 @@ role of a service reaches no other database (P1, if it was set up so).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from synchromesh.errors import StoreBroken
@@ -14,14 +15,14 @@ from synchromesh.runtime import Runtime
 from synchromesh.store import health, inbox, postgres_log, postgres_units
 from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.guard import refuse_in_unit
-from synchromesh.store.migrations import check_schemas
+from synchromesh.store.migrations import PlannedMigration, check_schemas
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.postgres_connection import Connection, connect, place_of
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_log import logs_of, prepare_logs
-from synchromesh.store.postgres_migrations import migrate
+from synchromesh.store.postgres_migrations import migrate, pending
 from synchromesh.store.postgres_readers import (
     PostgresBeside,
     PostgresReader,
@@ -55,6 +56,7 @@ STORE_SCHEMA = Schema(
 # Far longer than any store looks for the outcome of a commit.
 _FORGOTTEN_AFTER_US = 7 * 86_400_000_000
 _NOTE = "insert into sm_meta(name, value) values ($1, $2) on conflict(name) do nothing"
+_CHANGE = "insert into sm_change(at_us, what, who, why) values ($1, $2, $3, $4)"
 _NOTED = "select name, value from sm_meta where name in ('log_id', 'service')"
 
 
@@ -290,6 +292,43 @@ class PostgresStores:
     def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:  # noqa: ARG002
         """Check that the migrations are in order; they are tried where they are applied."""
         check_schemas((STORE_SCHEMA, *schemas))
+
+    async def plan(self, service: str, schemas: Sequence[Schema]) -> list[PlannedMigration]:
+        """Return the migrations that a database lacks; raises as `PostgresStore.open` does."""
+        async with self._connected(service, schemas) as (connection, all_of, place):
+            return await pending(connection, all_of, path=place)
+
+    async def migrate(
+        self, service: str, schemas: Sequence[Schema], *, who: str, why: str
+    ) -> list[PlannedMigration]:
+        """Run the migrations that a database lacks, record who asked and why; return what ran.
+
+        Its service may run meanwhile. Raises as `PostgresStore.open` does.
+        """
+        async with self._connected(service, schemas) as (connection, all_of, place):
+            found = await pending(connection, all_of, path=place)
+            url, runtime = self._url(service), self._runtime
+            await _prepare(connection, url, service, schemas, runtime)
+            if found:
+                ran = ", ".join(f"{each.owner} {each.version}" for each in found)
+                await connection.execute(_CHANGE, runtime.wall_us(), f"migrated: {ran}", who, why)
+            return found
+
+    @asynccontextmanager
+    async def _connected(
+        self, service: str, schemas: Sequence[Schema]
+    ) -> AsyncIterator[tuple[Connection, Sequence[Schema], str]]:
+        """Connect, check whose the database is, and translate errors."""
+        url, all_of = self._url(service), (STORE_SCHEMA, *schemas)
+        check_schemas(all_of)
+        connection = await connect(url, service=service)
+        try:
+            await check_mark(connection, self._mark(service), place_of(url))
+            yield connection, all_of, place_of(url)
+        except PostgresFault as error:
+            raise translate(error, path=place_of(url)) from error
+        finally:
+            connection.terminate()
 
     async def open_reader(self, service: str) -> PostgresReader:
         """Open the database of a service to read it, as `PostgresReader.open` says."""

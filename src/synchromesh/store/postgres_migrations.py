@@ -10,8 +10,10 @@ from synchromesh.store.migrations import (
     APPLIED,
     NOTE_APPLIED,
     TABLE,
+    PlannedMigration,
     applied_of,
     missing_migrations,
+    planned,
     render,
 )
 from synchromesh.store.postgres_connection import Connection
@@ -23,6 +25,13 @@ from synchromesh.store.unit import Migration, Schema
 _LOCK = "select pg_advisory_lock(hashtext('synchromesh.migrations'))"
 _UNLOCK = "select pg_advisory_unlock(hashtext('synchromesh.migrations'))"
 _IS_MADE = "select to_regclass('sm_migration') is not null"
+
+
+async def pending(
+    connection: Connection, schemas: Sequence[Schema], *, path: str
+) -> list[PlannedMigration]:
+    """Return the migrations that a database lacks, in the order of `migrate`; raises as it does."""
+    return [planned(*each, TOKENS) for each in await _missing(connection, schemas, path)]
 
 
 async def migrate(connection: Connection, schemas: Sequence[Schema], *, path: str) -> None:
@@ -37,13 +46,19 @@ async def migrate(connection: Connection, schemas: Sequence[Schema], *, path: st
     """
     await connection.execute(_LOCK)
     try:
-        made = await connection.fetchval(_IS_MADE)
-        applied = applied_of(await connection.fetch(APPLIED)) if made else {}
-        for owner, migration in missing_migrations(applied, schemas, path=path):
+        for owner, migration in await _missing(connection, schemas, path):
             await _apply(connection, owner, migration, path)
     finally:
         if not connection.is_closed():
             await connection.execute(_UNLOCK)
+
+
+async def _missing(
+    connection: Connection, schemas: Sequence[Schema], path: str
+) -> list[tuple[str, Migration]]:
+    made = await connection.fetchval(_IS_MADE)
+    applied = applied_of(await connection.fetch(APPLIED)) if made else {}
+    return missing_migrations(applied, schemas, path=path)
 
 
 async def _apply(connection: Connection, owner: str, migration: Migration, path: str) -> None:

@@ -5,28 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-import msgspec
-
 from synchromesh.runtime import Disk
 from synchromesh.store.migrations import (
-    SQLITE_TOKENS,
+    PlannedMigration,
     check_schemas,
     dry_run_migrations,
     migrate,
     pending_migrations,
-    render,
+    planned,
 )
 from synchromesh.store.sqlite_errors import SqliteFault, translate
-from synchromesh.store.unit import Migration, Schema
-
-
-class PlannedMigration(msgspec.Struct, frozen=True):
-    """A migration that a file lacks, with the statements as they run."""
-
-    owner: str
-    version: int
-    readable_by_min: int
-    statements: list[str]
+from synchromesh.store.unit import Schema
 
 
 def plan_file(path: str, schemas: Sequence[Schema], *, disk: Disk) -> list[PlannedMigration]:
@@ -37,14 +26,14 @@ def plan_file(path: str, schemas: Sequence[Schema], *, disk: Disk) -> list[Plann
     """
     if disk.file_id(path) is None:
         check_schemas(schemas)
-        return [_planned(each.owner, one) for each in schemas for one in each.migrations]
+        return [planned(each.owner, one) for each in schemas for one in each.migrations]
     dry_run_migrations(path, schemas, disk)
     try:
         with contextlib.closing(disk.connect(path, read_only=True)) as connection:
             found = pending_migrations(connection, schemas, path=path)
     except SqliteFault as error:
         raise translate(error, path=path) from error
-    return [_planned(owner, migration) for owner, migration in found]
+    return [planned(owner, migration) for owner, migration in found]
 
 
 def migrate_file(
@@ -87,9 +76,4 @@ def migrate_file(
                 connection.execute("commit")
     except SqliteFault as error:
         raise translate(error, path=path) from error
-    return [_planned(owner, migration) for owner, migration in found]
-
-
-def _planned(owner: str, migration: Migration) -> PlannedMigration:
-    statements = [render(each, SQLITE_TOKENS) for each in migration.statements]
-    return PlannedMigration(owner, migration.version, migration.readable_by_min, statements)
+    return [planned(owner, migration) for owner, migration in found]

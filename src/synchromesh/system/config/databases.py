@@ -21,7 +21,16 @@ from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import signing_key
 
 if TYPE_CHECKING:
+    from synchromesh.store.postgres import PostgresStores
     from synchromesh.store.postgres_databases import PostgresDatabases
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The databases of a system on a PostgreSQL server: what opens them, and what makes them."""
+
+    stores: PostgresStores
+    databases: PostgresDatabases
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +39,11 @@ class Databases:
 
     Attributes:
         stores: opens them.
-        on_server: what they are on a PostgreSQL server; None where they are SQLite files.
+        server: what they are on a server; None where they are SQLite files.
     """
 
     stores: StoreFactory
-    on_server: PostgresDatabases | None = None
+    server: Server | None = None
 
 
 def databases_by(
@@ -69,7 +78,8 @@ def databases_by(
             rundir.create()
         signer = Signer(signing_key(config.system.key, rundir, folder, os.environ))
     of = PostgresDatabases(url, system=config.system.name, password=signer.database_password)
-    return Databases(PostgresStores(runtime, of.url, PostgresOptions(is_sole=True), of.mark), of)
+    stores = PostgresStores(runtime, of.url, PostgresOptions(is_sole=True), of.mark)
+    return Databases(stores, Server(stores, of))
 
 
 def check_engines(config: SystemConfig, folder: Path) -> str:

@@ -10,6 +10,7 @@ import datetime as dt
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class RunDir:
         self.telemetry = self.path / "telemetry"
         self._info = self.path / "run.json"
         self._key = self.path / "system.key"
+        self._engines = self.path / "engines.json"
 
     def create(self) -> None:
         """Create the directory, private to this user; what exists is kept.
@@ -138,6 +140,18 @@ class RunDir:
             for path in self.telemetry.iterdir():
                 if path.is_file() and path.stat().st_mtime * 1e6 < before_us:
                     path.unlink()
+
+    def note_engines(self, names: Sequence[str]) -> None:
+        """Note which servers were started with the system; the next note goes before it."""
+        if sorted(names) != self.engines():
+            write_private(self._engines, msgspec.json.encode(sorted(names)))
+
+    def engines(self) -> list[str]:
+        """Return which servers were started with the system when it ran last."""
+        try:
+            return msgspec.json.decode(self._engines.read_bytes(), type=list[str])
+        except (OSError, msgspec.MsgspecError):
+            return []
 
     def publish(self, info: RunInfo) -> None:
         """Write `run.json` atomically."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.saga.tables import count_by_status
 from synchromesh.service import Service, schemas_of
 from synchromesh.store import Schema
+from synchromesh.store.migrations import PlannedMigration
 from synchromesh.store.sqlite import STORE_SCHEMA
 from synchromesh.store.sqlite_backup import read_manifest, restore
-from synchromesh.store.sqlite_offline import PlannedMigration, migrate_file, plan_file
+from synchromesh.store.sqlite_offline import migrate_file, plan_file
 from synchromesh.store.sqlite_reader import SqliteReader
 from synchromesh.system.config.definitions import load_services
 from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.control.stopped import server_at
 
 
 class RestoredService(msgspec.Struct, frozen=True):
@@ -59,8 +62,14 @@ async def restore_service(
         StoreLocked: its process runs.
         StoreError, ContractError: the backup cannot be used; nothing was changed.
     """
-    config = load_config(folder)
+    config = load_config(folder, environment=os.environ)
     definition = _known(config, folder, service)
+    async with server_at(folder) as server:
+        if server is not None:
+            raise ConfigError(
+                f"{service} has its database on a PostgreSQL server, which is not restored here: "
+                "use the server's own tools (pg_restore, or recovery to a point in time)"
+            )
     manifest = read_manifest(backup)
     for what, ours, theirs in (
         ("system", config.system.name, manifest.system),
@@ -94,33 +103,65 @@ async def restore_service(
     )
 
 
-def plan_migrations(folder: Path, service: str) -> list[Migrated]:
+async def create_databases(folder: Path, *, is_new_key: bool) -> list[str]:
+    """Make what is missing of the databases and roles on a server; return what was done.
+
+    Args:
+        is_new_key: take over what this system has made under another key.
+
+    Raises:
+        ConfigError: databases are files, or the configuration cannot be read.
+        StoreError: the server cannot be reached, or refuses.
+    """
+    async with server_at(folder) as server:
+        if server is None:
+            raise ConfigError(
+                "databases are SQLite files here, which a start makes; name a server: [engine] "
+                'postgres = "env:DATABASE_URL"'
+            )
+        names = [each.name for each in _wanted(folder, "")]
+        return await server.databases.create(names, is_new_key=is_new_key)
+
+
+async def plan_migrations(folder: Path, service: str) -> list[Migrated]:
     """Return which migrations the code would run, of one service or of all; a system may run.
 
     Raises:
         ConfigError: there is no such service, or it has no database.
         ContractError, StoreError: a start would fail with it.
     """
-    runtime, rundir = RealRuntime(), RunDir(folder)
+    runtime, rundir, wanted = RealRuntime(), RunDir(folder), _wanted(folder, service)
+    async with server_at(folder) as server:
+        if server is not None:
+            return [
+                Migrated(each.name, await server.stores.plan(each.name, schemas_of(each)))
+                for each in wanted
+            ]
     return [
         Migrated(
             each.name, plan_file(rundir.database(each.name), _schemas(each), disk=runtime.disk)
         )
-        for each in _wanted(folder, service)
+        for each in wanted
     ]
 
 
-def migrate_services(folder: Path, service: str, *, who: str, why: str) -> list[Migrated]:
+async def migrate_services(folder: Path, service: str, *, who: str, why: str) -> list[Migrated]:
     """Run the migrations that the code has and a database lacks, of one service or of all.
 
     Raises:
         ConfigError, ContractError, StoreError: as `plan_migrations` does.
-        StoreLocked: the process of a service runs.
+        StoreLocked: the process of a service runs, which has its file; on a server it may.
     """
-    runtime, rundir = RealRuntime(), RunDir(folder)
+    runtime, rundir, wanted = RealRuntime(), RunDir(folder), _wanted(folder, service)
     rundir.create()
     done = []
-    for each in _wanted(folder, service):
+    async with server_at(folder) as server:
+        if server is not None:
+            for each in wanted:
+                ran = await server.stores.migrate(each.name, schemas_of(each), who=who, why=why)
+                done.append(Migrated(each.name, ran))
+            return done
+    for each in wanted:
         path = rundir.database(each.name)
         with _owned(path, each.name, runtime):
             ran = migrate_file(
@@ -135,7 +176,7 @@ def migrate_services(folder: Path, service: str, *, who: str, why: str) -> list[
 
 
 def _wanted(folder: Path, service: str) -> Sequence[Service]:
-    config = load_config(folder)
+    config = load_config(folder, environment=os.environ)
     if service:
         return [_known(config, folder, service)]
     return [each for each in load_services(config, folder) if each.state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
@@ -11,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import ConfigError, SagaError, UnknownSaga
-from synchromesh.runtime import RealRuntime
 from synchromesh.saga.backlog import last_ended, not_ended, with_records
 from synchromesh.saga.recorded import RecordedRun, masked, recorded
 from synchromesh.saga.records import SagaRecord
@@ -20,13 +20,12 @@ from synchromesh.saga.seals import opened
 from synchromesh.saga.tables import SagaRow
 from synchromesh.sealing import NO_KEYS
 from synchromesh.service import Service
-from synchromesh.store import SqliteStores, StoreReader
+from synchromesh.store import StoreFactory, StoreReader
 from synchromesh.system.config.definitions import load_services
 from synchromesh.system.config.histories import read_histories, write_histories
 from synchromesh.system.config.reading import load_config
-from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.old_code import OldCode
-from synchromesh.system.control.stopped import databases_of
+from synchromesh.system.control.stopped import databases_of, stores_at
 
 _PAGE_RUNS = 200
 _NAMED_MAX = 5
@@ -148,14 +147,15 @@ async def check_sagas(
         ConfigError: a definition, a history or the other code cannot be loaded.
         StoreError: a database cannot be read.
     """
-    services = load_services(load_config(folder), folder)
+    services = load_services(load_config(folder, environment=os.environ), folder)
     tally = _Tally(services)
     there = read_histories(folder / place)
     for name, run in there.items():
         tally.history(name, run)
-    for service in databases_of(folder):
-        async for row, records in _unended(folder, service):
-            tally.run(service, row, records)
+    async with stores_at(folder) as stores:
+        for service in databases_of(folder):
+            async for row, records in _unended(stores, service):
+                tally.run(service, row, records)
     taken_away: set[str] = set()
     before: list[str] = []
     if old is not None:
@@ -216,20 +216,22 @@ async def record_runs(
         UnknownSaga: no run has one of these ids.
         SagaError: a run does not fit the code, or cannot be masked.
     """
-    services = {each.name: each for each in load_services(load_config(folder), folder)}
+    config = load_config(folder, environment=os.environ)
+    services = {each.name: each for each in load_services(config, folder)}
     if not databases_of(folder):
         raise ConfigError(
             f"no system has run in {folder} yet; start one there with: synchromesh dev"
         )
     left, found = set(ids), []
-    for service in databases_of(folder):
-        async with _reader(folder, service) as reader:
-            wanted = list(ids) or await last_ended(reader, _LOOKED_AT_MAX)
-            async for row, records in _pages(reader, wanted):
-                left.discard(row.id)
-                if isinstance(records, SagaError):
-                    raise records
-                found.append(_to_record(services[service], row, records, mask))
+    async with stores_at(folder) as stores:
+        for service in databases_of(folder):
+            async with _reader(stores, service) as reader:
+                wanted = list(ids) or await last_ended(reader, _LOOKED_AT_MAX)
+                async for row, records in _pages(reader, wanted):
+                    left.discard(row.id)
+                    if isinstance(records, SagaError):
+                        raise records
+                    found.append(_to_record(services[service], row, records, mask))
     if left:
         raise UnknownSaga(f"no saga has the id {min(left)!r}; synchromesh saga list shows them")
     return write_histories(folder / place, found)
@@ -250,9 +252,9 @@ def _to_record(
 
 
 async def _unended(
-    folder: Path, service: str
+    stores: StoreFactory, service: str
 ) -> AsyncIterator[tuple[SagaRow, list[SagaRecord] | SagaError]]:
-    async with _reader(folder, service) as reader:
+    async with _reader(stores, service) as reader:
         async for each in _pages(reader, await not_ended(reader)):
             yield each
 
@@ -269,8 +271,8 @@ async def _pages(
 
 
 @asynccontextmanager
-async def _reader(folder: Path, service: str) -> AsyncIterator[StoreReader]:
-    reader = await SqliteStores(RealRuntime(), RunDir(folder).database).open_reader(service)
+async def _reader(stores: StoreFactory, service: str) -> AsyncIterator[StoreReader]:
+    reader = await stores.open_reader(service)
     try:
         yield reader
     finally:

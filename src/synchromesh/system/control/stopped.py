@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.events.inspection import export_events
 from synchromesh.runtime import RealRuntime
-from synchromesh.store import SqliteStores
+from synchromesh.store import SqliteStores, StoreFactory
+from synchromesh.system.config.databases import Server, databases_by
+from synchromesh.system.config.definitions import load_services
 from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import Answers, ReadAction, parse_request
 from synchromesh.system.control.local import LAST
+from synchromesh.system.supervise.postgres_engine import PostgresEngine
 from synchromesh.telemetry import ASKING, kept_spans
 
+POSTGRES = PostgresEngine.name
 _NEVER_RAN = "no system has run in {} yet; start one there with: synchromesh dev"
 
 
@@ -27,24 +34,66 @@ def databases_of(folder: Path) -> list[str]:
     """Return the services whose databases are in the run directory of a folder.
 
     An external service may keep a file of its own beside them. Where the configuration cannot be
-    read, all files count.
+    read, all files count. On a server it is each service that keeps something.
     """
-    found = sorted(path.stem for path in RunDir(folder).data.glob("*.db"))
+    found, config = sorted(path.stem for path in RunDir(folder).data.glob("*.db")), _config(folder)
+    if config is None:
+        return found
+    if config.engine.postgres or POSTGRES in RunDir(folder).engines():
+        return [each.name for each in load_services(config, folder) if each.state]
+    return [name for name in found if name in config.services]
+
+
+@contextlib.asynccontextmanager
+async def stores_at(folder: Path) -> AsyncIterator[StoreFactory]:
+    """Return what opens the databases of the system in a folder, whether or not it runs.
+
+    Raises:
+        ConfigError, MissingExtra: as `databases_by` does.
+    """
+    async with server_at(folder) as server:
+        yield server.stores if server else SqliteStores(RealRuntime(), RunDir(folder).database)
+
+
+@contextlib.asynccontextmanager
+async def server_at(folder: Path) -> AsyncIterator[Server | None]:
+    """Return the databases of the system in a folder on their server; None where they are files.
+
+    A server that was started with the system, and stopped with it, is started meanwhile.
+
+    Raises:
+        ConfigError, MissingExtra: as `databases_by` does.
+    """
+    rundir, config = RunDir(folder), _config(folder)
+    if config is None:
+        yield None
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        if not config.engine.postgres and POSTGRES in rundir.engines():
+            engine = PostgresEngine(rundir.path)
+            if not engine.is_running:
+                stack.push_async_callback(engine.stop)
+                await engine.start()
+            config = replace(config, engine=replace(config.engine, postgres=engine.url))
+        yield databases_by(config, folder, RealRuntime()).server
+
+
+def _config(folder: Path) -> SystemConfig | None:
+    """Return the configuration of a folder; None where it cannot be read."""
     with contextlib.suppress(ConfigError):
-        services = load_config(folder).services
-        found = [name for name in found if name in services]
-    return found
+        return load_config(folder, environment=os.environ)
+    return None
 
 
 async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
-    """Run an action that reads over the databases in the run directory of a folder.
+    """Run an action that reads over the databases of the system in a folder.
 
     Raises:
         ConfigError: the action needs a running system, or there is no such database.
         BadRequest: the request does not fit.
         StoreError: a database cannot be read.
     """
-    action, rundir = find_action(name), RunDir(folder)
+    action = find_action(name)
     if not isinstance(action, ReadAction):
         raise ConfigError(
             f"{name} changes something, so it needs the running system; start it with: "
@@ -56,21 +105,21 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
         raise ConfigError(_NEVER_RAN.format(folder))
     if wanted.service and wanted.service not in known:
         raise ConfigError(
-            f"{wanted.service!r} has no database in {rundir.data}; there are {', '.join(known)}"
+            f"{wanted.service!r} has no database; there are those of {', '.join(known)}"
         )
-    stores = SqliteStores(RealRuntime(), rundir.database)
     answers = {}
-    for service in known:
-        if wanted.service not in ("", service):
-            continue
-        reader = await stores.open_reader(service)
-        try:
-            answer = await action.run(reader, wanted)
-        finally:
-            await reader.close()
-        if answer is not None:
-            # As it would come from the running system.
-            answers[service] = msgspec.json.decode(msgspec.json.encode(answer))
+    async with stores_at(folder) as stores:
+        for service in known:
+            if wanted.service not in ("", service):
+                continue
+            reader = await stores.open_reader(service)
+            try:
+                answer = await action.run(reader, wanted)
+            finally:
+                await reader.close()
+            if answer is not None:
+                # As it would come from the running system.
+                answers[service] = msgspec.json.decode(msgspec.json.encode(answer))
     if not answers and action.unknown is not None:
         raise action.unknown(wanted)
     return Answers(answers)
@@ -121,17 +170,17 @@ async def export_to(
         ConfigError: there is no such database.
         StoreError: it cannot be read.
     """
-    rundir = RunDir(folder)
     known = databases_of(folder)
     if service not in known:
-        there = ", ".join(known) or "none"
-        raise ConfigError(f"{service!r} has no database in {rundir.data}; there are {there}")
-    reader = await SqliteStores(RealRuntime(), rundir.database).open_reader(service)
+        there = f"those of {', '.join(known)}" if known else "none"
+        raise ConfigError(f"{service!r} has no database; there are {there}")
     count = 0
-    try:
-        async for lines in export_events(reader, stream=stream, name=name, after=after):
-            write(lines)
-            count += lines.count(b"\n")
-    finally:
-        await reader.close()
+    async with stores_at(folder) as stores:
+        reader = await stores.open_reader(service)
+        try:
+            async for lines in export_events(reader, stream=stream, name=name, after=after):
+                write(lines)
+                count += lines.count(b"\n")
+        finally:
+            await reader.close()
     return count

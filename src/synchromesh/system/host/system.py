@@ -1,7 +1,7 @@
 """A whole system in a folder: all parts in this process, or a process for each.
 
-    run directory → registry → control API → external services → services → opening → gateway
-    → run.json
+    run directory → engines → registry → control API → external services → services → opening
+    → gateway → run.json
 
 and back in the other order. What was started before something failed is stopped again.
 """
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
+from synchromesh.system.host.engines import Engine
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
@@ -68,6 +69,7 @@ class System:
         is_split: whether each instance of a service, and the gateway, has a process of its own.
         forks: forks those processes; without it each is a new interpreter.
         budget: how long the stages of a stop may take.
+        engines: servers that are started before all else, and stopped after it.
 
     Attributes:
         reread: reads the configuration as it is now: a gateway in a process of its own takes up its
@@ -87,7 +89,9 @@ class System:
         is_split: bool = False,
         forks: ForkServer | None = None,
         budget: StopBudget | None = None,
+        engines: Sequence[Engine] = (),
     ) -> None:
+        self._engines = engines
         self._host = Host(config, folder.resolve(), runtime, store=store, budget=budget)
         self._config = config
         self._is_split = is_split
@@ -225,9 +229,17 @@ class System:
             return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
 
         registry = self._registry = MemoryRegistry(verify=verify)
+        host.rundir.note_engines([engine.name for engine in self._engines])
+        for engine in self._engines:
+            enter.push_async_callback(engine.stop)
         await host.open(definitions, signer, lambda _: registry, fix=registry.fix)
-        if (on_server := host.databases.on_server) is not None and on_server.has_user:
-            await on_server.create([each.name for each in definitions.services if each.state])
+        for engine in self._engines:
+            await engine.start()
+            host.background.start(Child(f"engine/{engine.name}", engine.run))
+        server = host.databases.server
+        if server is not None and server.databases.has_user:
+            names = [each.name for each in definitions.services if each.state]
+            await server.databases.create(names)
         host.background.start(Child("registry", registry.run))
         host.background.start(Child("code", self._watch_code))
         if self._is_split:

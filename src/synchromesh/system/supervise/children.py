@@ -29,8 +29,8 @@ class ChildHung(ChildEnded):
     """Raised when a child process was killed because it hung."""
 
 
-def die_with_parent() -> Callable[[], Any] | None:
-    """Return a `preexec_fn` by which the kernel kills a child with this process (PR_SET_PDEATHSIG).
+def die_with_parent(number: int = signal.SIGKILL) -> Callable[[], Any] | None:
+    """Return a `preexec_fn` by which the kernel ends a child with this process (PR_SET_PDEATHSIG).
 
     None where there is no such thing: it is Linux's.
     """
@@ -40,7 +40,7 @@ def die_with_parent() -> Callable[[], Any] | None:
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 
     def ask_to_die() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # it died before it could be watched
 
@@ -95,6 +95,7 @@ async def spawn(
     link: int = -1,
     handle: int = -1,
     line_bytes_max: int = 0,
+    dies_by: int = signal.SIGKILL,
 ) -> asyncio.subprocess.Process:
     """Start a child in a process group of its own, with stderr in a log.
 
@@ -105,6 +106,7 @@ async def spawn(
             with stdout as a pipe.
         handle: a descriptor that it inherits.
         line_bytes_max: of the pipe.
+        dies_by: the signal that ends it where this process dies.
 
     Raises:
         ConfigError: it cannot be run.
@@ -119,7 +121,7 @@ async def spawn(
             stderr=log,
             limit=line_bytes_max,
             pass_fds=() if handle < 0 else (handle,),
-            preexec_fn=die_with_parent(),
+            preexec_fn=die_with_parent(dies_by),
             start_new_session=True,
         )
     except OSError as error:

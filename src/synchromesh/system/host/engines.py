@@ -1,0 +1,51 @@
+"""The servers that `dev --engine` starts beside a system, where its configuration names none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.supervise.postgres_engine import PostgresEngine
+
+
+class Engine(Protocol):
+    """A server that a system needs; `start`, then `run`, then `stop`."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `[engine]`."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Its address, which is known before it is started."""
+        ...
+
+    async def start(self) -> None:
+        """Start it, and wait until it serves. Raises ConfigError."""
+        ...
+
+    async def run(self) -> None:
+        """Watch it, and start it again where it ended; a supervised loop."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop it. May be repeated."""
+        ...
+
+
+_ENGINES: dict[str, Callable[[Path], Engine]] = {"postgres": PostgresEngine}
+
+
+def engines_of(names: Sequence[str], config: SystemConfig, folder: Path) -> list[Engine]:
+    """Return the servers to start, of those that are asked for; not one whose URL is configured.
+
+    Raises:
+        MissingExtra: one is not installed.
+        ConfigError: one cannot be run here.
+    """
+    wanted = [name for name in dict.fromkeys(names) if not getattr(config.engine, name)]
+    return [_ENGINES[name](RunDir(folder).path) for name in wanted]
