@@ -16,8 +16,8 @@ MINUTES ?= 5
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: sync ## Run servo-works as processes, break it on purpose, audit its databases
-	@$(RUN) python -m synchromesh.examples.servo_works.demo
+demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres
+	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
 test: sync ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run on all cores
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types layers docs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from unittest import mock
 import asyncpg
 import pytest
 
+from cli_runs import runner
 from postgres_server import shared_server
 from synchromesh.errors import (
     ConfigError,
@@ -187,6 +190,71 @@ async def test_a_server_that_cannot_be_used_is_told_before_anything_is_served(
     with mock.patch.dict(sys.modules, {"synchromesh.store.postgres": None}):
         assert "needs the extra 'postgres'" in await refused(tmp_path, "wrong", MissingExtra)
     assert list((tmp_path / ".synchromesh").glob("run.json")) == []
+
+
+def test_verbs_of_databases_on_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are made, migrated, looked into and checked while nothing runs; copies are not made."""
+    run = runner(capsys)
+    (tmp_path / "synchromesh.toml").write_text(TOML.format(name="verbs"))
+    ran = run(tmp_path, "db", "migrate", "--dry-run")
+    assert ran.code == 2
+    assert "synchromesh db create" in ran.err
+    assert run(tmp_path, "db", "create").out.splitlines() == [
+        "shop: made the role verbs_shop",
+        "shop: made the database verbs_shop",
+        "shop: revoked CONNECT on verbs_shop from PUBLIC",
+    ]
+    assert run(tmp_path, "db", "create", "--json").out.count("are there") == 1
+    assert run(tmp_path, "db", "migrate", "--dry-run").code == 1
+    assert "create table sm_event" in run(tmp_path, "db", "migrate", "--why", "new").out
+    assert "ran 0 migrations" in run(tmp_path, "db", "migrate", "--why", "again").out
+    asyncio.run(sold_once(tmp_path, "verbs"))
+    told = json.loads(run(tmp_path, "db", "status", "--json").out)[0]
+    assert told["path"].startswith("postgresql://verbs_shop@")
+    assert told["bytes"] > 1_000_000
+    rows = {each["name"]: each["rows"] for each in told["tables"]}
+    assert (rows["sm_event"], rows["sm_change"]) == (1, 1)
+    assert "migrated: " in told["changes"][0]["what"]
+    assert len(json.loads(run(tmp_path, "events", "list", "--json").out)) == 1
+    verified = run(tmp_path, "db", "verify")
+    assert (verified.code, verified.out) == (0, "shop: in order\n")
+    for words, mend in (
+        (["backup"], "pg_dump"),
+        (["restore", "shop", "x", "--why", "y"], "pg_res"),
+    ):
+        ran = run(tmp_path, "db", *words)
+        assert ran.code == 2
+        assert mend in ran.err
+
+
+async def sold_once(folder: Path, name: str) -> None:
+    async with running(folder, name) as system:
+        await sell(system)
+
+
+def test_verify_finds_what_is_damaged_or_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A database that others may connect to, a hole in the log, an index that is not valid."""
+    run = runner(capsys)
+    asyncio.run(sold_once(tmp_path, "spoilt"))
+
+    async def spoil() -> None:
+        await databases(system="open").create(["x"])
+        admin = await asyncpg.connect(shared_server().url("spoilt_shop"))
+        await admin.execute("grant connect on database open_x to public")
+        await admin.execute("update sm_event set position = position + 7")
+        await admin.execute(
+            "update pg_index set indisvalid = false where indexrelid = 'sm_meta_pkey'::regclass"
+        )
+        await admin.close()
+
+    asyncio.run(spoil())
+    ran = run(tmp_path, "db", "verify")
+    assert ran.code == 1
+    assert "not isolated: the connection of shop reaches open_x" in ran.out
+    assert "positions up to 8 are missing from the log" in ran.out
+    assert "damaged: index sm_meta_pkey is not valid" in ran.out
 
 
 @pytest.mark.parametrize(

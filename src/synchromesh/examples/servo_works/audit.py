@@ -1,6 +1,7 @@
-"""Audits servo-works from outside: reads its databases with sqlite3, and no code of its services.
+"""Audits servo-works from outside: reads its databases by SQL, and no code of its services.
 
     python audit.py .synchromesh/data
+    python audit.py postgresql://admin@db.example:5432
 
 It is run once nothing is under way any more, and holds the six databases and the credit provider's
 books against one another: every order placed or fully undone, stock and money to the last piece and
@@ -10,19 +11,35 @@ nothing to audit.
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 SERVICES = ("orders", "inventory", "billing", "production", "configurator", "fleet")
 PROVIDER_DB = "credit_provider.db"
 LINES_MAX = 200
+
+
+class Database(Protocol):
+    """A database that is asked."""
+
+    def execute(self, sql: str, /) -> Iterable[tuple[Any, ...]]:
+        """Return the rows of a statement."""
+        ...
+
+
+class Unreadable(Exception):
+    """Raised when a server's databases cannot be read."""
 
 
 @dataclass
@@ -60,29 +77,29 @@ class Report:
 
 
 def audit(
-    data_dir: Path, provider_db: Path | None = None, expected: Mapping[str, str] | None = None
+    place: Path | str, provider_db: Path | None = None, expected: Mapping[str, str] | None = None
 ) -> Report:
-    """Audit the databases in a folder against one another.
+    """Audit the databases in a folder, or on a server, against one another.
 
     Args:
-        data_dir: where the databases of the services are, such as `orders.db`.
+        place: the folder where the databases of the services are, such as `orders.db`; or the URL
+            of a PostgreSQL server, with a user that may read all of them.
         provider_db: the credit provider's books; None leaves them out.
         expected: what clients were told of each order: "placed", "accepted" or "rejected".
 
     Raises:
         FileNotFoundError: a database is missing.
+        Unreadable: the server cannot be reached, or refuses.
     """
     with contextlib.ExitStack() as stack:
-        databases = {
-            name: stack.enter_context(_opened(data_dir / f"{name}.db")) for name in SERVICES
-        }
+        databases = stack.enter_context(opened(place, SERVICES))
         provider = None if provider_db is None else stack.enter_context(_opened(provider_db))
         return audit_databases(databases, provider, expected)
 
 
 def audit_databases(
-    databases: Mapping[str, sqlite3.Connection],
-    provider: sqlite3.Connection | None = None,
+    databases: Mapping[str, Database],
+    provider: Database | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> Report:
     """Hold databases that are open against one another, by the names of their services.
@@ -106,7 +123,7 @@ def audit_databases(
 # -- nothing is left behind ----------------------------------------------------------------------
 
 
-def _check_nothing_left(report: Report, service: str, database: sqlite3.Connection) -> None:
+def _check_nothing_left(report: Report, service: str, database: Database) -> None:
     for saga_id, name, status, owner, reason in database.execute(
         "select id, name, status, owner, reason from sm_saga order by id"
     ):
@@ -120,7 +137,7 @@ def _check_nothing_left(report: Report, service: str, database: sqlite3.Connecti
 # -- each order, across the services it goes through ---------------------------------------------
 
 
-def _check_orders(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+def _check_orders(report: Report, databases: Mapping[str, Database]) -> None:
     holds = _by_order(
         databases["inventory"],
         "select order_id, sku, qty from hold where status = 'active'",
@@ -175,7 +192,7 @@ def _check_one(
         report.find(f"order {order_id} has the {what} {found[0]}, expected {expected}")
 
 
-def _by_order(database: sqlite3.Connection, sql: str) -> dict[str, list[tuple[Any, ...]]]:
+def _by_order(database: Database, sql: str) -> dict[str, list[tuple[Any, ...]]]:
     rows: dict[str, list[tuple[Any, ...]]] = {}
     for order_id, *rest in database.execute(sql):
         rows.setdefault(order_id, []).append(tuple(rest))
@@ -185,7 +202,7 @@ def _by_order(database: sqlite3.Connection, sql: str) -> dict[str, list[tuple[An
 # -- stock, to the last piece --------------------------------------------------------------------
 
 
-def _check_stock(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+def _check_stock(report: Report, databases: Mapping[str, Database]) -> None:
     inventory = databases["inventory"]
     sold: Counter[str] = Counter()
     for sku, qty in databases["orders"].execute(
@@ -219,7 +236,7 @@ def _check_stock(report: Report, databases: Mapping[str, sqlite3.Connection]) ->
                 )
 
 
-def _streams(report: Report, inventory: sqlite3.Connection) -> dict[str, tuple[int, int, int]]:
+def _streams(report: Report, inventory: Database) -> dict[str, tuple[int, int, int]]:
     """Return (received, on hand, held) of each drive, added up from its stream."""
     sums: dict[str, tuple[int, int, int]] = {}
     versions: Counter[str] = Counter()
@@ -253,8 +270,8 @@ def _streams(report: Report, inventory: sqlite3.Connection) -> dict[str, tuple[i
 
 def _check_money(
     report: Report,
-    databases: Mapping[str, sqlite3.Connection],
-    provider: sqlite3.Connection | None,
+    databases: Mapping[str, Database],
+    provider: Database | None,
 ) -> None:
     sold = _sums(
         databases["orders"],
@@ -283,14 +300,14 @@ def _check_money(
             )
 
 
-def _sums(database: sqlite3.Connection, sql: str) -> Counter[str]:
+def _sums(database: Database, sql: str) -> Counter[str]:
     return Counter(dict(database.execute(sql)))
 
 
 # -- what the configurator heard -----------------------------------------------------------------
 
 
-def _check_read_model(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+def _check_read_model(report: Report, databases: Mapping[str, Database]) -> None:
     copies = databases["configurator"]
     prices = "select sku, price_minor || ' ' || currency from price"
     for what, owner, owned, copied in (
@@ -315,16 +332,14 @@ def _check_read_model(report: Report, databases: Mapping[str, sqlite3.Connection
 # -- every reading of every drive ----------------------------------------------------------------
 
 
-def _check_readings(report: Report, fleet: sqlite3.Connection) -> None:
+def _check_readings(report: Report, fleet: Database) -> None:
     """Taken, kept as events, and worked out: the three are one number for each drive."""
     taken = dict(fleet.execute("select id, taken from machine"))
     worked_out = dict(fleet.execute("select machine_id, readings from condition"))
     kept: Counter[str] = Counter()
-    for machine_id, count in fleet.execute(
-        "select json_extract(body, '$.machine_id'), json_array_length(body, '$.readings') "
-        "from sm_event where name = 'fleet.readings_taken'"
-    ):
-        kept[machine_id] += count
+    for (body,) in fleet.execute("select body from sm_event where name = 'fleet.readings_taken'"):
+        event = json.loads(body)
+        kept[event["machine_id"]] += len(event["readings"])
     report.readings = sum(taken.values())
     for machine_id in sorted({*taken, *kept, *worked_out}):
         counts = tuple(each.get(machine_id, 0) for each in (taken, kept, worked_out))
@@ -338,9 +353,7 @@ def _check_readings(report: Report, fleet: sqlite3.Connection) -> None:
 # -- what clients were told ----------------------------------------------------------------------
 
 
-def _check_expected(
-    report: Report, orders: sqlite3.Connection, expected: Mapping[str, str]
-) -> None:
+def _check_expected(report: Report, orders: Database, expected: Mapping[str, str]) -> None:
     statuses = dict(orders.execute("select order_id, status from orders"))
     for order_id, told in sorted(expected.items()):
         status = statuses.get(order_id)
@@ -361,6 +374,46 @@ def _check_expected(
 
 
 @contextlib.contextmanager
+def opened(place: Path | str, services: Iterable[str]) -> Iterator[dict[str, Database]]:
+    """Open the databases of services, in a folder or on a server, for reading only."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: _OnServer(place, name)
+            if isinstance(place, str)
+            else stack.enter_context(_opened(place / f"{name}.db"))
+            for name in services
+        }
+
+
+class _OnServer:
+    """A database of a PostgreSQL server; each statement has a connection of its own."""
+
+    def __init__(self, url: str, service: str) -> None:
+        self._url = urlsplit(url)._replace(path=f"/servo_works_{service}").geturl()
+
+    def execute(self, sql: str, /) -> list[tuple[Any, ...]]:
+        # In a thread, for whoever asks may run on a loop of their own.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._fetch(sql)).result()
+
+    async def _fetch(self, sql: str) -> list[tuple[Any, ...]]:
+        import asyncpg  # only where there is a server
+
+        try:
+            connection = await asyncpg.connect(
+                self._url, server_settings={"default_transaction_read_only": "on"}
+            )
+            try:
+                rows = await connection.fetch(sql)
+            finally:
+                await connection.close()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise Unreadable(f"{self._url.rpartition('@')[2]}: {error}") from error
+        # Sums are of another type there.
+        return [tuple(int(v) if isinstance(v, Decimal) else v for v in row) for row in rows]
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database for reading only."""
     if not path.is_file():
@@ -377,17 +430,19 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-    """Audit the folder named on the command line and return the exit code."""
+    """Audit the folder or server named on the command line and return the exit code."""
     parser = argparse.ArgumentParser(description="Audits the databases of servo-works.")
-    parser.add_argument("data_dir", type=Path, help="such as .synchromesh/data")
-    parser.add_argument("--provider-db", type=Path, help=f"by default DATA_DIR/{PROVIDER_DB}")
+    parser.add_argument("place", help="such as .synchromesh/data, or postgresql://HOST")
+    parser.add_argument("--provider-db", type=Path, help=f"by default in a folder: {PROVIDER_DB}")
     options = parser.parse_args(None if arguments is None else list(arguments))
+    is_server = options.place.startswith(("postgresql://", "postgres://"))
+    place = options.place if is_server else Path(options.place)
     provider_db = options.provider_db
-    if provider_db is None and (options.data_dir / PROVIDER_DB).is_file():
-        provider_db = options.data_dir / PROVIDER_DB
+    if provider_db is None and isinstance(place, Path) and (place / PROVIDER_DB).is_file():
+        provider_db = place / PROVIDER_DB
     try:
-        report = audit(options.data_dir, provider_db)
-    except (FileNotFoundError, sqlite3.Error) as error:
+        report = audit(place, provider_db)
+    except (FileNotFoundError, sqlite3.Error, Unreadable) as error:
         sys.stderr.write(f"nothing to audit: {error}\n")
         return 2
     sys.stdout.write("\n".join(report.lines()) + "\n")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.orders import PlaceOrder
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pace", type=int, default=1, metavar="N", help="orders come N times as fast, by default 1"
     )
+    parser.add_argument("--engine", choices=["postgres"], default="", help="by default SQLite")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what --keep left in DIR")
     options = parser.parse_args(arguments)
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.judge is not None:
             return judge_kept(options.judge, out)
-        return run(options.orders, options.rate, options.pace, options.keep, out)
+        ways = Ways(options.rate, options.pace, options.engine)
+        return run(options.orders, ways, options.keep, out)
     except Mistake as mistake:
         sys.stderr.write(f"demo: {mistake}\n")
         return USER_MISTAKE
@@ -80,7 +83,16 @@ class Mistake(Exception):
     """Raised when the demo was asked for what cannot be done."""
 
 
-def run(orders: int, rate: str | None, pace: int, keep: Path | None, out: Console) -> int:
+@dataclass(frozen=True)
+class Ways:
+    """How the demo is run: how often each customer orders, how fast they come, which engine."""
+
+    rate: str | None = None
+    pace: int = 1
+    engine: str = ""
+
+
+def run(orders: int, ways: Ways, keep: Path | None, out: Console) -> int:
     """Run the demo in a folder of its own and judge it.
 
     Raises:
@@ -92,9 +104,9 @@ def run(orders: int, rate: str | None, pace: int, keep: Path | None, out: Consol
         raise Mistake(
             f"--orders {orders}: use {ORDERS_MIN} to {len(book)}, which is all of the book"
         )
-    if not 1 <= pace <= PACE_MAX:
-        raise Mistake(f"--pace {pace}: use 1 to {PACE_MAX}")
-    rate = rates().orders if rate is None else _rate(rate)
+    if not 1 <= ways.pace <= PACE_MAX:
+        raise Mistake(f"--pace {ways.pace}: use 1 to {PACE_MAX}")
+    rate = rates().orders if ways.rate is None else _rate(ways.rate)
     with ExitStack() as stack:
         if keep is None:
             temporary = tempfile.TemporaryDirectory(prefix="servo-works-")
@@ -103,7 +115,7 @@ def run(orders: int, rate: str | None, pace: int, keep: Path | None, out: Consol
             folder = _empty(keep)
         copy_shipped(folder)
         set_rates(folder, replace(rates(), orders=rate))
-        account = asyncio.run(_stoppable(folder, book[:orders], pace, out))
+        account = asyncio.run(_stoppable(folder, book[:orders], ways, out))
         account.save(folder)
         code = judge_kept(folder, out)
     if keep is not None:
@@ -121,13 +133,13 @@ def judge_kept(folder: Path, out: Console) -> int:
     """
     try:
         account = accounts.load(folder)
-        return judge(account, folder / ".synchromesh" / "data", out)
+        return judge(account, folder, out)
     except (FileNotFoundError, ValueError) as error:
         raise Mistake(f"{folder} does not hold a whole run of the demo: {error}") from error
 
 
 async def _stoppable(
-    folder: Path, orders: list[PlaceOrder], pace: int, out: Console
+    folder: Path, orders: list[PlaceOrder], ways: Ways, out: Console
 ) -> accounts.Account:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
@@ -139,7 +151,7 @@ async def _stoppable(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    return await play(folder, orders, out, pace)
+    return await play(folder, orders, out, ways.pace, ways.engine)
 
 
 def _rate(text: str) -> str:

@@ -55,7 +55,9 @@ TIMES_MAX = 10
 WITHIN_S = 60.0
 
 
-async def play(folder: Path, orders: list[PlaceOrder], out: Console, pace: int = 1) -> Account:
+async def play(
+    folder: Path, orders: list[PlaceOrder], out: Console, pace: int = 1, engine: str = ""
+) -> Account:
     """Run the demo in a folder made by `copy_shipped`, and return what was seen.
 
     Whatever happens, no process is left.
@@ -63,6 +65,7 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console, pace: int =
     Args:
         pace: how many times as fast orders come: from as many times as many customers at once, and
             one after the other in as many times less time.
+        engine: the server that keeps the databases; "" for SQLite files.
 
     Raises:
         SystemEnded: the system ended by itself.
@@ -72,7 +75,7 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console, pace: int =
     account = Account(len(orders))
     display = Display(out, account)
     async with HttpPool(network=RealRuntime().network) as pool:
-        system = RunningSystem(folder, pool, "--split")
+        system = RunningSystem(folder, pool, "--split", engine=engine)
         acts = Acts(system, pool, account, display, orders, pace=pace)
         script = asyncio.create_task(acts.run())
         try:

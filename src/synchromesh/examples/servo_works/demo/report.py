@@ -7,17 +7,19 @@ from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 
-from audit import PROVIDER_DB, Report, audit
+from audit import PROVIDER_DB, Report, Unreadable, audit
 from rich.console import Console
 from rich.text import Text
 
 from demo.account import Account, Kill, Restart
 from demo.evidence import held_ms
 from demo.play import EDGE
+from demo.running import databases_in
 from demo.verdict import conditions, failed_by_restart, recoveries, stall_trips, trips
 from synchromesh.cli.show import print_story, time_of_day, waterfall
 from synchromesh.cli.why import print_why
 from synchromesh.codec import to_datetime
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.explanation import explain
 
@@ -26,16 +28,17 @@ TURNS_MAX = 12
 DEGRADED_MAX = 12
 
 
-def judge(account: Account, data: Path, out: Console) -> int:
+def judge(account: Account, folder: Path, out: Console) -> int:
     """Audit the databases, print the report, and return the exit code: 0, or 1 for a finding.
 
     Raises:
         FileNotFoundError: a database is missing.
     """
     try:
-        audited = audit(data, data / PROVIDER_DB, account.told)
-    except sqlite3.Error as error:
-        audited = Report(findings=[f"the databases in {data} cannot be read: {error}"])
+        with databases_in(folder) as place:
+            audited = audit(place, RunDir(folder).data / PROVIDER_DB, account.told)
+    except (sqlite3.Error, Unreadable) as error:
+        audited = Report(findings=[f"the databases in {folder} cannot be read: {error}"])
     _head(f"servo-works: {account.orders} orders in {account.took_s:.1f} s", out)
     for name, text in chain(
         _counts(account, audited),

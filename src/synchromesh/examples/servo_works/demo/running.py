@@ -2,17 +2,17 @@
 
 import asyncio
 import signal
-import sqlite3
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from audit import opened
 from gateway import gateway as definition
 from shop import Rates
 
@@ -24,6 +24,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.gateway_keys import keys_file_of
 from synchromesh.system.config.rundir import RunDir, RunInfo
 from synchromesh.system.supervise.children import die_with_parent
+from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
 SHIPPED = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "synchromesh.cli")
@@ -59,12 +60,14 @@ class RunningSystem:
         folder: made by `copy_shipped`.
         pool: how its HTTP interfaces are reached; whoever made it closes it.
         flags: of `synchromesh dev`, such as "--split".
+        engine: the server that keeps its databases, "postgres"; "" for SQLite files.
     """
 
-    def __init__(self, folder: Path, pool: HttpPool, *flags: str) -> None:
-        self._flags = flags
+    def __init__(self, folder: Path, pool: HttpPool, *flags: str, engine: str = "") -> None:
+        self._flags = (*flags, "--engine", engine) if engine else flags
         self.folder = folder
         self.data = folder / ".synchromesh" / "data"
+        self._place = PostgresEngine(folder / ".synchromesh").url if engine else self.data
         self.log = folder / ".synchromesh" / "telemetry" / "log.jsonl"
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pool = pool
@@ -219,12 +222,12 @@ class RunningSystem:
 
     def in_flight(self) -> tuple[str, ...]:
         """Return the sagas that have not ended, as the databases have them; none must run."""
-        found: list[str] = []
-        for service in SERVICES:
-            path = (self.data / f"{service}.db").resolve()
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-                found += [str(saga_id) for (saga_id,) in database.execute(UNFINISHED)]
-        return tuple(found)
+        with opened(self._place, SERVICES) as databases:
+            return tuple(
+                str(saga_id)
+                for database in databases.values()
+                for (saga_id,) in database.execute(UNFINISHED)
+            )
 
     async def is_settled(self) -> bool:
         """Return True where all runs, no saga is under way and every message has been taken."""
@@ -323,6 +326,25 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], within_s: float) ->
         if asyncio.get_running_loop().time() > until_s:
             return False
         await asyncio.sleep(POLL_S)
+
+
+@contextmanager
+def databases_in(folder: Path) -> Iterator[Path | str]:
+    """Return where the databases of a system that has stopped are: a folder, or a server's URL.
+
+    A server that was stopped with it is started meanwhile.
+    """
+    rundir = RunDir(folder)
+    if PostgresEngine.name not in rundir.engines():
+        yield rundir.data
+        return
+    engine = PostgresEngine(rundir.path)
+    with asyncio.Runner() as runner:
+        runner.run(engine.start())
+        try:
+            yield engine.url
+        finally:
+            runner.run(engine.stop())
 
 
 def copy_shipped(folder: Path) -> None:
