@@ -30,7 +30,7 @@ PROVIDER_DB = "credit_provider.db"
 LINES_MAX = 200
 
 
-class Database(Protocol):
+class SqlDatabase(Protocol):
     """A database that is asked."""
 
     def execute(self, sql: str, /) -> Iterable[tuple[Any, ...]]:
@@ -98,8 +98,8 @@ def audit(
 
 
 def audit_databases(
-    databases: Mapping[str, Database],
-    provider: Database | None = None,
+    databases: Mapping[str, SqlDatabase],
+    provider: SqlDatabase | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> Report:
     """Hold databases that are open against one another, by the names of their services.
@@ -123,7 +123,7 @@ def audit_databases(
 # -- nothing is left behind ----------------------------------------------------------------------
 
 
-def _check_nothing_left(report: Report, service: str, database: Database) -> None:
+def _check_nothing_left(report: Report, service: str, database: SqlDatabase) -> None:
     for saga_id, name, status, owner, reason in database.execute(
         "select id, name, status, owner, reason from sm_saga order by id"
     ):
@@ -137,7 +137,7 @@ def _check_nothing_left(report: Report, service: str, database: Database) -> Non
 # -- each order, across the services it goes through ---------------------------------------------
 
 
-def _check_orders(report: Report, databases: Mapping[str, Database]) -> None:
+def _check_orders(report: Report, databases: Mapping[str, SqlDatabase]) -> None:
     holds = _by_order(
         databases["inventory"],
         "select order_id, sku, qty from hold where status = 'active'",
@@ -192,7 +192,7 @@ def _check_one(
         report.find(f"order {order_id} has the {what} {found[0]}, expected {expected}")
 
 
-def _by_order(database: Database, sql: str) -> dict[str, list[tuple[Any, ...]]]:
+def _by_order(database: SqlDatabase, sql: str) -> dict[str, list[tuple[Any, ...]]]:
     rows: dict[str, list[tuple[Any, ...]]] = {}
     for order_id, *rest in database.execute(sql):
         rows.setdefault(order_id, []).append(tuple(rest))
@@ -202,7 +202,7 @@ def _by_order(database: Database, sql: str) -> dict[str, list[tuple[Any, ...]]]:
 # -- stock, to the last piece --------------------------------------------------------------------
 
 
-def _check_stock(report: Report, databases: Mapping[str, Database]) -> None:
+def _check_stock(report: Report, databases: Mapping[str, SqlDatabase]) -> None:
     inventory = databases["inventory"]
     sold: Counter[str] = Counter()
     for sku, qty in databases["orders"].execute(
@@ -236,7 +236,7 @@ def _check_stock(report: Report, databases: Mapping[str, Database]) -> None:
                 )
 
 
-def _streams(report: Report, inventory: Database) -> dict[str, tuple[int, int, int]]:
+def _streams(report: Report, inventory: SqlDatabase) -> dict[str, tuple[int, int, int]]:
     """Return (received, on hand, held) of each drive, added up from its stream."""
     sums: dict[str, tuple[int, int, int]] = {}
     versions: Counter[str] = Counter()
@@ -270,8 +270,8 @@ def _streams(report: Report, inventory: Database) -> dict[str, tuple[int, int, i
 
 def _check_money(
     report: Report,
-    databases: Mapping[str, Database],
-    provider: Database | None,
+    databases: Mapping[str, SqlDatabase],
+    provider: SqlDatabase | None,
 ) -> None:
     sold = _sums(
         databases["orders"],
@@ -300,14 +300,14 @@ def _check_money(
             )
 
 
-def _sums(database: Database, sql: str) -> Counter[str]:
+def _sums(database: SqlDatabase, sql: str) -> Counter[str]:
     return Counter(dict(database.execute(sql)))
 
 
 # -- what the configurator heard -----------------------------------------------------------------
 
 
-def _check_read_model(report: Report, databases: Mapping[str, Database]) -> None:
+def _check_read_model(report: Report, databases: Mapping[str, SqlDatabase]) -> None:
     copies = databases["configurator"]
     prices = "select sku, price_minor || ' ' || currency from price"
     for what, owner, owned, copied in (
@@ -332,7 +332,7 @@ def _check_read_model(report: Report, databases: Mapping[str, Database]) -> None
 # -- every reading of every drive ----------------------------------------------------------------
 
 
-def _check_readings(report: Report, fleet: Database) -> None:
+def _check_readings(report: Report, fleet: SqlDatabase) -> None:
     """Taken, kept as events, and worked out: the three are one number for each drive."""
     taken = dict(fleet.execute("select id, taken from machine"))
     worked_out = dict(fleet.execute("select machine_id, readings from condition"))
@@ -353,7 +353,7 @@ def _check_readings(report: Report, fleet: Database) -> None:
 # -- what clients were told ----------------------------------------------------------------------
 
 
-def _check_expected(report: Report, orders: Database, expected: Mapping[str, str]) -> None:
+def _check_expected(report: Report, orders: SqlDatabase, expected: Mapping[str, str]) -> None:
     statuses = dict(orders.execute("select order_id, status from orders"))
     for order_id, told in sorted(expected.items()):
         status = statuses.get(order_id)
@@ -374,7 +374,7 @@ def _check_expected(report: Report, orders: Database, expected: Mapping[str, str
 
 
 @contextlib.contextmanager
-def opened(place: Path | str, services: Iterable[str]) -> Iterator[dict[str, Database]]:
+def opened(place: Path | str, services: Iterable[str]) -> Iterator[dict[str, SqlDatabase]]:
     """Open the databases of services, in a folder or on a server, for reading only."""
     with contextlib.ExitStack() as stack:
         yield {

@@ -11,7 +11,7 @@ from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
 
-class Engine(Protocol):
+class StartedEngine(Protocol):
     """A server that a system needs; `start`, then `run`, then `stop`."""
 
     @property
@@ -37,10 +37,10 @@ class Engine(Protocol):
         ...
 
 
-_ENGINES: dict[str, Callable[[Path], Engine]] = {"postgres": PostgresEngine}
+_ENGINES: dict[str, Callable[[Path], StartedEngine]] = {"postgres": PostgresEngine}
 
 
-def engines_of(names: Sequence[str], config: SystemConfig, folder: Path) -> list[Engine]:
+def engines_of(names: Sequence[str], config: SystemConfig, folder: Path) -> list[StartedEngine]:
     """Return the servers to start, of those that are asked for; not one whose URL is configured.
 
     Raises:

@@ -39,7 +39,7 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
-from synchromesh.system.host.engines import Engine
+from synchromesh.system.host.engines import StartedEngine
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
@@ -89,7 +89,7 @@ class System:
         is_split: bool = False,
         forks: ForkServer | None = None,
         budget: StopBudget | None = None,
-        engines: Sequence[Engine] = (),
+        engines: Sequence[StartedEngine] = (),
     ) -> None:
         self._engines = engines
         self._host = Host(config, folder.resolve(), runtime, store=store, budget=budget)

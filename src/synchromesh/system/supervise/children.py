@@ -95,7 +95,6 @@ async def spawn(
     link: int = -1,
     handle: int = -1,
     line_bytes_max: int = 0,
-    dies_by: int = signal.SIGKILL,
 ) -> asyncio.subprocess.Process:
     """Start a child in a process group of its own, with stderr in a log.
 
@@ -106,7 +105,6 @@ async def spawn(
             with stdout as a pipe.
         handle: a descriptor that it inherits.
         line_bytes_max: of the pipe.
-        dies_by: the signal that ends it where this process dies.
 
     Raises:
         ConfigError: it cannot be run.
@@ -121,7 +119,7 @@ async def spawn(
             stderr=log,
             limit=line_bytes_max,
             pass_fds=() if handle < 0 else (handle,),
-            preexec_fn=die_with_parent(dies_by),
+            preexec_fn=die_with_parent(),
             start_new_session=True,
         )
     except OSError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 from synchromesh.errors import ConfigError
 from synchromesh.system.supervise.children import (
     ChildEnded,
+    die_with_parent,
     end,
     how_it_ended,
     open_log,
-    spawn,
 )
 
 READY_WITHIN_S = 60.0
@@ -72,16 +71,16 @@ class ServerProcess:
         Raises:
             ConfigError: it cannot be run, or does not serve in time; the message names its log.
         """
-        # No pipe of its output: what it has started would hold that open, and be waited for.
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        try:
-            with open_log(self._log, self._title) as log:
-                self._process = process = await spawn(
-                    self._command, title=self._title, folder=self._folder, log=log, link=nothing,
-                    dies_by=self._dies_by,
+        with open_log(self._log, self._title) as log:
+            try:
+                # No pipe of its output: what it has started would hold that open.
+                self._process = process = await asyncio.create_subprocess_exec(
+                    *self._command, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log, stderr=log, start_new_session=True,
+                    preexec_fn=die_with_parent(self._dies_by),
                 )  # fmt: skip
-        finally:
-            os.close(nothing)
+            except OSError as error:
+                raise self._unready(f"cannot be started: {error.strerror}") from error
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 while not self._is_ready(process.pid):

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.judge is not None:
             return judge_kept(options.judge, out)
-        ways = Ways(options.rate, options.pace, options.engine)
+        ways = Options(options.rate, options.pace, options.engine)
         return run(options.orders, ways, options.keep, out)
     except Mistake as mistake:
         sys.stderr.write(f"demo: {mistake}\n")
@@ -84,7 +84,7 @@ class Mistake(Exception):
 
 
 @dataclass(frozen=True)
-class Ways:
+class Options:
     """How the demo is run: how often each customer orders, how fast they come, which engine."""
 
     rate: str | None = None
@@ -92,7 +92,7 @@ class Ways:
     engine: str = ""
 
 
-def run(orders: int, ways: Ways, keep: Path | None, out: Console) -> int:
+def run(orders: int, ways: Options, keep: Path | None, out: Console) -> int:
     """Run the demo in a folder of its own and judge it.
 
     Raises:
@@ -139,7 +139,7 @@ def judge_kept(folder: Path, out: Console) -> int:
 
 
 async def _stoppable(
-    folder: Path, orders: list[PlaceOrder], ways: Ways, out: Console
+    folder: Path, orders: list[PlaceOrder], ways: Options, out: Console
 ) -> accounts.Account:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
