@@ -89,8 +89,8 @@ def test_what_cannot_be_run_says_the_mend(
     here.submodule_search_locations = [str(tmp_path)]
     with (
         mock.patch.object(postgres_engine, "find_spec", return_value=here),
-        mock.patch.object(postgres_engine.os, "geteuid", return_value=0),
-        mock.patch.object(postgres_engine.shutil, "which", return_value=None),
+        mock.patch("os.geteuid", return_value=0),
+        mock.patch("shutil.which", return_value=None),
         pytest.raises(ConfigError, match="does not run as root, and there is no setpriv"),
     ):
         PostgresEngine(tmp_path)
