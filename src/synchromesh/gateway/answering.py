@@ -189,7 +189,7 @@ class AnsweredExchange:
         self._close("ok", noted)
         own = f"{TRACE}: {self.context.trace_id}\r\n{marks}content-length: {len(body)}\r\n"
         self._exchange.answer(_HEAD + own.encode() + self._limits.lines + self.told, body)
-        traffic.answers[2] += 1
+        self._count(200)
         if traffic.log is not None:
             self._log(200, len(body), is_degraded=bool(partial))
 
@@ -205,7 +205,7 @@ class AnsweredExchange:
         head, body = ready_answer(refused(told, fields, trace_id=self.context.trace_id))
         self._exchange.answer(head + self.told, body)
         traffic = self._answering.traffic
-        traffic.answers[told.status // 100] += 1
+        self._count(told.status)
         traffic.why(error or told)
         self._log(told.status, len(body))
 
@@ -216,11 +216,17 @@ class AnsweredExchange:
             work.cancel()
         self._close("cancelled", {})
         self._answering.traffic.left += 1
+        self._count(NO_STATUS)
         self._log(NO_STATUS, 0, ended="left")
         return work if isinstance(work, asyncio.Task) else None
 
     def on_room(self) -> None:
         """Do nothing: the answer is sent whole."""
+
+    def _count(self, status: int) -> None:
+        answering = self._answering
+        took_s = answering.clock() - self._began_s
+        answering.traffic.answered(self._exchange.method, status, took_s)
 
     def _log(self, status: int, size: int, *, ended: str = "ok", is_degraded: bool = False) -> None:
         answering, exchange, context = self._answering, self._exchange, self.context

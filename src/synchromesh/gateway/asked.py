@@ -62,9 +62,8 @@ class Accounting:
         return cls(traffic, request, now, trace_id, arrived.request_id)
 
     def answered(self, response: HttpResponse) -> HttpResponse:
-        """Count an answer that is about to be sent, and return what to send."""
+        """Take note of an answer that is about to be sent, and return what to send."""
         self._status = response.status
-        self.traffic.answers[response.status // 100] += 1
         if self.is_degraded:
             self.traffic.degraded += 1
         self._size = len(response.body)
@@ -96,17 +95,18 @@ class Accounting:
             self.ended("cut")
 
     def ended(self, how: str = "ok") -> None:
-        """Tell the access log of the end of a request, where there is one."""
+        """Count a request that has ended, and tell the access log, where there is one."""
         log, request = self.traffic.log, self.request
+        took_s = asyncio.get_running_loop().time() - self.began_s
+        self.traffic.answered(request.method, self._status, took_s)
         if log is None:
             return
         size = self._size if self._read is None else self._read.count
-        now = asyncio.get_running_loop().time()
         log.add(
             request.method,
             self.traffic.name,
             self._status,
-            now - self.began_s,
+            took_s,
             0 if request.method == "HEAD" else size,
             ended=how,
             peer=request.peer,

@@ -344,8 +344,7 @@ class GatewayEngine:
             except BaseException as error:
                 account.broke_off(error)
                 raise
-            if traffic.log is not None:
-                account.ended()
+            account.ended()
 
     async def _answer(
         self,

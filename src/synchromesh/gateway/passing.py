@@ -12,6 +12,7 @@ slots given back, and the client's exchange let go of, once.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
@@ -46,6 +47,7 @@ from synchromesh.resilience import (
     may_retry,
 )
 from synchromesh.telemetry import outcome_of
+from synchromesh.telemetry.metrics import SHORT_S
 
 
 class ForwardExchange(ClientExchange):
@@ -169,7 +171,11 @@ class ForwardExchange(ClientExchange):
             plan.limiter.release()
         plan.gate.limiter.release()
         traffic = plan.traffic
-        traffic.answers[status // 100] += 1
+        # As `RouteTraffic.answered`, without its frame.
+        method, took_s = exchange.method, now - began_s
+        took = traffic.answers.get((method, status)) or traffic.first(method, status)
+        took.counts[bisect_left(SHORT_S, took_s)] += 1
+        took.total += took_s
         exchange.listener = None
         echo, leading = self.echo, self.place.leading
         exchange.answer(
@@ -194,7 +200,6 @@ class ForwardExchange(ClientExchange):
         # The rest is the client's time: it holds no slot that others wait for.
         self._give_slots()
         self.status = status
-        self.plan.traffic.answers[status // 100] += 1
         self.framing = Framing(length=length)
         self.exchange.begin(self._head(status, pairs, length if length is not None else -1))
         self.part_s = self.place.pool.limits.part_s(length)
@@ -467,16 +472,17 @@ class ForwardExchange(ClientExchange):
     def _account(self, status: int, size: int, why: Exception) -> None:
         """Count, and log, a failure that was told whole."""
         traffic = self.plan.traffic
-        traffic.answers[status // 100] += 1
+        traffic.answered(self.exchange.method, status, self.plan.loop.time() - self.began_s)
         traffic.why(why)
         if traffic.log is not None:
             self._log(traffic.log, status, size)
 
     def _ended(self, ended: str) -> None:
-        """Tell the access log, where there is one, of an answer in parts, or of none."""
-        log = self.plan.traffic.log
-        if log is not None:
-            self._log(log, self.status, self.sent_bytes, ended)
+        """Count an answer in parts, or none, and tell the access log, where there is one."""
+        traffic = self.plan.traffic
+        traffic.answered(self.exchange.method, self.status, self.plan.loop.time() - self.began_s)
+        if traffic.log is not None:
+            self._log(traffic.log, self.status, self.sent_bytes, ended)
 
     def _log(self, log: AccessLog, status: int, size: int, ended: str = "ok") -> None:
         exchange, noted = self.exchange, self.noted or {}

@@ -133,7 +133,7 @@ class GatewayState:
     def note_refused(self, peer: str, status: int) -> None:
         """Count, and log, a connection that the server has refused before there was a request."""
         others = self.others
-        others.answers[status // 100] += 1
+        others.answered("", status, 0.0)
         if others.log is not None:
             others.log.add("", "", status, 0.0, None, peer=peer)
 

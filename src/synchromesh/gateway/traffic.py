@@ -1,18 +1,67 @@
 """What became of the requests of a gateway, counted by route and branch since it started.
 
-A count is a number in a list, which the fast way adds to without a call. They are read when
-somebody asks (`GatewayEngine.snapshot`).
+A count is a number that is added to. They are read when somebody asks (`GatewayEngine.snapshot`,
+`families`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from synchromesh.errors import RateLimited, Shed
 from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.composition import BranchOutcome
+from synchromesh.telemetry.metrics import (
+    COUNTER,
+    HISTOGRAM,
+    OTHER,
+    SHORT_S,
+    Family,
+    Histogram,
+    Metric,
+    Sample,
+    merge,
+)
+
+_METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+)
+_OUTCOMES = ("degraded", "shed", "rate_limited", "cut", "left")
+# Of one route: so many pairs of method and status are told apart.
+_ANSWERS_MAX = 64
+
+# Stable: https://opentelemetry.io/docs/specs/semconv/http/http-metrics/ (1.37).
+REQUESTS = Metric(
+    "http.server.request.duration",
+    HISTOGRAM,
+    "s",
+    "What a request of a client took until its answer had ended; no status where it left before.",
+    (
+        "http.request.method",
+        "http.route",
+        "url.scheme",
+        "http.response.status_code",
+        "error.type",
+    ),
+    SHORT_S,
+)
+OUTCOMES = Metric(
+    "synchromesh.gateway.outcomes",
+    COUNTER,
+    "{request}",
+    "Requests that were degraded, shed, rate_limited, cut or left.",
+    ("http.route", "outcome"),
+)
+BRANCHES = Metric(
+    "synchromesh.gateway.branch.outcomes",
+    COUNTER,
+    "{branch}",
+    "Branches of aggregates that came to something else than an answer; of a route with a fallback "
+    "its branch is empty.",
+    ("http.route", "branch", "outcome"),
+)
 
 
 class RouteCounts(msgspec.Struct, frozen=True):
@@ -66,11 +115,11 @@ class RouteTraffic:
         log: is told of each of them; None where there is no access log.
 
     Attributes:
-        answers: how many, by the first digit of their status.
+        answers: how long they took, by method and status; 0 where the client left before.
 
     Example:
         >>> traffic = RouteTraffic("GET /stock/{sku}", None)
-        >>> traffic.answers[200 // 100] += 1
+        >>> traffic.answered(b"GET", 200, 0.002)
         >>> traffic.why(Shed("too many calls are under way"))
         >>> traffic.counts().answers, traffic.counts().shed
         ({'2xx': 1}, 1)
@@ -83,9 +132,23 @@ class RouteTraffic:
     def __init__(self, name: str, log: AccessLog | None) -> None:
         self.name = name
         self.log = log
-        self.answers = [0] * 6
+        self.answers: dict[tuple[str | bytes, int], Histogram] = {}
         self.degraded = self.shed = self.rate_limited = self.cut = self.left = 0
         self.branches: dict[str, dict[str, int]] = {}
+
+    def answered(self, method: str | bytes, status: int, took_s: float) -> None:
+        """Count a request whose answer has ended; `status` 0 where there was none."""
+        took = self.answers.get((method, status)) or self.first(method, status)
+        took.observe(took_s)
+
+    def first(self, method: str | bytes, status: int) -> Histogram:
+        """Return the histogram of a method, which the client may have made up, and a status."""
+        word = method.decode("latin-1") if isinstance(method, bytes) else method
+        if word not in _METHODS or len(self.answers) >= _ANSWERS_MAX:
+            # The first digit is always told.
+            method = OTHER
+            status = status // 100 * 100 if len(self.answers) >= _ANSWERS_MAX else status
+        return self.answers.setdefault((method, status), Histogram(SHORT_S))
 
     def why(self, error: BaseException) -> None:
         """Count why a request was refused, where that says something of the load."""
@@ -103,7 +166,11 @@ class RouteTraffic:
 
     def counts(self) -> RouteCounts:
         """Return the counts of now."""
-        answers = {f"{digit}xx": count for digit, count in enumerate(self.answers) if count}
+        answers: dict[str, int] = {}
+        for (_, status), took in sorted(self.answers.items(), key=lambda item: item[0][1]):
+            if status:
+                kind = f"{status // 100}xx"
+                answers[kind] = answers.get(kind, 0) + sum(took.counts)
         return RouteCounts(
             answers=answers,
             degraded=self.degraded,
@@ -115,4 +182,24 @@ class RouteTraffic:
         )
 
     def __repr__(self) -> str:
-        return f"<RouteTraffic {self.name or 'without a route'}: {sum(self.answers)} answers>"
+        return f"<RouteTraffic {self.name or 'without a route'}: {self.counts().requests} answers>"
+
+
+def families(traffics: Iterable[RouteTraffic], *, scheme: str) -> list[Family]:
+    """Return the metrics of routes that are asked by "http" or "https"."""
+    answers: list[Sample] = []
+    outcomes: list[Sample] = []
+    branches: list[Sample] = []
+    for traffic in traffics:
+        # "GET /stock/{sku}", or with a host before the path.
+        route = traffic.name.partition(" ")[2]
+        for (method, status), took in traffic.answers.items():
+            word = method.decode("latin-1") if isinstance(method, bytes) else method
+            failed = "cancelled" if not status else str(status) if status >= 500 else ""
+            answers.append(took.sample(word, route, scheme, str(status or ""), failed))
+        outcomes += [Sample((route, each), getattr(traffic, each)) for each in _OUTCOMES]
+        for branch, of in traffic.branches.items():
+            branches += [Sample((route, branch, each), count) for each, count in of.items()]
+    # Routes of several methods have one path, and the two ways of the gateway name methods apart.
+    found = [Family(REQUESTS, answers), Family(OUTCOMES, outcomes), Family(BRANCHES, branches)]
+    return merge(family for family in found if family.samples)

@@ -16,7 +16,7 @@ from synchromesh.service.definition import Service
 from synchromesh.service.forgetting import Retention
 from synchromesh.store import StoreFactory
 from synchromesh.store.archive import Archive
-from synchromesh.telemetry import Sink, Tracer
+from synchromesh.telemetry import Metrics, Sink, Tracer
 
 # How long inboxes remember; longer than any saga may still ask (S6).
 KEEP_S = 7 * 86_400.0
@@ -48,6 +48,7 @@ class Deps:
         archive: opens what keeps in files what a service forgets; None where nothing is kept.
         declared: which events the running processes of services take, as they say themselves.
         stream: by which messages are delivered; None where they are by calls.
+        metrics: counts the work of all of them.
     """
 
     runtime: Runtime
@@ -70,6 +71,7 @@ class Deps:
     declared: Declared = field(default_factory=Declared)
     propagation: Propagation = SAMPLE_ALL
     stream: Stream | None = None
+    metrics: Metrics = field(default_factory=Metrics)
 
     def subscribers(self) -> dict[str, frozenset[str]]:
         """Return the public events, by stored name, that each service takes.
@@ -82,7 +84,7 @@ class Deps:
 
     def tracer(self, name: str) -> Tracer:
         """Return the tracer of a service or of another caller."""
-        return Tracer(name, self.runtime, self.sink, self.propagation)
+        return Tracer(name, self.runtime, self.sink, self.propagation, self.metrics)
 
     def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
         """Return the caller of a service or a client: its calls are guarded, signed and traced."""

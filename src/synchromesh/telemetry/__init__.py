@@ -1,10 +1,12 @@
-"""Telemetry: spans and structured log records, in bounded memory and off the request's path.
+"""Telemetry: spans, metrics and structured log records, in bounded memory.
 
 A `Tracer` creates spans and hands them to a sink: `MemoryRing`, or `SqliteRing`, which the command
-line reads. Dropping a span never fails a request (T2).
+line reads. Dropping a span never fails a request (T2). `Metrics` counts and times what they stand
+for.
 """
 
 from synchromesh.telemetry.log import JsonFormatter
+from synchromesh.telemetry.metrics import Family, Histogram, Metric, Metrics, Sample
 from synchromesh.telemetry.ring import ASKING, SqliteRing, kept_spans
 from synchromesh.telemetry.span import (
     MemoryRing,
@@ -23,9 +25,14 @@ from synchromesh.telemetry.span import (
 
 __all__ = [
     "ASKING",
+    "Family",
+    "Histogram",
     "JsonFormatter",
     "MemoryRing",
+    "Metric",
+    "Metrics",
     "Record",
+    "Sample",
     "Sink",
     "Span",
     "SpanContext",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from synchromesh.context import new_span_id
 from synchromesh.errors import Rejection, SynchromeshError, readable
 from synchromesh.propagation import KEPT_TRACE, SAMPLE_ALL, SAMPLED, Propagation, TraceMarks
 from synchromesh.runtime import Runtime
+from synchromesh.telemetry.metrics import OK, Metrics, Timings
 
 ATTRIBUTES_MAX = 32
 TEXT_CHARS_MAX = 512
@@ -219,8 +221,11 @@ class Span:
         self.is_ended = True
         if status is not None:
             self.status = status
-        tracer = self._tracer
-        started_us, took_us = tracer.shown(self._began_s, self._clock())
+        tracer, ended_s = self._tracer, self._clock()
+        timings = tracer.timings(self.kind, self.name)
+        if timings is not None:
+            timings.of(self.status).observe(ended_s - self._began_s)
+        started_us, took_us = tracer.shown(self._began_s, ended_s)
         tracer.sink.add(
             (
                 self.trace_id,
@@ -293,7 +298,7 @@ def _is_buffered(sink: Sink) -> TypeGuard[BufferedSink]:
 
 
 class Tracer:
-    """Create the spans of one service.
+    """Create the spans of one service, and count and time what they stand for.
 
     Its `propagation` says which of the traces that begin there are sampled. Spans of others are
     recorded all the same, and not exported.
@@ -303,6 +308,9 @@ class Tracer:
     clock neither stretches a span nor changes the order within a service; spans that end within
     `CLOCKS_S` after a step are shown in the time before it, and those that began before it and end
     later in the time after it.
+
+    Args:
+        metrics: what counts; None where nothing is counted.
 
     Example:
         >>> import asyncio
@@ -318,11 +326,17 @@ class Tracer:
     """
 
     def __init__(
-        self, service: str, runtime: Runtime, sink: Sink, propagation: Propagation = SAMPLE_ALL
+        self,
+        service: str,
+        runtime: Runtime,
+        sink: Sink,
+        propagation: Propagation = SAMPLE_ALL,
+        metrics: Metrics | None = None,
     ) -> None:
         self.service = service
         self.sink = sink
         self.propagation = propagation
+        self._metrics = metrics
         self.rng: random.Random = runtime.rng
         self.wall_us: Callable[[], int] = runtime.wall_us
         self._ahead_us = 0.0  # the wall clock, less the loop's
@@ -349,6 +363,9 @@ class Tracer:
         service = self.service
         sink = self.sink if _is_buffered(self.sink) else _Unbuffered(self.sink)
         rows, append = sink.rows, sink.rows.append
+        timings = self.timings(kind, name)
+        well = None if timings is None else timings.by_end[OK]
+        bounds, counts = ((), []) if well is None else (well.bounds, well.counts)
 
         def record(
             trace_id: str,
@@ -364,7 +381,14 @@ class Tracer:
             if ended_s >= self._stale_s:
                 self._read_clocks()
             started_us = began_s * 1e6 + self._ahead_us
-            took_us = (ended_s - began_s) * 1e6
+            took_s = ended_s - began_s
+            if well is not None and timings is not None:
+                if status == OK:
+                    # As `Histogram.observe`, without its frame.
+                    counts[bisect_left(bounds, took_s)] += 1
+                    well.total += took_s
+                else:
+                    timings.of(status).observe(took_s)
             append(
                 (
                     trace_id,
@@ -374,7 +398,7 @@ class Tracer:
                     kind,
                     name,
                     started_us,
-                    took_us,
+                    took_s * 1e6,
                     status,
                     attributes,
                     flags,
@@ -384,6 +408,11 @@ class Tracer:
                 sink.on_full()
 
         return record
+
+    def timings(self, kind: str, name: str) -> Timings | None:
+        """Return what counts work of this kind and name; None where that is not counted."""
+        metrics = self._metrics
+        return None if metrics is None else metrics.timings(kind, self.service, name)
 
     def start(
         self,
