@@ -1,7 +1,7 @@
 """Peers that are no Python packages: fetched once, into `.bench`; nothing is installed.
 
-nginx and wrk are unpacked from the packages of Debian or Ubuntu, @fastify/http-proxy comes by npm.
-What cannot be had is said in one line.
+nginx, wrk and promtool are unpacked from packages of Debian or Ubuntu, @fastify/http-proxy comes by
+npm. What cannot be had is said in one line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.processes import CACHE, ROOT
@@ -20,6 +22,7 @@ from benchmarks.processes import CACHE, ROOT
 # wrk's interpreter is a package of its own; `apt-get download` takes no dependencies along.
 DEBS = ("nginx", "libnginx-mod-http-echo", "wrk", "libluajit-5.1-2")
 APT = CACHE / "apt"
+PROMETHEUS = CACHE / "prometheus"
 NODE = CACHE / "node"
 _SAID_CHARS_MAX = 500
 
@@ -30,6 +33,29 @@ def fetch() -> None:
         _fetch_debs()
     if not (NODE / "node_modules" / "fastify").is_dir():
         _fetch_modules()
+
+
+def promtool() -> str:
+    """Return the path of Prometheus' checker of rules: the system's own, or one that is fetched.
+
+    Exits with a message where it cannot be had. Several may ask at once.
+    """
+    found = shutil.which("promtool")
+    if found is not None:
+        return found
+    program = PROMETHEUS / "usr/bin/promtool"
+    if not program.exists():
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            sys.exit(
+                "promtool comes from Debian's package prometheus: install promtool 2.42 or newer"
+            )
+        print("fetching promtool into .bench/prometheus (once)")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=CACHE))
+        _unpack(["prometheus"], folder, "promtool")
+        with suppress(OSError):  # another process was quicker
+            folder.rename(PROMETHEUS)
+    return str(program)
 
 
 def wrk() -> str:
@@ -82,11 +108,21 @@ def _fetch_debs() -> None:
         sys.exit("nginx and wrk come from Debian's packages, and there is no apt-get here")
     _clear(APT)
     print("fetching nginx and wrk into .bench/apt (once)")
-    _run(["apt-get", "-qq", "download", *DEBS], APT, "run `apt-get update` as root, then again")
-    for package in sorted(APT.glob("*.deb")):
-        _run(["dpkg-deb", "--extract", str(package), "."], APT, "")
-        package.unlink()
+    _unpack(DEBS, APT, "nginx and wrk")
     _run([wrk(), "-v"], APT, "", is_ok_code=1)
+
+
+def _unpack(packages: Sequence[str], folder: Path, what: str) -> None:
+    """Download packages, and unpack them into a folder; root refreshes old lists of them."""
+    download = ["apt-get", "-qq", "download", *packages]
+    if os.geteuid() == 0 and subprocess.run(download, cwd=folder, capture_output=True).returncode:
+        _run(
+            ["apt-get", "-qq", "update"], folder, f"{what} cannot be fetched: is Debian reachable?"
+        )
+    _run(download, folder, "run `apt-get update` as root, then again")
+    for package in sorted(folder.glob("*.deb")):
+        _run(["dpkg-deb", "--extract", str(package), "."], folder, "")
+        package.unlink()
 
 
 def _fetch_modules() -> None:

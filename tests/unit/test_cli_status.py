@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import to_builtins
 from rich.console import Console
 
 from cli_runs import Run, runner
@@ -22,6 +23,7 @@ from synchromesh.cli.screen import screen
 from synchromesh.cli.show import console
 from synchromesh.errors import ConfigError
 from synchromesh.system.control.status import Status
+from synchromesh.telemetry.metrics import WORK, Family, Sample
 
 EXTERNAL = '\n[external.bank]\nurl = "http://127.0.0.1:9"\n'
 
@@ -177,6 +179,8 @@ def test_watching_draws_until_ctrl_c(
 
     class Flaky(ControlClient):
         def get(self, path: str) -> Any:
+            if path == "/metrics":
+                return super().get(path)
             asked.append(path)
             if len(asked) == 2:
                 raise ConfigError("the system does not answer")
@@ -191,6 +195,34 @@ def test_watching_draws_until_ctrl_c(
     assert ran.out.splitlines()[1] == "look 3"
 
 
+def test_watching_shows_what_was_done_since_the_last_look(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routes and operations with their rate, failures and durations."""
+    looks = 0
+
+    class Busy(ControlClient):
+        def get(self, path: str) -> Any:
+            nonlocal looks
+            answer = super().get(path)
+            if path == "/metrics":
+                looks += 1
+                if looks == 3:
+                    raise KeyboardInterrupt
+                labels = ("notes", "notes", "notes.write", "failed", "timed_out")
+                took = Sample(labels, 3.0 * looks, (*[0] * 13, 3 * looks, *[0] * 4))
+                answer["families"] = to_builtins([Family(WORK["handle"], [took])])
+            return answer
+
+    monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
+    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Busy)
+    ran = run(folder, "status", "--watch")
+    assert (ran.code, ran.err) == (0, "")
+    assert "a second" in ran.out
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("notes.write")]
+    assert line.split()[-4:] == ["1750.0", "ms", "2485.0", "ms"]
+
+
 def test_a_system_that_goes_away_is_shown_as_it_was(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +231,8 @@ def test_a_system_that_goes_away_is_shown_as_it_was(
 
     class Gone(ControlClient):
         def get(self, path: str) -> Any:
+            if path == "/metrics":
+                return super().get(path)
             asked.append(path)
             if len(asked) == 2:
                 raise ConfigError("process 4711 may have died")

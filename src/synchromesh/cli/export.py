@@ -9,7 +9,7 @@ import click
 
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.output import print_json, print_line
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.runtime import RealRuntime
 
 if TYPE_CHECKING:
@@ -88,6 +88,42 @@ def envoy(
         )
     if follow:
         _follow(folder, target, config, made)
+    return 0
+
+
+@export.command(short_help="A Grafana dashboard, and alerts for Prometheus.")
+@click.argument("target", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def grafana(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Write a dashboard for Grafana, and alerts and a configuration for Prometheus, into DIR.
+
+    The configuration asks the admin listener of the system: where it listens now, or is configured
+    to. Files of these names are replaced.
+    """
+    import os
+
+    from synchromesh.system.config.grafana import write
+    from synchromesh.system.config.reading import load_config
+    from synchromesh.system.config.rundir import RunDir
+
+    config, rundir = load_config(folder, environment=os.environ, flags=settings), RunDir(folder)
+    at = rundir.read().admin if rundir.is_running() else config.admin.url
+    try:
+        written = write(target, system=config.system.name, target=at.removeprefix("http://"))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {target}: {error.strerror or error}") from error
+    if is_json:
+        print_json({"admin": at, "written": [str(path) for path in written]})
+        return 0
+    for path in written:
+        print_line(f"written: {path}")
+    if not config.admin.port:
+        click.echo(
+            "[admin] port is 0: it is another one at each start; choose one, and export again",
+            err=True,
+        )
     return 0
 
 

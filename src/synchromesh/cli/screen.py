@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from synchromesh.cli.show import duration_text, faults_table, plain_table, styled, time_of_day
 from synchromesh.codec import to_datetime
+from synchromesh.system.control.rates import WorkRate
 from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
@@ -18,11 +19,14 @@ from synchromesh.system.control.status import (
     Status,
 )
 
+# Routes, and as many operations.
+_WORK_MAX = 10
 
-def screen(status: Status, unreachable: str = "") -> RenderableType:
+
+def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ()) -> RenderableType:
     """Render a status, the most important first: a short terminal cuts it below.
 
-    `unreachable` is why the status is not current.
+    `unreachable` is why the status is not current; `work` what was done since the last look.
     """
     head = f"{status.system}  process {status.pid}"
     if status.spans_dropped:
@@ -37,6 +41,8 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
         files = sorted({file for files in status.code_changed.values() for file in files})
         parts.append(Text(f"code has changed since the start: {', '.join(files)}", style="yellow"))
     parts += [Text(), _services(status)]
+    if work:
+        parts += [Text(), _work_table(work)]
     if status.faults.in_force:
         parts += [Text(), faults_table(status.faults.in_force)]
     if status.isolations:
@@ -47,15 +53,27 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
         parts += [Text(), table]
     if status.contract_breaks:
         parts += [Text(), _contract_breaks(status.contract_breaks)]
-    if ejected := list(_ejected(status)):
-        table = plain_table("ejected instance", "by")
-        for instance, caller in sorted(ejected):
-            table.add_row(Text(instance, style="yellow"), caller)
-        parts += [Text(), table]
+    if ejected := sorted(_ejected(status)):
+        parts += [Text(), _ejected_table(ejected)]
     breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
     return Group(*parts)
+
+
+def _work_table(work: Sequence[WorkRate]) -> Table:
+    """Render what routes and operations did, the busiest of each first."""
+    table = plain_table("work", "a second", "failed", "p50", "p99")
+    for kind in (True, False):
+        for each in [one for one in work if one.is_route is kind][:_WORK_MAX]:
+            table.add_row(
+                Text(each.name),
+                f"{each.per_s:.1f}",
+                Text(f"{each.failed_per_s:.1f}", style="red" if each.failed_per_s else ""),
+                f"{each.p50_s * 1e3:.1f} ms",
+                f"{each.p99_s * 1e3:.1f} ms",
+            )
+    return table
 
 
 def _services(status: Status) -> Table:
@@ -162,6 +180,13 @@ def _ejected(status: Status) -> Iterator[tuple[str, str]]:
     callers |= {name: client.ejected for name, client in status.clients.items()}
     for name, ejected in callers.items():
         yield from ((instance, name) for instances in ejected.values() for instance in instances)
+
+
+def _ejected_table(ejected: list[tuple[str, str]]) -> Table:
+    table = plain_table("ejected instance", "by")
+    for instance, caller in ejected:
+        table.add_row(Text(instance, style="yellow"), caller)
+    return table
 
 
 def _breakers(status: Status) -> Iterator[BreakerStatus]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -11,6 +12,9 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
 from synchromesh.system.control.status import Status
+
+if TYPE_CHECKING:
+    from synchromesh.telemetry.metrics import Family
 
 FINDING = 1
 WATCH_EVERY_S = 1.0
@@ -22,6 +26,9 @@ WATCH_EVERY_S = 1.0
 @click.pass_obj
 def status(folder: Path, watch: bool, is_json: bool) -> int:
     """Show the health of the whole system on one screen.
+
+    With --watch also what routes and operations did in the last second: how many ended and failed,
+    and what half of them, and 99 in 100, took at most.
 
     Services with their instances, sagas, lag and messages set aside; the gateway; breakers by edge;
     the faults that are in force on purpose. Exits 1 when something needs a person: a saga that is
@@ -46,6 +53,13 @@ def ask(folder: Path) -> Status:
     return msgspec.convert(ControlClient(folder).get("/status"), Status)
 
 
+def read_metrics(folder: Path) -> list[Family]:
+    """Return the metrics of the system that runs in a folder."""
+    from synchromesh.telemetry.metrics import Family
+
+    return msgspec.convert(ControlClient(folder).get("/metrics")["families"], list[Family])
+
+
 def _show(last: Status) -> None:
     from synchromesh.cli.screen import screen
     from synchromesh.cli.show import console
@@ -56,21 +70,27 @@ def _show(last: Status) -> None:
 def _watch(folder: Path, last: Status) -> Status:
     """Redraw until Ctrl-C and return the last status; a system that is down is waited for."""
     import asyncio
+    import time
 
     from rich.live import Live
 
     from synchromesh.cli.screen import screen
     from synchromesh.cli.show import console
+    from synchromesh.system.control.rates import rates
 
     try:
+        before, before_s = read_metrics(folder), time.monotonic()
         with Live(screen(last), console=console(), auto_refresh=False) as live:
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
                     last = ask(folder)
+                    after, after_s = read_metrics(folder), time.monotonic()
                 except SynchromeshError as error:
                     live.update(screen(last, error.message), refresh=True)
                 else:
-                    live.update(screen(last), refresh=True)
+                    done = rates(before, after, after_s - before_s)
+                    before, before_s = after, after_s
+                    live.update(screen(last, work=done), refresh=True)
     except KeyboardInterrupt:
         return last

@@ -18,3 +18,9 @@ class AdminSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 0
     ports: dict[str, int] = {}
+
+    @property
+    def url(self) -> str:
+        """Where the process listens that `synchromesh dev` is, as far as that is chosen."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"

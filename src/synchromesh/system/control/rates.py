@@ -1,0 +1,120 @@
+"""Rates, errors and durations of work, from two readings of the metrics of a system.
+
+As Prometheus' `rate` and `histogram_quantile` have them, so that a screen and a dashboard agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+import msgspec
+
+from synchromesh.telemetry.metrics import Family, Sample
+
+ROUTES, OPERATIONS = "http.server.request.duration", "synchromesh.operation.duration"
+
+
+class WorkRate(msgspec.Struct, frozen=True):
+    """What a route or an operation did between two readings.
+
+    Attributes:
+        name: of an operation, or a route's method and path.
+        is_route: whether it is a route of the gateway.
+        per_s: how many ended, a second.
+        failed_per_s: how many of them failed; a no to the caller is no failure.
+        p50_s, p99_s: what they took, half of them and 99 in 100 at most, as far as buckets tell;
+            of what took longer than the longest bucket its bound.
+    """
+
+    name: str
+    is_route: bool
+    per_s: float
+    failed_per_s: float
+    p50_s: float
+    p99_s: float
+
+
+class _Work:
+    """Adds up the series of one name."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.failed = 0
+
+    def add(self, counts: tuple[int, ...], *, is_failed: bool) -> None:
+        self.counts = [one + more for one, more in zip(self.counts, counts, strict=True)]
+        self.failed += sum(counts) * is_failed
+
+
+def rates(before: Iterable[Family], after: Iterable[Family], took_s: float) -> list[WorkRate]:
+    """Return the rates of routes and operations that had something to do, the busiest first.
+
+    Args:
+        before: the reading before; what is not in it began at 0.
+        took_s: how long after it the other one is, above zero.
+    """
+    known = {
+        (family.metric.name, sample.labels): sample.counts
+        for family in before
+        if family.metric.name in (ROUTES, OPERATIONS)
+        for sample in family.samples
+    }
+    found: dict[tuple[bool, str], _Work] = {}
+    for family in after:
+        metric = family.metric
+        if metric.name not in (ROUTES, OPERATIONS):
+            continue
+        for sample in family.samples:
+            labels = dict(zip(metric.labels, sample.labels, strict=True))
+            name, is_failed = _read(metric.name, labels)
+            work = found.setdefault((metric.name == ROUTES, name), _Work(metric.bounds))
+            counts = _since(known.get((metric.name, sample.labels)), sample)
+            work.add(counts, is_failed=is_failed)
+    told = [
+        WorkRate(
+            name,
+            is_route,
+            sum(work.counts) / took_s,
+            work.failed / took_s,
+            quantile(0.5, work.bounds, work.counts),
+            quantile(0.99, work.bounds, work.counts),
+        )
+        for (is_route, name), work in found.items()
+        if sum(work.counts)
+    ]
+    return sorted(told, key=lambda each: (not each.is_route, -each.per_s, each.name))
+
+
+def quantile(share: float, bounds: tuple[float, ...], counts: Iterable[int]) -> float:
+    """Return what a share of values is at most, as if each bucket were evenly filled.
+
+    Example:
+        >>> quantile(0.5, (1.0, 2.0), [0, 4, 0]), quantile(0.99, (1.0, 2.0), [0, 0, 1])
+        (1.5, 2.0)
+    """
+    summed = list(accumulate(counts))
+    rank, below = share * summed[-1], 0
+    lower = 0.0
+    for bound, count in zip(bounds, summed, strict=False):
+        if count >= rank and count > below:
+            return lower + (bound - lower) * (rank - below) / (count - below)
+        lower, below = bound, count
+    return bounds[-1]
+
+
+def _read(metric: str, labels: dict[str, str]) -> tuple[str, bool]:
+    """Return the name of a series, and whether it is of what failed."""
+    if metric == OPERATIONS:
+        return labels["operation"], labels["outcome"] == "failed"
+    path = labels["http.route"]
+    name = f"{labels['http.request.method']} {path}" if path else "no route"
+    return name, labels["http.response.status_code"] >= "500"
+
+
+def _since(before: tuple[int, ...] | None, sample: Sample) -> tuple[int, ...]:
+    """Return what was counted since; a process that has started again began at 0."""
+    if before is None or sum(before) > sum(sample.counts):
+        return sample.counts
+    return tuple(max(0, now - then) for now, then in zip(sample.counts, before, strict=True))
