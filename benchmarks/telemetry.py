@@ -8,6 +8,9 @@ they end, as those of calls are; "current" are those that are context managers. 
 SQLite ring of a running system; those of the OpenTelemetry SDK go through its batch processor and
 are kept as OTLP in a file, or dropped there (which shows what the spans alone take). Each side's
 spans are counted in the end: one that dropped some has not done the work.
+
+A call has two spans, at its caller and at its callee, and metrics count and time both. They cost
+what the same spans take more with metrics than without, in turn.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from benchmarks.harness import (
 )
 from synchromesh.context import new_span_id
 from synchromesh.runtime import RealRuntime
-from synchromesh.telemetry import SqliteRing, Tracer, current_span
+from synchromesh.telemetry import Metrics, SqliteRing, Tracer, current_span
 
 REQUESTS = size(2000, 200)
 AT_ONCE = 50
@@ -76,10 +79,10 @@ class Nothing:
 class Ours:
     """Synchromesh: spans that are current, and the ring of a running system."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metrics: Metrics | None = None) -> None:
         runtime = RealRuntime()
         self.ring = SqliteRing(str(path), runtime)
-        self._tracer = Tracer("bench", runtime, self.ring)
+        self._tracer = Tracer("bench", runtime, self.ring, metrics=metrics)
         self._round = 0
 
     async def request(self, number: int) -> None:
@@ -119,8 +122,8 @@ class Ours:
 class Recorded(Ours):
     """Synchromesh: spans that are recorded when they end, as those of calls are."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, metrics: Metrics | None = None) -> None:
+        super().__init__(path, metrics)
         self._clock = asyncio.get_running_loop().time
         self._records = [self._tracer.recorder("handle", name) for name in NAMES]
 
@@ -136,6 +139,22 @@ class Recorded(Ours):
             await self._serve(trace_id, span_id, depth + 1)
         attributes = {"attempt": "1", "instance": "shelf-1"}
         self._records[depth](trace_id, span_id, parent_id, began_s, clock(), "ok", attributes)
+
+
+class Counted(Recorded):
+    """The same, counted and timed by metrics."""
+
+    def __init__(self, path: Path) -> None:
+        self._metrics = Metrics()
+        super().__init__(path, self._metrics)
+        self._seen = 0
+
+    async def kept(self) -> int:
+        """Wait for the ring, and count what metrics have counted since."""
+        await super().kept()
+        (family,) = self._metrics.families()
+        seen, self._seen = self._seen, sum(sum(sample.counts) for sample in family.samples)
+        return self._seen - seen
 
 
 class Exporter:
@@ -220,6 +239,7 @@ async def main() -> None:
     report, spans = Report("telemetry", packages=packages), REQUESTS * len(NAMES)
     with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made:
         ours, recorded = Ours(Path(made) / "ours.db"), Recorded(Path(made) / "recorded.db")
+        counted = Counted(Path(made) / "counted.db")
         sdk, dropping = OpenTelemetry(Path(made) / "spans.otlp"), OpenTelemetry(None)
 
         async def checked(contestant: Ours) -> Measures:
@@ -231,13 +251,14 @@ async def main() -> None:
             {
                 "nothing": lambda: measure(Nothing(), 0),
                 "ours": lambda: checked(recorded),
+                "ours, with metrics": lambda: checked(counted),
                 "ours, current": lambda: checked(ours),
                 "OpenTelemetry SDK": lambda: measure(sdk, spans),
                 "OpenTelemetry SDK, dropped": lambda: measure(dropping, spans),
             },
             rounds=ROUNDS,
         )
-        for mine in (ours, recorded):
+        for mine in (ours, recorded, counted):
             await mine.ring.close()
         for each in (sdk, dropping):
             each.provider.shutdown()
@@ -247,6 +268,8 @@ async def main() -> None:
     figure = "span in a live request, all CPU, kept"
     report.alone(figure, "µs", net.median("ours", "cpu_us"), at_most(2.5))
     report.alone("the same, current", "µs", net.median("ours, current", "cpu_us"))
+    more = beyond(results, "ours").median("ours, with metrics", "cpu_us")
+    report.alone("metrics of a call, which has two spans", "µs", 2 * more, at_most(1.0))
     report.finish()
 
 

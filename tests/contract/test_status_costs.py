@@ -10,6 +10,7 @@ import pytest
 from saga_fakes import CONTEXT, PLACE, THREE, Declined, Order, Participants, at_work
 from synchromesh.events import count_after_checkpoint
 from synchromesh.saga import Engine, SagaDefinition, SagaRun
+from synchromesh.saga.inspection import oldest_runs
 from synchromesh.saga.records import SagaStatus
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, run
@@ -70,6 +71,7 @@ def questions(engine: Engine, store: SqliteStore) -> dict[str, Callable[[], Awai
     }
     return asked | {
         "statuses": engine.statuses,
+        "oldest": lambda: oldest_runs(store),
         "relay": lambda: count_after_checkpoint(store, "relay/nobody", is_public=True),
         "projection": lambda: count_after_checkpoint(store, "projection/none", is_public=False),
     }

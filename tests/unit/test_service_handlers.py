@@ -762,7 +762,7 @@ def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
             store: Any = town.up["stock"].store
             store._writer._backlog_max = 1
             full.append(asyncio.ensure_future(store.write(_idle, name="idle")))
-            while not store._writer._pending:
+            while not store._writer.pending:
                 await asyncio.sleep(0)
 
         town.hooks.at["build ends"] = shed

@@ -64,12 +64,12 @@ def test_each_recorded_span_is_counted_and_timed_by_how_it_ended() -> None:
     run(main)
     who = ("shop", "shop#2")
     assert of(metrics, "call") == {
-        (*who, "bank", "bank.charge", ""): 2,
-        (*who, "bank", "bank.charge", "timed_out"): 1,
-        (*who, "fleet", "fleet GET /machines/{id}", ""): 1,
+        (*who, "bank", "bank.charge", "ok", ""): 2,
+        (*who, "bank", "bank.charge", "failed", "timed_out"): 1,
+        (*who, "fleet", "fleet GET /machines/{id}", "ok", ""): 1,
     }
     message = (*who, "synchromesh", "send", "send", "shop.sold")
-    assert of(metrics, "relay") == {(*message, ""): 1, (*message, "timed_out"): 1}
+    assert of(metrics, "relay") == {(*message, "ok", ""): 1, (*message, "failed", "timed_out"): 1}
     (family, _) = metrics.families()
     assert [sample.value for sample in family.samples] == [0.75, 2.0, 0.0]
 
@@ -100,12 +100,12 @@ def test_what_is_told_apart_is_bounded() -> None:
         timings.of(f"Error{number}").observe(0.1)
     counted = of(metrics, "unit")
     assert len(metrics.families()) == 2
-    assert of(metrics, "step") == {("shop", "shop", "pack", ""): 100}
+    assert of(metrics, "step") == {("shop", "shop", "pack", "ok", ""): 100}
     assert sum(counted.values()) == 100
     assert {labels[2] for labels in counted} == {"unit 0", "unit 1", OTHER}
     # Of those that are not told apart, 16 ways to end are, one of them for all others.
     assert sum(labels[2] == OTHER for labels in counted) == 17
-    assert counted["shop", "shop", OTHER, OTHER] == 98 - 15
+    assert counted["shop", "shop", OTHER, "failed", OTHER] == 98 - 15
     assert metrics.overflowed == 98
 
 
@@ -156,7 +156,7 @@ def test_requests_are_counted_by_the_stable_conventions() -> None:
     route.branched({})
     route.branches["stock"] = {"stale": 2}
     for number in range(500):
-        others.answered(f"HACK{number}", 400 + number % 90, 0.0)
+        others.answered(f"MADE-UP{number}", 400 + number % 90, 0.0)
     found = {family.metric: family.samples for family in families([route, others], scheme="https")}
     told = {sample.labels: sum(sample.counts) for sample in found[REQUESTS]}
     path = "shop.example/stock/{sku}"

@@ -37,7 +37,7 @@ from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
 from synchromesh.identity import NOBODY, Principal, Signer
-from synchromesh.resilience import BreakerSnapshot, BreakerState, Edge, Transition
+from synchromesh.resilience import BreakerSnapshot, BreakerState, Edge, Limiter, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -268,6 +268,12 @@ class Caller:
             for service, edge in self._edges.items()
             if edge.breaker is not None
         }
+
+    @property
+    def limiters(self) -> dict[str, Limiter]:
+        """The limiters of all edges that were used and have one, by the callee's service."""
+        edges = self._edges.items()
+        return {service: edge.limiter for service, edge in edges if edge.limiter is not None}
 
     @property
     def ejected(self) -> dict[str, tuple[str, ...]]:

@@ -171,6 +171,13 @@ class Dispatcher:
         """How many handlers have begun and not ended."""
         return self._limiter.in_flight + self._limiter.away
 
+    @property
+    def limiters(self) -> dict[str, Limiter]:
+        """The limiters of all operations that were called, by name; "" is that of the service."""
+        answering = self._answering.items()
+        own = {operation.full_name: answerer.limiter for operation, answerer in answering}
+        return {"": self._limiter, **own}
+
     def authenticate(self, credential: str, now: float) -> Credential:
         """Return who calls; `now` is the loop's clock.
 

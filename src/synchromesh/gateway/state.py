@@ -12,9 +12,16 @@ from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.mirror_book import MirrorBook
 from synchromesh.gateway.routes import Forward, Gateway
-from synchromesh.gateway.traffic import GatewayCounts, RouteTraffic
+from synchromesh.gateway.traffic import (
+    IN_FLIGHT,
+    LOG_DROPPED,
+    GatewayCounts,
+    RouteTraffic,
+    families,
+)
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.resilience import Limiter, LimitOptions
+from synchromesh.telemetry import Family, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,15 @@ class GatewayState:
             others=self.others.counts(),
             log_dropped=0 if self.log is None else self.log.dropped,
         )
+
+    def families(self, scheme: str) -> list[Family]:
+        """Return the metrics of a gateway that is asked by "http" or "https"."""
+        dropped = 0 if self.log is None else self.log.dropped
+        return [
+            *families([*self.traffic.values(), self.others], scheme=scheme),
+            Family(IN_FLIGHT, [Sample((), self.limiter.in_flight)]),
+            Family(LOG_DROPPED, [Sample((), dropped)]),
+        ]
 
     def note_refused(self, peer: str, status: int) -> None:
         """Count, and log, a connection that the server has refused before there was a request."""

@@ -15,6 +15,7 @@ from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.telemetry.metrics import (
     COUNTER,
+    GAUGE,
     HISTOGRAM,
     OTHER,
     SHORT_S,
@@ -27,6 +28,18 @@ from synchromesh.telemetry.metrics import (
 
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+)
+IN_FLIGHT = Metric(
+    "synchromesh.gateway.in_flight",
+    GAUGE,
+    "{request}",
+    "Requests of clients that are under way.",
+)
+LOG_DROPPED = Metric(
+    "synchromesh.gateway.access_log.dropped",
+    COUNTER,
+    "{line}",
+    "Lines of the access log that were lost, because too many came at once.",
 )
 _OUTCOMES = ("degraded", "shed", "rate_limited", "cut", "left")
 # Of one route: so many pairs of method and status are told apart.

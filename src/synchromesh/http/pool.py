@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from math import inf
 from typing import Self
 
@@ -17,6 +18,15 @@ from synchromesh.http.message import Headers, HttpResponse, Pairs, RawPair, enco
 from synchromesh.http.streamed import StreamedExchange
 from synchromesh.network import Network
 from synchromesh.timers import Timers
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """How many connections a pool has, how many are idle, and how many requests wait for one."""
+
+    connections: int
+    idle: int
+    waiting: int
 
 
 class FutureExchange(ClientExchange):
@@ -265,10 +275,18 @@ class HttpPool:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
+    def snapshot(self) -> PoolSnapshot:
+        """Return what it holds at this moment."""
+        endpoints = self._endpoints.values()
+        return PoolSnapshot(
+            len(self.connections),
+            sum(len(endpoint.idle) for endpoint in endpoints),
+            sum(len(endpoint.waiting) for endpoint in endpoints),
+        )
+
     def __repr__(self) -> str:
-        idle = sum(len(endpoint.idle) for endpoint in self._endpoints.values())
-        endpoints = f"{len(self._endpoints)} endpoints"
-        return f"<HttpPool {endpoints}, {len(self.connections)} connections, {idle} idle>"
+        now, endpoints = self.snapshot(), f"{len(self._endpoints)} endpoints"
+        return f"<HttpPool {endpoints}, {now.connections} connections, {now.idle} idle>"
 
     # -- what endpoints tell ---------------------------------------------------------------------
 

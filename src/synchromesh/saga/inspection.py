@@ -11,6 +11,19 @@ from synchromesh.saga.state import RunState
 from synchromesh.store import StoreReader
 
 LISTED_MAX = 10_000
+_OLDEST = (
+    f"select status, min(started_us) from sm_saga where {tables.UNFINISHED_SQL} group by status "
+    "union all select 'stuck', min(started_us) from sm_saga where status = 'stuck'"
+)
+
+
+async def oldest_runs(reader: StoreReader) -> dict[str, int]:
+    """Return when the oldest run started that has not ended, by its status, in microseconds.
+
+    Those that sleep do so on purpose, and are left out. It costs a step a run that is under way.
+    """
+    rows = await reader.read(_OLDEST)
+    return {str(status): int(str(at)) for status, at in rows if at is not None}
 
 
 async def list_runs(reader: StoreReader, status: str = "", limit: int = 100) -> list[SagaSummary]:

@@ -36,6 +36,7 @@ from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
 from synchromesh.saga.deps import Clock
 from synchromesh.saga.engine import Engine, EngineOptions
+from synchromesh.saga.inspection import oldest_runs
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import Service
@@ -186,6 +187,10 @@ class ServiceInstance:
     async def sagas(self) -> dict[str, int]:
         """Return how many of its sagas have which status."""
         return await self.engine.statuses() if self.has_database else {}
+
+    async def oldest_sagas(self) -> dict[str, int]:
+        """Return when the oldest of its sagas that has not ended started, by status."""
+        return await oldest_runs(self.store) if self.has_database else {}
 
     async def set_aside(self, now_us: int) -> SetAside:
         """Return the messages that were set aside, as far as they need a person or a release."""

@@ -33,7 +33,7 @@ from synchromesh.store.postgres_sole import SoleProcess
 from synchromesh.store.postgres_units import Units, UnitsOptions
 from synchromesh.store.postgres_wakeups import Wakeups
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
-from synchromesh.store.unit_store import UnitStore
+from synchromesh.store.unit_store import StoreLoad, UnitStore
 from synchromesh.telemetry import Tracer
 
 STORE_SCHEMA = Schema(
@@ -194,6 +194,10 @@ class PostgresStore(UnitStore):
     def commits(self) -> int:
         """The number of commits."""
         return self._units.commits
+
+    def load(self) -> StoreLoad:
+        """Return what was committed, and what waits for it."""
+        return StoreLoad(self.commits, self._units.waiting)
 
     @property
     def broken(self) -> str | None:

@@ -167,6 +167,11 @@ class Units:
             for number in range(options.connections_max)
         ]
 
+    @property
+    def waiting(self) -> int:
+        """How many units wait or run."""
+        return len(self._pending)
+
     def submit(
         self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
     ) -> asyncio.Future[Any]:

@@ -26,7 +26,7 @@ from synchromesh.store.unit import (
     Schema,
     SqlValue,
 )
-from synchromesh.store.unit_store import UnitStore
+from synchromesh.store.unit_store import StoreLoad, UnitStore
 from synchromesh.store.vault import SqliteVault
 from synchromesh.store.writer import Writer
 from synchromesh.telemetry import Tracer
@@ -191,7 +191,11 @@ class SqliteStore(UnitStore):
     @property
     def commits(self) -> int:
         """The number of group commits."""
-        return self._writer.commits
+        return sum(self._writer.sizes.counts)
+
+    def load(self) -> StoreLoad:
+        """Return what was committed, and what waits for it."""
+        return StoreLoad(self.commits, self._writer.pending, self._writer.sizes)
 
     @property
     def broken(self) -> str | None:

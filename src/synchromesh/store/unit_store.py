@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.unit import Once, Recorded, Store, Unit, Unprepared
-from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
+from synchromesh.telemetry import Histogram, Record, SpanContext, Tracer, current_span, outcome_of
 
 T = TypeVar("T")
 
@@ -23,8 +24,20 @@ _PREPARED_MAX = 32
 _log = logging.getLogger("synchromesh.store")
 
 
+@dataclass(frozen=True, slots=True)
+class StoreLoad:
+    """What a store has committed since it was opened, and how many units wait or run.
+
+    `sizes` are those of the groups, where it commits units in groups.
+    """
+
+    commits: int
+    waiting: int
+    sizes: Histogram | None = None
+
+
 class UnitStore:
-    """The part of a `Store` that is no engine's; `_submit` is the engine's.
+    """The part of a `Store` that is no engine's; `_submit` and `load` are the engine's.
 
     Args:
         place: where the database is.
@@ -32,7 +45,10 @@ class UnitStore:
     Attributes:
         place: where the database is.
         service: the service that owns the database.
+        load: returns what was committed, and what waits for it.
     """
+
+    load: Callable[[], StoreLoad]
 
     def __init__(self, place: str, service: str, tracer: Tracer | None) -> None:
         self.place = place

@@ -31,16 +31,17 @@ from typing import Any
 from synchromesh.codec import encode
 from synchromesh.eager import EagerFuture
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
-from synchromesh.runtime import DiskRuntime, Worker
+from synchromesh.runtime import DiskRuntime
 from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
-from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
+from synchromesh.store.group import BEGIN, SIZES, Group, NeedsSavepoint
 from synchromesh.store.jobs import HeldUnits, Queued, answer, refuse
 from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLACED, Outage
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 from synchromesh.store.vault import SqliteVault, vault_path
+from synchromesh.telemetry import Histogram
 
 # The number of the first unit that the last commit carries is kept beside the last position of the
 # event log, in the engine's own table of such numbers: a page of its own would be one more to flush
@@ -74,6 +75,7 @@ class Writer:
 
     Attributes:
         outage: whether the file can be used.
+        pending: how many units wait or run; `sizes` counts how many each commit had.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Writer:
         self._backlog_max = backlog_max
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
-        self._pending = 0
+        self.pending = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: SqliteUnit | None = None
         self._watched: SqliteUnit | None = None
@@ -123,9 +125,8 @@ class Writer:
         self._reopening: asyncio.TimerHandle | None = None
         self._is_trying = False
         self._held = HeldUnits()
-        self.commits = 0
-        name = f"synchromesh-store-{service}"
-        self._worker: Worker[Queued | None] = runtime.worker(name, self._work)
+        self.sizes = Histogram(SIZES)
+        self._worker = runtime.worker(f"synchromesh-store-{service}", self._work)
 
     # -- on the loop -----------------------------------------------------------------------------
 
@@ -148,12 +149,12 @@ class Writer:
             raise StoreBroken(f"{self._path} is closed: unit {name!r} was not run")
         if self.outage.reason is not None:
             raise self.outage.error(f"unit {name!r}")
-        if self._pending >= self._backlog_max:
+        if self.pending >= self._backlog_max:
             raise Shed(
-                f"{self._pending} units wait for {self._path}, its bound is {self._backlog_max}; "
+                f"{self.pending} units wait for {self._path}, its bound is {self._backlog_max}; "
                 f"unit {name!r} was not run: send less, or later"
             )
-        self._pending += 1
+        self.pending += 1
         self._submitted = number = self._submitted + 1
         future: EagerFuture[Any] = EagerFuture(self._loop)
         self._worker.put(Queued(body, once, name, number, copy_context(), future))
@@ -169,7 +170,6 @@ class Writer:
         await self._worker.close()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         held, _ = self._held.release(0)
         for job in held:
             job.error = StoreBroken(f"{self._path}: unit {job.name!r} {CLOSED_IN_DOUBT}")
@@ -196,13 +196,13 @@ class Writer:
             # It may hit the next unit instead, if this one ends right now: that one is run again.
             with suppress(sqlite3.ProgrammingError):  # it was just closed
                 self._connection.interrupt()
-        if self._pending:
+        if self.pending:
             self._timer = self._loop.call_later(self._tick_s, self._watch)
 
     def _conclude(self, jobs: list[Queued], *, has_tried: bool = False) -> None:
         if has_tried:
             self._is_trying = False
-        self._pending -= len(jobs)
+        self.pending -= len(jobs)
         topics: dict[str, None] = {}
         written = [job for job in jobs if job.error is None]
         for job in jobs:
@@ -439,7 +439,7 @@ class Writer:
                 return [] if self.outage.reason else self._abandon(jobs, error)
         if self._is_replaced():
             return refuse(jobs, self.outage)
-        self.commits += 1
+        self.sizes.observe(sum(job.has_written for job in jobs))
         self._fatals = 0
         return again
 

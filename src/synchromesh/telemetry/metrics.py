@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from synchromesh.errors import error_table
+
 # The stable HTTP conventions' bounds, and three below: a call within the system takes microseconds.
 SHORT_S = (
     0.0005, 0.001, 0.0025,
@@ -162,7 +164,7 @@ class Metrics:
         >>> metrics = Metrics()
         >>> metrics.timings("handle", "shop", "shop.sell").of(OK).observe(0.25)
         >>> [(family.metric.name, family.samples[0].labels) for family in metrics.families()]
-        [('synchromesh.operation.duration', ('shop', 'shop', 'shop.sell', ''))]
+        [('synchromesh.operation.duration', ('shop', 'shop', 'shop.sell', 'ok', ''))]
     """
 
     def __init__(self, timings_max: int = 2000) -> None:
@@ -194,11 +196,27 @@ class Metrics:
             samples = found[WORK[kind].name].samples
             labels = (*of_instance(service), *_labels(kind, name))
             for end, took in timings.by_end.items():
-                samples.append(took.sample(*labels, "" if end == OK else end))
+                samples.append(took.sample(*labels, outcome_of(end), "" if end == OK else end))
         return [family for family in found.values() if family.samples]
 
     def __repr__(self) -> str:
         return f"<Metrics of {len(self._timings)} names>"
+
+
+def outcome_of(end: str) -> str:
+    """Return what a way to end is: "ok", "rejected" by a no, "cancelled" by who asked, or "failed".
+
+    A no is for the caller to mend, as an answer of 4xx is.
+
+    Example:
+        >>> [outcome_of(end) for end in ("ok", "out_of_stock", "timed_out", "ValueError")]
+        ['ok', 'rejected', 'failed', 'failed']
+    """
+    if end in (OK, "cancelled"):
+        return end
+    # What is raised by no class of ours is told by the name of its class.
+    is_failure = end in _FAILURES or end == OTHER or end[:1].isupper()
+    return "failed" if is_failure else "rejected"
 
 
 def of_instance(name: str) -> tuple[str, str]:
@@ -256,7 +274,8 @@ def bounded(families: Iterable[Family], samples_max: int) -> Iterator[Family]:
 
 
 INSTANCE = ("service.name", "service.instance.id")
-_SHARED = "error.type is empty for what went well."
+_FAILURES = frozenset(code for code, kind in error_table().items() if kind.status >= 500)
+_SHARED = "outcome says how it ended, error.type by which error."
 
 WORK = {
     "handle": Metric(
@@ -264,7 +283,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What a service took to answer a call, waiting for a place included; {_SHARED}",
-        (*INSTANCE, "operation", "error.type"),
+        (*INSTANCE, "operation", "outcome", "error.type"),
         SHORT_S,
     ),
     "call": Metric(
@@ -272,7 +291,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What a call took as its caller sees it, with all its attempts; {_SHARED}",
-        (*INSTANCE, "callee", "operation", "error.type"),
+        (*INSTANCE, "callee", "operation", "outcome", "error.type"),
         SHORT_S,
     ),
     "unit": Metric(
@@ -280,7 +299,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What a unit of work took until it was durable, waiting included; {_SHARED}",
-        (*INSTANCE, "unit", "error.type"),
+        (*INSTANCE, "unit", "outcome", "error.type"),
         SHORT_S,
     ),
     "saga": Metric(
@@ -288,7 +307,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What a stretch of a saga's run took, in memory and without sleep; {_SHARED}",
-        (*INSTANCE, "saga", "error.type"),
+        (*INSTANCE, "saga", "outcome", "error.type"),
         LONG_S,
     ),
     "step": Metric(
@@ -296,7 +315,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What a step of a saga took, with all its attempts; {_SHARED}",
-        (*INSTANCE, "step", "error.type"),
+        (*INSTANCE, "step", "outcome", "error.type"),
         LONG_S,
     ),
     "undo": Metric(
@@ -304,7 +323,7 @@ WORK = {
         HISTOGRAM,
         "s",
         f"What undoing a step took, with all its attempts; {_SHARED}",
-        (*INSTANCE, "step", "error.type"),
+        (*INSTANCE, "step", "outcome", "error.type"),
         LONG_S,
     ),
     # The messaging conventions are in development: the names are pinned to those of 1.37.
@@ -319,6 +338,7 @@ WORK = {
             "messaging.operation.name",
             "messaging.operation.type",
             "messaging.destination.name",
+            "outcome",
             "error.type",
         ),
         SHORT_S,

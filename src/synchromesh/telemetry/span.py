@@ -18,7 +18,7 @@ from synchromesh.context import new_span_id
 from synchromesh.errors import Rejection, SynchromeshError, readable
 from synchromesh.propagation import KEPT_TRACE, SAMPLE_ALL, SAMPLED, Propagation, TraceMarks
 from synchromesh.runtime import Runtime
-from synchromesh.telemetry.metrics import OK, Metrics, Timings
+from synchromesh.telemetry.metrics import OK, Histogram, Metrics, Timings
 
 ATTRIBUTES_MAX = 32
 TEXT_CHARS_MAX = 512
@@ -364,8 +364,8 @@ class Tracer:
         sink = self.sink if _is_buffered(self.sink) else _Unbuffered(self.sink)
         rows, append = sink.rows, sink.rows.append
         timings = self.timings(kind, name)
-        well = None if timings is None else timings.by_end[OK]
-        bounds, counts = ((), []) if well is None else (well.bounds, well.counts)
+        well = Histogram(()) if timings is None else timings.by_end[OK]
+        bounds, counts = well.bounds, well.counts
 
         def record(
             trace_id: str,
@@ -382,8 +382,8 @@ class Tracer:
                 self._read_clocks()
             started_us = began_s * 1e6 + self._ahead_us
             took_s = ended_s - began_s
-            if well is not None and timings is not None:
-                if status == OK:
+            if timings is not None:
+                if status == "ok":
                     # As `Histogram.observe`, without its frame.
                     counts[bisect_left(bounds, took_s)] += 1
                     well.total += took_s

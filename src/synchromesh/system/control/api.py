@@ -47,9 +47,9 @@ from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LAST, LocalProcess
-from synchromesh.system.control.remote import RemoteProcess
+from synchromesh.system.control.remote import MetricsAnswer, RemoteProcess
 from synchromesh.system.control.status import FaultsStatus, Status
-from synchromesh.telemetry import ASKING
+from synchromesh.telemetry import ASKING, Family
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
@@ -94,6 +94,10 @@ class Control:
             asked over HTTP.
         book: decides which of the other processes are let in, by their contracts.
         authority: the socket's own host and port, once it listens.
+
+    Attributes:
+        remotes: the other processes.
+        metrics: collects the metrics of all processes.
     """
 
     def __init__(
@@ -110,7 +114,8 @@ class Control:
         self._book = book or ContractBook()
         self._token = token
         self._authority = authority
-        self._remotes = remotes
+        self.metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
+        self.remotes = remotes
         self._registry = registry
         # The services of which a process is being replaced.
         self._restarting: set[str] = set()
@@ -124,6 +129,7 @@ class Control:
         )
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
+            ("GET", "metrics"): self._metrics,
             ("POST", "call"): self._call,
             ("POST", "actions"): self._act,
             ("GET", "traces"): self._trace,
@@ -172,28 +178,31 @@ class Control:
         Raises:
             BadRequest: a new one could not be started.
         """
-        processes = [each for each in self._remotes.values() if each.part.is_named(name)]
+        processes = [each for each in self.remotes.values() if each.part.is_named(name)]
         request = ReplaceRequest("dev --reload", reason) if reason else ReplaceRequest()
         answer = await self._restart(name, processes, request)
         return list(answer["breaks"]) if answer["is_refused"] else []
 
     def _all(self) -> list[LocalProcess | RemoteProcess]:
-        return [self._local, *self._remotes.values()]
+        return [self._local, *self.remotes.values()]
 
     async def _status(self, _: HttpRequest, __: str) -> Status:
         return await self.status()
 
+    async def _metrics(self, _: HttpRequest, __: str) -> MetricsAnswer:
+        return MetricsAnswer(await self.metrics())
+
     async def _faults(self, request: HttpRequest, rest: str) -> FaultsStatus:
         if rest:
             raise _unknown(request)
-        return (await self.status()).faults if self._remotes else self._local.faults.status()
+        return (await self.status()).faults if self.remotes else self._local.faults.status()
 
     async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
         if rest not in ("", "heal"):
             raise _unknown(request)
         # A process that starts later gets the faults in its spec; one that has its spec already can
         # be asked once it is settled.
-        others = list(self._remotes.values())
+        others = list(self.remotes.values())
         await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
         faults = self._local.faults
         answer: object
@@ -208,7 +217,7 @@ class Control:
     async def _isolate_or_release(self, request: HttpRequest, rest: str) -> object:
         if rest not in ("", "release"):
             raise _unknown(request)
-        others = list(self._remotes.values())
+        others = list(self.remotes.values())
         await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
         wanted = decode(request.body, IsolateRequest)
         answer = isolate_or_release(self._local, wanted, is_release=bool(rest))
@@ -218,7 +227,7 @@ class Control:
     async def _reload(self, request: HttpRequest, rest: str) -> ReloadReport:
         if rest != "reload":
             raise _unknown(request)
-        wanted, local, remote = decode(request.body, ReloadRequest), self._local, self._remotes
+        wanted, local, remote = decode(request.body, ReloadRequest), self._local, self.remotes
         process = remote.get(GATEWAY)
         if process is None and local.reload is None:
             raise UnknownOperation(
@@ -242,7 +251,7 @@ class Control:
         name, _, act = rest.rpartition("/")
         if act not in ("restart", "contracts"):
             raise _unknown(request)
-        processes = [each for each in self._remotes.values() if each.part.is_named(name)]
+        processes = [each for each in self.remotes.values() if each.part.is_named(name)]
         if act == "contracts" and processes:
             return self._report(name, decode(request.body, ContractsReport))
         if processes:
@@ -250,7 +259,7 @@ class Control:
         if act == "restart" and await self._restart_within(name):
             is_same_code = name not in self._local.externals
             return _replacement(name, {name: os.getpid()}, is_same_code=is_same_code)
-        known = dict.fromkeys([*self._remotes, *self._services, *self._local.externals])
+        known = dict.fromkeys([*self.remotes, *self._services, *self._local.externals])
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"there are {', '.join(known)}, and the children that `status --json` names"
         if near:
@@ -266,7 +275,7 @@ class Control:
             raise BadRequest(
                 f"{name!r} could not be started: {error.message}; it is tried again by itself"
             ) from error
-        for process in self._remotes.values():
+        for process in self.remotes.values():
             if process.name in name.split("/") and await process.restart_child(name):
                 return True
         return False
@@ -481,3 +490,7 @@ def _unknown(request: HttpRequest) -> UnknownOperation:
 
 def _nothing() -> SystemConfig:
     raise ConfigError("the configuration is not at hand here; ask the process that runs the system")
+
+
+async def _no_metrics() -> list[Family]:
+    return []

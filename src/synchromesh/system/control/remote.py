@@ -38,7 +38,7 @@ from synchromesh.system.control.status import (
     Status,
 )
 from synchromesh.system.supervise.child_process import ChildProcess
-from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry import Family, SpanRecord
 
 T = TypeVar("T")
 
@@ -50,6 +50,12 @@ class Spans(msgspec.Struct, frozen=True):
     """The answer to `GET /traces`."""
 
     spans: list[SpanRecord]
+
+
+class MetricsAnswer(msgspec.Struct, frozen=True):
+    """The answer to `GET /metrics` of the control API."""
+
+    families: list[Family]
 
 
 class RemoteProcess:
@@ -130,6 +136,16 @@ class RemoteProcess:
             return (await self._ask("GET", f"/traces/{quote(trace_id, safe='')}", Spans)).spans
         except SynchromeshError:
             return []
+
+    async def metrics(self) -> list[Family]:
+        """Return its metrics.
+
+        Raises:
+            SynchromeshError: it did not answer.
+        """
+        if self._state().state == SILENT:
+            raise ConnectFailed("its process is silent")
+        return (await self._ask("GET", "/metrics", MetricsAnswer)).families
 
     async def forward(self, path: str, body: bytes) -> None:
         """Forward a command; a process that has ended is skipped.

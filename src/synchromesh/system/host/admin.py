@@ -3,6 +3,7 @@
     /healthz         200 while the event loop turns, also while the process drains
     /readyz          200 where every part of the process takes requests, else 503 and why
     /readyz/orders   the same of one part
+    /metrics         its metrics, for Prometheus (`metrics_page`)
 
 It is asked for no credential, so that it listens on loopback unless it is configured otherwise; and
 it is never a server that clients come to. What is shown under other paths is added by `page`.
@@ -11,7 +12,7 @@ it is never a server that clients come to. What is shown under other paths is ad
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from socket import AF_INET, AF_INET6, create_server
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ _LIMITS = Limits(connections_max=64)
 _TAKEN_S = 0.1
 _FIELDS = (("content-type", "application/json"), ("cache-control", "no-store"))
 
-Page = Callable[[], HttpResponse]
+Page = Callable[[HttpRequest], Awaitable[HttpResponse]]
 # Says why a part takes no requests; "" where it takes them.
 WhyNot = Callable[[], str]
 
@@ -64,10 +65,7 @@ class AdminListener:
         wall_us: Callable[[], int] | None = None,
     ) -> None:
         self._host, self._port = host, port
-        self._pages: dict[str, Page] = {
-            HEALTH: lambda: HttpResponse(200, _FIELDS, b'{"status":"ok"}'),
-            READY: self.ready,
-        }
+        self._pages: dict[str, Page] = {}
         self._server = HttpServer(self._answer, network=network, limits=_LIMITS, wall_us=wall_us)
         self._is_listening = False
         self.parts: dict[str, WhyNot] = {}
@@ -82,7 +80,7 @@ class AdminListener:
         return f"http://{host}:{self._port}"
 
     def page(self, path: str, page: Page) -> None:
-        """Show something more under a path of its own; it is asked for at each request."""
+        """Show something more under a path of its own; `page` answers each GET and HEAD."""
         self._pages[path] = page
 
     async def start(self) -> None:
@@ -120,17 +118,26 @@ class AdminListener:
         return "it drains" if self.is_draining else self.parts[name]()
 
     async def _answer(self, request: HttpRequest) -> HttpResponse:
-        page = self._pages.get(request.path)
-        part = unquote(request.path.removeprefix(f"{READY}/"))
-        if page is None and request.path.startswith(f"{READY}/") and part in self.parts:
-            why = self._why_not(part)
-            page = lambda: _said(503 if why else 200, "not ready" if why else "ready", {part: why})  # noqa: E731
-        if page is None:
-            known = ", ".join([*self._pages, *(f"{READY}/{name}" for name in self.parts)])
+        page, told = self._pages.get(request.path), self._health(request.path)
+        if told is None and page is None:
+            parts = (f"{READY}/{name}" for name in self.parts)
+            known = ", ".join([HEALTH, READY, *self._pages, *parts])
             return problem_response(404, f"the admin listener has {known}")
         if request.method not in ("GET", "HEAD"):
             return problem_response(405, "ask by GET", headers=[("allow", "GET, HEAD")])
-        return page()
+        return await page(request) if page is not None else told or self.ready()
+
+    def _health(self, path: str) -> HttpResponse | None:
+        """Answer what is asked of the process or of a part of it; None where it is neither."""
+        if path == HEALTH:
+            return HttpResponse(200, _FIELDS, b'{"status":"ok"}')
+        if path == READY:
+            return self.ready()
+        part = unquote(path.removeprefix(f"{READY}/"))
+        if not path.startswith(f"{READY}/") or part not in self.parts:
+            return None
+        why = self._why_not(part)
+        return _said(503 if why else 200, "not ready" if why else "ready", {part: why})
 
     def __repr__(self) -> str:
         return f"<AdminListener {self.url}>"

@@ -37,6 +37,7 @@ from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.mirror_status import DifferentStatus, MirrorStatus
 from synchromesh.system.host.access_file import AccessFile
+from synchromesh.telemetry import Family
 
 if TYPE_CHECKING:
     from synchromesh.tls import ServerTls
@@ -257,6 +258,12 @@ class GatewayPart:
     def snapshot(self) -> GatewayCounts | None:
         """Return what became of the requests so far, by route; None before it has started."""
         return None if self._engine is None else self._engine.snapshot()
+
+    def families(self) -> list[Family]:
+        """Return its metrics; none before it has started."""
+        if self._engine is None:
+            return []
+        return self._engine.state.families("http" if self._tls is None else "https")
 
     def mirrors(self) -> list[MirrorStatus]:
         """Return what has come of the copies of requests, by route."""

@@ -38,6 +38,7 @@ from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.api import Control
+from synchromesh.system.control.catalogue import LAG_S
 from synchromesh.system.control.code_files import CodeFiles
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.faults import faults_of
@@ -56,11 +57,9 @@ from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
 from synchromesh.system.supervise.external import ExternalProcess
 from synchromesh.system.supervise.stop_budget import StopBudget
-from synchromesh.telemetry import SqliteRing
+from synchromesh.telemetry import Histogram, SqliteRing
 
 G = TypeVar("G", bound=Registry)
-
-CONTROL_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Host:
         exit: closes what is entered here when the process ends.
         background: keeps the loops that belong to no service.
         urls: where the parts are reached that run here, by name.
-        admin: tells whether the process takes requests.
+        admin: tells whether the process takes requests; `lag` is that of its loop.
         code: which files each part runs; None in a process of one part.
         databases: where the services keep what they have.
         fits: raises where the contracts of a gateway that is reloaded do not fit; None where all
@@ -156,6 +155,7 @@ class Host:
         self._failed = asyncio.Event()
         self._failure = ""
         self.fits: Fits | None = None
+        self.lag = Histogram(LAG_S)
 
     def begin_log(self) -> None:
         """Start the log in the run directory, and the watchdog of the event loop.
@@ -166,7 +166,8 @@ class Host:
         if not self.name and logs_s is not None:
             self.rundir.forget_logs(self.runtime.wall_us() - int(logs_s * 1e6))
         self.exit.callback(log_to(self._telemetry("log", "jsonl")))
-        self.exit.callback(watch_loop(lambda by: self.rundir.note_blocked(self.name, by)))
+        blocked = lambda by: self.rundir.note_blocked(self.name, by)  # noqa: E731
+        self.exit.callback(watch_loop(blocked, self.lag.observe))
 
     async def open(
         self,
@@ -260,7 +261,7 @@ class Host:
             remotes=remotes, registry=registry, book=book,
         )  # fmt: skip
         port = 0 if self.name else self.config.system.control_port
-        await server.start(CONTROL_HOST, port, what="[system] control_port: ")
+        await server.start("127.0.0.1", port, what="[system] control_port: ")
         self.exit.push_async_callback(server.close)
 
     async def _serve_admin(self) -> None:

@@ -40,6 +40,7 @@ from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
+from synchromesh.system.host.metrics_page import serve_metrics
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.messages import (
     FAILED,
@@ -141,6 +142,7 @@ class Process:
         host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
         host.deps.isolations.resume(spec.isolations)
         await host.serve_control(spec.token, {})
+        serve_metrics(host)
         contracts = (
             contracts_of_gateway(definitions.entries)
             if name == GATEWAY

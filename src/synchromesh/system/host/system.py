@@ -42,6 +42,7 @@ from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.engines import StartedEngine
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
+from synchromesh.system.host.metrics_page import serve_metrics
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
@@ -259,6 +260,7 @@ class System:
             enter.push_async_callback(self._processes.stop)
         else:
             await host.serve_control(self._token, {})
+        serve_metrics(host)
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
         await host.run(*config.external)

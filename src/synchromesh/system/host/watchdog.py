@@ -33,6 +33,7 @@ class LoopWatchdog:
         blocked_after_s: how long the loop may stand still before its blocker is named, once for
             each time it stands still.
         on_blocked: called in the thread with the blocker, and with "" once the loop runs again.
+        on_beat: called on the loop with how late it came to each beat, in seconds.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class LoopWatchdog:
         *,
         blocked_after_s: float = BLOCKED_AFTER_S,
         on_blocked: Callable[[str], None] = lambda _: None,
+        on_beat: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._on_beat = on_beat
         self._blocked_after_s = blocked_after_s
         self._on_blocked = on_blocked
         self._every_s = blocked_after_s / 4
@@ -52,7 +55,8 @@ class LoopWatchdog:
         """Start watching the loop of this thread."""
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
-        self._beat()
+        self._beat_s = self._loop.time()
+        self._timer = self._loop.call_later(self._every_s, self._beat)
         threading.Thread(target=self._watch, name="synchromesh-watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -63,8 +67,9 @@ class LoopWatchdog:
             self._timer = None
 
     def _beat(self) -> None:
-        self._beat_s = self._loop.time()
+        before_s, self._beat_s = self._beat_s, self._loop.time()
         self._timer = self._loop.call_later(self._every_s, self._beat)
+        self._on_beat(max(0.0, self._beat_s - before_s - self._every_s))
 
     def _watch(self) -> None:
         # The beat after which a blocker was named that may still be there.
@@ -94,9 +99,11 @@ class LoopWatchdog:
             self._on_blocked("")
 
 
-def watch_loop(on_blocked: Callable[[str], None]) -> Callable[[], None]:
+def watch_loop(
+    on_blocked: Callable[[str], None], on_beat: Callable[[float], None]
+) -> Callable[[], None]:
     """Watch the running loop, as `LoopWatchdog` does; returns a function that stops it."""
-    watchdog = LoopWatchdog(on_blocked=on_blocked)
+    watchdog = LoopWatchdog(on_blocked=on_blocked, on_beat=on_beat)
     watchdog.start()
     return watchdog.stop
 
