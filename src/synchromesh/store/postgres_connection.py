@@ -20,6 +20,9 @@ Connection: TypeAlias = Any
 VERSION_MIN = 16
 """The oldest server: `json_array` of the standard is there from it on."""
 
+SESSION = "synchromesh.session"
+"""A setting that nobody reads; that it is there says that the others are, too."""
+
 _STATEMENTS_CACHED = 512
 # As `discard all` does it, but for the statements that the driver has prepared.
 _CLEAR = (
@@ -70,6 +73,7 @@ async def connect(
         "TimeZone": "UTC",
         "synchronous_commit": "on",
         "jit": "off",
+        SESSION: "kept",
         "default_transaction_isolation": "read committed",
         "default_transaction_read_only": "on" if is_read_only else "off",
     }
@@ -172,6 +176,12 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
         return StoreBroken(
             f"{place}: the role may not connect to it: grant connect on database, or give another "
             "role"
+        )
+    if state == "08P01":
+        return StoreBroken(
+            f"{place} refuses how a store connects ({getattr(error, 'message', '')}), as PgBouncer "
+            "does: give the address of the server itself; a store has few connections, keeps them, "
+            "and needs the settings, locks and notifications of its own sessions"
         )
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return StoreUnavailable(
