@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -126,6 +128,17 @@ def test_the_page_answers_in_what_was_asked_for() -> None:
         assert (await ask("nonsense"))[0] == 400
 
     asyncio.run(main())
+
+
+def test_the_library_is_loaded_with_the_first_scrape() -> None:
+    """A system that nobody scrapes has none of it."""
+    program = (
+        "import sys, synchromesh.system, synchromesh.system.host.metrics_page as page; "
+        "before = 'prometheus_client' in sys.modules; page._library(); "
+        "print(before, 'prometheus_client' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.split() == [b"False", b"True"]
 
 
 async def _families() -> list[Family]:
