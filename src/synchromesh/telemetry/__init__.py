@@ -7,7 +7,7 @@ for.
 
 from synchromesh.telemetry.log import JsonFormatter
 from synchromesh.telemetry.metrics import Family, Histogram, Metric, Metrics, Sample
-from synchromesh.telemetry.ring import ASKING, SqliteRing, kept_spans
+from synchromesh.telemetry.ring import ASKING, SqliteRing, kept_calls, kept_spans
 from synchromesh.telemetry.span import (
     MemoryRing,
     Record,
@@ -41,6 +41,7 @@ __all__ = [
     "SqliteRing",
     "Tracer",
     "current_span",
+    "kept_calls",
     "kept_spans",
     "outcome_of",
     "status_of",

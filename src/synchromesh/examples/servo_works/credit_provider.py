@@ -16,7 +16,10 @@ import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from synchromesh.runtime import DiskRuntime
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -265,6 +268,11 @@ async def serve(path: str) -> None:
         await stopped.wait()
         await server.drain(1.0)
     ledger.close()
+
+
+def simulated(runtime: "DiskRuntime", path: str) -> CreditProviderServer:
+    """Return the provider for a simulated drill, with its books at `path` of that world's disk."""
+    return CreditProviderServer(Ledger(runtime.disk.connect(path)))
 
 
 def main() -> None:

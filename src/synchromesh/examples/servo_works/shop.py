@@ -91,6 +91,14 @@ async def open_shop(client: ShopClient) -> None:
         await client.call(Fleet.report(batch), key=f"opening/report/{batch.machine.machine_id}")
 
 
+async def open_for_drill(client: ShopClient) -> None:
+    """Open, take the first order, and have enough for a drill: what runs out is no part's fault."""
+    await open_shop(client)
+    await client.call(Orders.place(order_book()[0]), key="first")
+    await client.call(Production.open_slots(OpenSlots("SX90", 4, 1_000)), key="slots")
+    await client.call(Inventory.receive(Receive("more", "SX90", 1_000)), key="stock")
+
+
 async def stock_drives(client: ShopClient, drives: Sequence[CatalogueItem]) -> None:
     """Price drives, put the first delivery of each on the shelf, and open its weeks to build."""
     for drive in drives:

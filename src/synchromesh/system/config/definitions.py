@@ -42,7 +42,7 @@ def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitabl
     if not config.dev.opening:
         return None
     where = f"{FILE_NAME}: [dev] opening = {config.dev.opening!r}"
-    opening: Callable[[Any], Awaitable[None]] = _import(config.dev.opening, where, folder)
+    opening: Callable[[Any], Awaitable[None]] = load_attribute(config.dev.opening, where, folder)
     if not inspect.iscoroutinefunction(opening):
         raise ConfigError(f"{where} is not an async function; write async def")
     return opening
@@ -57,7 +57,7 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
     if not config.gateway.app:
         return None
     where = f"{FILE_NAME}: [gateway] app = {config.gateway.app!r}"
-    gateway = _import(config.gateway.app, where, folder)
+    gateway = load_attribute(config.gateway.app, where, folder)
     if not isinstance(gateway, Gateway):
         raise ConfigError(f"{where} is not a Gateway; name the one that the module defines")
     return gateway
@@ -65,7 +65,7 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
 
 def _load(name: str, section: ServiceSection, folder: Path) -> Service:
     where = f"{FILE_NAME}: [services.{name}] app = {section.app!r}"
-    service = _import(section.app, where, folder)
+    service = load_attribute(section.app, where, folder)
     if not isinstance(service, Service):
         raise ConfigError(f"{where} is not a Service; name the one that the module defines")
     if service.name != name:
@@ -84,7 +84,12 @@ def _load(name: str, section: ServiceSection, folder: Path) -> Service:
     return service
 
 
-def _import(place: str, where: str, folder: Path) -> Any:
+def load_attribute(place: str, where: str, folder: Path) -> Any:
+    """Import what a "module:attribute" names; `where` it stands, for messages.
+
+    Raises:
+        ConfigError: it is missing, or its module cannot be imported.
+    """
     module_name, colon, attribute = place.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(f'{where}; expected "module:attribute", such as "services.a:a"')

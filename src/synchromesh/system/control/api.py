@@ -47,7 +47,7 @@ from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LAST, LocalProcess
-from synchromesh.system.control.remote import MetricsAnswer, RemoteProcess
+from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess
 from synchromesh.system.control.status import FaultsStatus, Status
 from synchromesh.telemetry import ASKING, Family
 
@@ -133,6 +133,7 @@ class Control:
             ("POST", "call"): self._call,
             ("POST", "actions"): self._act,
             ("GET", "traces"): self._trace,
+            ("GET", "observed"): self._observed,
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
             ("POST", "faults"): self._break_or_heal,
@@ -411,6 +412,9 @@ class Control:
                 "newest is: synchromesh trace last"
             )
         return {"trace_id": trace_id, "spans": spans}
+
+    async def _observed(self, _: HttpRequest, __: str) -> Observed:
+        return Observed.of(await asyncio.gather(*(each.observed() for each in self._all())))
 
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)

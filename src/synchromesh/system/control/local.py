@@ -40,6 +40,7 @@ from synchromesh.system.control.status import (
     Status,
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
+from synchromesh.telemetry.observed import ObservedCall
 
 # Instead of the id of a trace: the newest that was asked for from outside.
 LAST = "last"
@@ -88,6 +89,10 @@ class LocalProcess:
     taken_up: Callable[[str], None] = lambda _: None
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
     code_changed: dict[str, list[str]] = field(default_factory=dict)
+
+    async def observed(self) -> list[ObservedCall]:
+        """Return what was called by whom, as the spans of this process tell."""
+        return await self.ring.observed()
 
     async def status(self) -> Status:
         """Return the status of this process."""

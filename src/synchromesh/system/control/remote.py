@@ -5,7 +5,7 @@ A process that does not answer is shown as one that is down; the others' answers
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -39,6 +39,7 @@ from synchromesh.system.control.status import (
 )
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.telemetry import Family, SpanRecord
+from synchromesh.telemetry.observed import ObservedCall, merged
 
 T = TypeVar("T")
 
@@ -56,6 +57,17 @@ class MetricsAnswer(msgspec.Struct, frozen=True):
     """The answer to `GET /metrics` of the control API."""
 
     families: list[Family]
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """The answer to `GET /observed`."""
+
+    calls: list[ObservedCall]
+
+    @classmethod
+    def of(cls, found: Iterable[list[ObservedCall]]) -> Observed:
+        """Return what several processes have observed, counted together."""
+        return cls(merged(call for each in found for call in each))
 
 
 class RemoteProcess:
@@ -146,6 +158,13 @@ class RemoteProcess:
         if self._state().state == SILENT:
             raise ConnectFailed("its process is silent")
         return (await self._ask("GET", "/metrics", MetricsAnswer)).families
+
+    async def observed(self) -> list[ObservedCall]:
+        """Return what was called by whom, as its spans tell; nothing where it does not answer."""
+        try:
+            return (await self._ask("GET", "/observed", Observed)).calls
+        except SynchromeshError:
+            return []
 
     async def forward(self, path: str, body: bytes) -> None:
         """Forward a command; a process that has ended is skipped.

@@ -24,7 +24,8 @@ from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import Answers, ReadAction, parse_request
 from synchromesh.system.control.local import LAST
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
-from synchromesh.telemetry import ASKING, kept_spans
+from synchromesh.telemetry import ASKING, kept_calls, kept_spans
+from synchromesh.telemetry.observed import ObservedCall, merged
 
 POSTGRES = PostgresEngine.name
 _NEVER_RAN = "no system has run in {} yet; start one there with: synchromesh dev"
@@ -151,6 +152,12 @@ def read_trace(folder: Path, trace_id: str) -> dict[str, Any]:
     spans.sort(key=lambda span: span.started_us)
     # As it would come from the running system.
     return {"trace_id": trace_id, "spans": msgspec.to_builtins(spans)}
+
+
+def read_observed(folder: Path) -> list[ObservedCall]:
+    """Return what was called by whom in a system that is stopped; nothing where none has run."""
+    files, disk = sorted(RunDir(folder).telemetry.glob("spans*.db")), RealRuntime().disk
+    return merged([call for file in files for call in kept_calls(str(file), disk)])
 
 
 async def export_to(

@@ -27,6 +27,7 @@ from socket import MSG_DONTWAIT, socket
 import msgspec
 
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
+from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
@@ -35,7 +36,7 @@ from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import parts_of
-from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
@@ -66,6 +67,7 @@ class Process:
 
     Args:
         loaded: called when only what the process before holds is still waited for.
+        gateway: loads the definition of the gateway; a simulation opens it to those it plays.
 
     Attributes:
         host: runs the part.
@@ -78,8 +80,10 @@ class Process:
         runtime: DiskRuntime,
         *,
         loaded: Callable[[], None],
+        gateway: Callable[[SystemConfig, Path], Gateway | None] = load_gateway,
     ) -> None:
         self._spec = spec
+        self._load_gateway = gateway
         succeeds = Succeeds(loaded, spec.port, spec.handle)
         self.host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
 
@@ -119,7 +123,7 @@ class Process:
         signer = Signer(base64.b64decode(spec.key))
         code = GatewayCode(config, host.folder) if name == GATEWAY else None
         definitions = Definitions(load_services(config, host.folder))
-        gateway = load_gateway(config, host.folder) if name == GATEWAY else None
+        gateway = self._load_gateway(config, host.folder) if name == GATEWAY else None
         if gateway is not None:
             # It may be another one than that of the process before.
             entries = await check_gateway(gateway, config, host.rundir, runtime, spec.later)
