@@ -115,7 +115,8 @@ class SimSystem:
     """Runs a configured system in a world of its own; `start`, then `switch_off` and `switch_on`.
 
     Args:
-        config: of the system; TLS and the kinds of credentials of its gateway are left out.
+        config: of the system; TLS, the kinds of credentials of its gateway, and engines beside it
+            are left out: each service has a SQLite file.
         folder: where its code is.
         seed: decides all that is left to chance.
         stand_ins: by name, what answers for each external service.
@@ -265,7 +266,8 @@ class SimSystem:
         }
         given, empty = config.gateway, type(config.gateway)()
         gateway = structs.replace(given, port=self.ports.get(GATEWAY, 0), tls=empty.tls)
-        return structs.replace(config, services=services, gateway=gateway)
+        engine = type(config.engine)()
+        return structs.replace(config, services=services, gateway=gateway, engine=engine)
 
     def _main_of(self, name: str) -> Callable[[SimRuntime], Any]:
         if name == REGISTRY:
