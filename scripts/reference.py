@@ -130,6 +130,16 @@ app = "services.billing:billing"
 app = "services.quoting:quoting"
 replicas = 3            # it has queries only
 """,
+    "telemetry": """\
+[telemetry]
+otlp = "https://collector.example:4318"
+signals = ["traces", "logs"]
+headers = { authorization = "env:OTLP_TOKEN" }
+resource = { "deployment.environment.name" = "production" }
+tls = { ca = "collector-ca.pem", certificate = "client.pem", key = "client-key.pem" }
+sample = 0.1
+baggage = ["tenant"]
+""",
     "retention": """\
 [retention]
 sagas = "90d"

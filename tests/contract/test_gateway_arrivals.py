@@ -51,6 +51,7 @@ def test_a_trace_goes_on_to_an_upstream(route: str) -> None:
         assert seen.request.headers.get_all("tracestate") == ("rojo=00f0,congo=t61r",)
         await asyncio.sleep(0.1)  # the slow way ends behind its answer
         call, gateway = sorted(way.system.spans, key=lambda span: span.kind)
+        assert {call.attributes["status"], gateway.attributes["status"]} == {"201"}
         assert {call.trace_id, gateway.trace_id} == {TRACE}
         assert (gateway.parent_id, call.parent_id) == (SPAN, gateway.span_id)
         assert call.span_id == span_id

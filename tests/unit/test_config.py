@@ -205,6 +205,49 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
         (ONE + "[external.b]", "[external.b] needs either url, urls or command"),
         (
+            ONE + "[telemetry]\notlp = 'collector:4318'",
+            "synchromesh.toml:6: [telemetry] otlp = 'collector:4318'; use http://...",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://me:secret@c'",
+            "[telemetry] otlp = 'http://…@c'; it has a user or a password",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://c:4317'",
+            "port 4317 is that of gRPC, and this is sent by HTTP: use the collector's port",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://c:4318/v1/traces'",
+            "[telemetry] otlp = 'http://c:4318/v1/traces'; leave out /v1/...",
+        ),
+        (
+            ONE + "[telemetry]\nsignals = ['spans']",
+            "telemetry.signals[0]: invalid enum value 'spans'",
+        ),
+        (
+            ONE + "[telemetry]\nheaders = { authorization = 'env:A' }",
+            "[telemetry] has headers, which is of use with otlp alone; add it",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://c'\nheaders = { Host = 'env:A' }",
+            "'Host' cannot be a header here; use one in lower case",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://c'\ntls = { ca = 'ca.pem' }",
+            "[telemetry] has tls, which is of use at an https:// url alone",
+        ),
+        (
+            ONE + "[telemetry]\notlp = 'http://c'\nresource = { 'service.name' = 'x' }",
+            "'service.name' is not to be set; each service says it of itself",
+        ),
+        (ONE + "[telemetry]\nsample = 1.5", "[telemetry] sample = 1.5; make it a number from 0"),
+        (ONE + "[telemetry]\nsample = nan", "[telemetry] sample = nan; make it a number from 0"),
+        (ONE + "[telemetry]\nbaggage = ['a b']", "[telemetry] 'a b' is no key of baggage"),
+        (
+            ONE + f"[telemetry]\nbaggage = {[f'k{n}' for n in range(17)]}",
+            "[telemetry] baggage has 17 keys; make it 16 or fewer",
+        ),
+        (
             ONE + "[external.b]\nurl = 'http://b'\ncommand = ['b']",
             "[external.b] needs either url, urls or command",
         ),

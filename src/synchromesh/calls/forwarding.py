@@ -313,6 +313,8 @@ class _Passage(Way):
                 passing = self._passing(attempt)
                 await self._suffer_in_time(endpoint, passing.timeout_s)
                 response = await exchange.enter_async_context(transport.forward(endpoint, passing))
+                if response.status != 200:
+                    self.note("status", response.status)
                 attempt.used = 0
                 if self.is_upload:
                     # How long it took to come is not known apart from how long it took to send.

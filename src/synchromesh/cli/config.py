@@ -135,6 +135,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.reading import read_layers
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
+    from synchromesh.system.host.exporting import export_mistakes
     from synchromesh.system.host.securing import tls_mistakes
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
@@ -149,7 +150,11 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     runtime = RealRuntime()
     if gateway is not None:
         asyncio.run(check_gateway(gateway, values, RunDir(folder), runtime))
-    if wrong := "\n".join(tls_mistakes(values, folder, runtime.wall_us() / 1e6)):
+    mistakes = (
+        *tls_mistakes(values, folder, runtime.wall_us() / 1e6),
+        *export_mistakes(values, folder),
+    )
+    if wrong := "\n".join(mistakes):
         raise ConfigError(wrong)
     if found := contradictions(values, gateway, layers.is_written):
         raise refusal_of(found)

@@ -129,6 +129,12 @@ class AskedRequest:
     principal: Principal = NOBODY
     decided: Decided = UNDECIDED
 
+    def answered(self, response: HttpResponse) -> HttpResponse:
+        """Note an answer that is about to be sent, and return what to send."""
+        if response.status != 200:
+            self.span.note("status", response.status)
+        return self.account.answered(response)
+
 
 def under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key."""

@@ -354,7 +354,7 @@ class GatewayEngine:
     ) -> HttpResponse:
         entry, span, account = asked.entry, asked.span, asked.account
         try:
-            return account.answered(await answer(asked, context))
+            return asked.answered(await answer(asked, context))
         except RefusedRequest as refusal:
             span.fail(refusal.error)
             told = refusal.error
@@ -366,7 +366,7 @@ class GatewayEngine:
             if isinstance(error, SynchromeshError):
                 # It was an outcome before: its traceback leads to frames that hold that.
                 error.__traceback__ = None
-        return account.answered(refused(told, asked.headers, trace_id=context.trace_id))
+        return asked.answered(refused(told, asked.headers, trace_id=context.trace_id))
 
     async def _call(self, asked: AskedRequest, context: CallContext) -> HttpResponse:
         if asked.entry.passage is not None:

@@ -207,22 +207,16 @@ class Gate:
                         answer = refused(problem, headers, trace_id=context.trace_id)
                         plan.traffic.why(error)
                         error.__traceback__ = None  # it leads to frames that hold the error
+                    if answer.status != 200:
+                        noted["status"] = str(answer.status)
                     yield account.answered(answer)
         except BaseException as error:
             status, more = outcome_of(error)
             noted |= more
             raise
         finally:
-            plan.record(
-                context.trace_id,
-                context.span_id,
-                arrived.parent_id,
-                begun.began_s,
-                plan.loop.time(),
-                status,
-                noted,
-                context.marks.flags,
-            )
+            ids, now = (context.trace_id, context.span_id, arrived.parent_id), plan.loop.time()
+            plan.record(*ids, begun.began_s, now, status, noted, context.marks.flags)
 
     def _find(self, method: bytes, path: bytes) -> tuple[CompiledRoute, Mapping[str, str]] | None:
         try:

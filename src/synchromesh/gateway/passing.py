@@ -164,9 +164,12 @@ class ForwardExchange(ClientExchange):
             plan.edge.learn(None, Classification.SUCCESS, now, self._own_s(pairs, now))
         if self.member is not None:
             self._tell_member(now, CallEnd.ANSWERED)
-        span_id, flags, noted = self.span_id, self.marks.flags, self.place.noted
+        span_id, flags, noted, own = self.span_id, self.marks.flags, self.place.noted, self.noted
+        if status != 200:
+            told = {"status": str(status)}
+            noted, own = {**noted, **told}, {**(own or {}), **told}
         plan.record_call(trace_id, self.call_span_id, span_id, began_s, now, "ok", noted, flags)
-        plan.record(trace_id, span_id, self.parent_id, began_s, now, "ok", self.noted, flags)
+        plan.record(trace_id, span_id, self.parent_id, began_s, now, "ok", own, flags)
         if plan.limiter is not None:
             plan.limiter.release()
         plan.gate.limiter.release()
@@ -426,18 +429,11 @@ class ForwardExchange(ClientExchange):
 
     def _close(self, status: str, ended_s: float, told: dict[str, str] | None = None) -> None:
         """Record both spans, give back what was held, and let go of the client's exchange."""
-        plan = self.plan
-        noted = self.place.noted
-        plan.record_call(
-            self.trace_id,
-            self.call_span_id,
-            self.span_id,
-            self.began_s,
-            ended_s,
-            status,
-            noted if told is None else {**noted, **told},
-            self.marks.flags,
-        )
+        if self.status not in (NO_STATUS, 200):
+            told = {"status": str(self.status), **(told or {})}
+        noted = self.place.noted if told is None else {**self.place.noted, **told}
+        ids, flags = (self.trace_id, self.call_span_id, self.span_id), self.marks.flags
+        self.plan.record_call(*ids, self.began_s, ended_s, status, noted, flags)
         self._record(status, ended_s, told)
         self._release()
 

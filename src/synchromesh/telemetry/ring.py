@@ -113,6 +113,10 @@ class SqliteRing:
         spans_max: the newest spans, which can be read; the file keeps up to a block more.
         flush_s: how long a span is buffered at most.
         pending_max: spans that may wait for the writer.
+
+    Attributes:
+        dropped: spans that were lost.
+        tap: is shown all spans, some at a time, and neither keeps nor changes the list.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class SqliteRing:
         self._connection: sqlite3.Connection | None = None
         self._has_failed = self._is_closed = False
         self.dropped = 0
+        self.tap: Callable[[list[SpanRow]], None] | None = None
         self._lane: Worker[_Block | _Query[Any]] = runtime.worker("synchromesh-spans", self._work)
 
     def add(self, span: SpanRow, /) -> None:
@@ -200,6 +205,8 @@ class SqliteRing:
 
     def _encode_chunk(self) -> None:
         chunk, block = self.rows, self._block
+        if self.tap is not None:
+            self.tap(chunk)
         try:
             block.add(chunk)
         except _UNSTORABLE:

@@ -106,6 +106,11 @@ def _check(config: SystemConfig, layers: Layers) -> None:
         key = error.message.partition(":")[0].partition(".")[0]
         raise ConfigError(f"{where('retention', key)}: [retention] {error.message}") from error
     _check_externals(config, layers)
+    try:
+        config.telemetry.check()
+    except ConfigError as error:
+        key, _, why = error.message.partition(": ")
+        raise ConfigError(f"{where('telemetry', key)}: [telemetry] {why}") from error
     _check_gateway(config, layers)
     _check_edges(config, layers)
 

@@ -27,6 +27,7 @@ from synchromesh.system.config.external_section import ExternalSection
 from synchromesh.system.config.gateway_section import GatewaySection
 from synchromesh.system.config.layers import Secret
 from synchromesh.system.config.sagas_section import SagasSection
+from synchromesh.system.config.telemetry_section import TelemetrySection
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
@@ -432,6 +433,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         admin: where each process tells of its health.
         engine: the servers that keep its databases and carry its messages, where it needs some.
         retention: after which time services forget what they keep.
+        telemetry: what is exported to a collector.
         dev: what `synchromesh dev` does besides.
     """
 
@@ -443,6 +445,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: AdminSection = AdminSection()
     engine: EngineSection = EngineSection()
     retention: RetentionSection = RetentionSection()
+    telemetry: TelemetrySection = TelemetrySection()
     dev: DevSection = DevSection()
 
 

@@ -46,6 +46,7 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
 from synchromesh.system.host.checks import HealthChecks
+from synchromesh.system.host.exporting import open_ring
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import Fits, GatewayReload
@@ -57,7 +58,7 @@ from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
 from synchromesh.system.supervise.external import ExternalProcess
 from synchromesh.system.supervise.stop_budget import StopBudget
-from synchromesh.telemetry import Histogram, SqliteRing
+from synchromesh.telemetry import Histogram
 
 G = TypeVar("G", bound=Registry)
 
@@ -187,8 +188,10 @@ class Host:
         runtime, enter, config, section = self.runtime, self.exit, self.config, self.config.admin
         port = section.ports.get(self.name, 0) if self.name else section.port
         self.admin = AdminListener(runtime.network, section.host, port, wall_us=runtime.wall_us)
-        ring = SqliteRing(str(self._telemetry("spans", "db")), runtime)
-        enter.push_async_callback(ring.close)
+        path, services = str(self._telemetry("spans", "db")), definitions.services
+        ring, export = open_ring(
+            path, config, self.folder, runtime, self.name, services, enter, self.budget
+        )
         limits = config.gateway.clients.compile_pool()
         pool = self.pool = HttpPool(network=runtime.network, limits=limits)
         enter.push_async_callback(pool.close)
@@ -197,6 +200,7 @@ class Host:
         # Closed before what it watches is stopped, or it would start that again.
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
+        export(self.background)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
         secured = secured_network(config, self.folder, runtime.network)
         if secured is not None:
@@ -224,6 +228,7 @@ class Host:
             faults=table,
             retention=retention_of(config, definitions.services, KEEP_S),
             archive=self._archive,
+            propagation=config.telemetry.propagation(),
         )
         self.local = LocalProcess(
             config.system.name,
@@ -390,8 +395,7 @@ class Host:
         return {name: part.instance for name, part in self.services.items()}
 
     def _telemetry(self, what: str, suffix: str) -> Path:
-        name = f"{what}-{self.name}" if self.name else what
-        return self.rundir.telemetry / f"{name}.{suffix}"
+        return self.rundir.telemetry / f"{what}{'-' * bool(self.name)}{self.name}.{suffix}"
 
     async def _run_external(self, name: str) -> None:
         """Start an external service as a child process, or list its URLs."""
@@ -403,10 +407,8 @@ class Host:
             if section.health is not None:
                 health = UpstreamHealth(endpoints, section.health.compile())
                 self.local.upstreams[name] = health
-                checks = HealthChecks(
-                    name, health, section.health.path, self.deps.transports,
-                    lambda listed: self._fix(*listed),
-                )  # fmt: skip
+                path, transports = section.health.path, self.deps.transports
+                checks = HealthChecks(name, health, path, transports, lambda up: self._fix(*up))
                 self.background.start(Child(f"health/{name}", checks.run))
             return
 
@@ -469,15 +471,12 @@ class Host:
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds
+        port = succeeds.port if succeeds else 0
         made = self.services[part.name] = ServicePart(
             part,
             self.deps,
             self._registry,
-            listening=Listening(
-                config.system.host,
-                config.services[part.service].port,
-                succeeds.port if succeeds else 0,
-            ),
+            listening=Listening(config.system.host, config.services[part.service].port, port),
             inproc=self._inproc,
             background=self.background,
             up=lambda instance: self._note_up(part.name, instance),

@@ -20,6 +20,7 @@ class StopBudget:
         answer_s: servers answer what they have taken.
         drain_s: handlers end that nobody waits for at a server.
         control_s: the control API answers.
+        telemetry_s: a process sends what is left of its telemetry.
         external_s: an external service ends after SIGTERM.
         unready_s: a process that was not ready ends; it has taken nothing.
         heard_s: for callers to see that an instance is no longer listed.
@@ -36,7 +37,7 @@ class StopBudget:
         4.5
         >>> StopBudget(answer_s=4.0)
         Traceback (most recent call last):
-        synchromesh.errors.ConfigError: a stop may take 10.75 s; make its stages shorter than 10 s
+        synchromesh.errors.ConfigError: a stop may take 10.95 s; make its stages shorter than 10 s
     """
 
     total_s: float = 10.0
@@ -44,6 +45,7 @@ class StopBudget:
     answer_s: float = 3.0
     drain_s: float = 1.5
     control_s: float = 0.5
+    telemetry_s: float = 0.2
     external_s: float = 2.0
     unready_s: float = 0.5
     heard_s: float = 0.1
@@ -54,9 +56,12 @@ class StopBudget:
 
     def __post_init__(self) -> None:
         # A process that starts meanwhile is ended before the others.
-        stages = (self.unready_s, self.gateway_s, self.services_s, self.control_s, self.external_s)
+        stages = (
+            self.unready_s, self.gateway_s, self.services_s, self.control_s, self.telemetry_s,
+            self.external_s,
+        )  # fmt: skip
         service_s = self.heard_s + self.replaced_answer_s + self.drain_s
-        replaced_s = self.hurry_s + max(service_s, self.replaced_gateway_s)
+        replaced_s = self.hurry_s + self.telemetry_s + max(service_s, self.replaced_gateway_s)
         _check(sum(stages), self.total_s, "a stop", "its stages")
         _check(self.replaced_s, self.total_s, "a process that is replaced", "its bound")
         _check(replaced_s, self.replaced_s, "a process that is replaced", "its stages")

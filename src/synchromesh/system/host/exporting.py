@@ -1,0 +1,150 @@
+"""What `[telemetry]` asks for: an exporter of what a process records, and its place in the host."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from synchromesh.calls.contract import operations_of
+from synchromesh.errors import ConfigError
+from synchromesh.http import HttpPool
+from synchromesh.network import ClientTls
+from synchromesh.runtime import DiskRuntime
+from synchromesh.service import Child, Service, Supervisor
+from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.config.secrets import read_secret
+from synchromesh.system.host.otlp_exporter import LOGS, SIGNALS, TRACES, ExportTarget, OtlpExporter
+from synchromesh.system.supervise.stop_budget import StopBudget
+from synchromesh.telemetry import SqliteRing
+from synchromesh.telemetry.otlp import HttpRoute, Resource
+
+
+def open_ring(
+    path: str,
+    config: SystemConfig,
+    folder: Path,
+    runtime: DiskRuntime,
+    process: str,
+    services: Iterable[Service],
+    exit: AsyncExitStack,  # noqa: A002
+    budget: StopBudget,
+) -> tuple[SqliteRing, Callable[[Supervisor], None]]:
+    """Return what keeps the spans of a process, and what starts their export under a supervisor.
+
+    Args:
+        path: of the file that they are in.
+        process: what its log records are of; "" for the whole system.
+        services: of the whole system.
+        exit: sends what is left when it is closed, and closes the file.
+
+    Raises:
+        ConfigError: a certificate or a secret is missing or wrong.
+    """
+    ring = SqliteRing(path, runtime)
+    exit.push_async_callback(ring.close)
+    section = config.telemetry
+    if not section.otlp:
+        return ring, lambda _: None
+    collector = collector_of(config, folder, os.environ)
+    tls = _tls(config, folder)
+    network = runtime.network if tls is None else runtime.network.secured(client=tls)
+    pool = HttpPool(network=network)
+    exit.push_async_callback(pool.close)
+    resource = Resource(
+        {
+            "service.namespace": config.system.name,
+            "telemetry.sdk.name": "synchromesh",
+            "telemetry.sdk.language": "python",
+            "telemetry.sdk.version": version("synchromesh"),
+            **section.resource,
+        },
+        runtime.new_id(),
+    )
+    exporter = OtlpExporter(
+        collector, pool, runtime, resource, process or config.system.name, routes_of(services)
+    )
+
+    async def finish() -> None:
+        await ring.flush()  # shows the last spans
+        ring.tap = None
+        await exporter.close(budget.telemetry_s)
+
+    exit.push_async_callback(finish)
+    if TRACES in collector.signals:
+        ring.tap = exporter.take_spans
+    if LOGS in collector.signals:
+        root = logging.getLogger()
+        root.addHandler(exporter.log)
+        exit.callback(root.removeHandler, exporter.log)
+    return ring, lambda supervisor: supervisor.start(Child("telemetry", exporter.run))
+
+
+def collector_of(
+    config: SystemConfig, folder: Path, environment: Mapping[str, str]
+) -> ExportTarget:
+    """Return where telemetry is sent to. Raises ConfigError for a secret that cannot be read."""
+    section = config.telemetry
+    parts = urlsplit(section.otlp)
+    headers = []
+    for name, reference in section.headers.items():
+        place = f"[telemetry] headers.{name}"
+        text = read_secret(reference, name=place, folder=folder, environment=environment)
+        if not (text.isascii() and text.isprintable()):
+            raise ConfigError(f"{place}: {reference} has what no header may have; write ASCII")
+        headers.append((name, text))
+    return ExportTarget(
+        url=section.otlp,
+        host=parts.hostname or "",
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        prefix=parts.path.rstrip("/"),
+        headers=tuple(headers),
+        signals=tuple(section.signals or SIGNALS),
+    )
+
+
+def export_mistakes(config: SystemConfig, folder: Path) -> Iterator[str]:
+    """Yield what a start would refuse about the export, a sentence each."""
+    if not config.telemetry.otlp:
+        return
+    for attempt in (
+        partial(collector_of, config, folder, os.environ),
+        partial(_tls, config, folder),
+    ):
+        try:
+            attempt()
+        except ConfigError as error:
+            yield error.message
+
+
+def routes_of(services: Iterable[Service]) -> dict[str, HttpRoute]:
+    """Return the routes of all operations that services offer, by their full names."""
+    return {
+        each.full_name: HttpRoute(
+            each.method, each.path, {refusal.code: refusal.status for refusal in each.raises}
+        )
+        for service in services
+        if service.contract is not None
+        for each in operations_of(service.contract).values()
+    }
+
+
+def _tls(config: SystemConfig, folder: Path) -> ClientTls | None:
+    """Return what secures a connection to the collector; None for plain HTTP."""
+    section = config.telemetry
+    parts = urlsplit(section.otlp)
+    if parts.scheme != "https":
+        return None
+    from synchromesh.tls import ClientContexts
+
+    try:
+        return ClientContexts(
+            {(parts.hostname or "", parts.port or 443): section.tls.files(folder)}
+        )
+    except ConfigError as error:
+        raise ConfigError(f"[telemetry] tls: {error.message}") from error
