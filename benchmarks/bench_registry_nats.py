@@ -1,0 +1,131 @@
+"""What a registry on NATS costs: `python benchmarks/bench_registry_nats.py`.
+
+1,000 instances renew their leases, 100 processes watch all of them, and nothing changes. The server
+is a process of its own, and so are the watchers; what is told is the processor time of each, and
+how soon a watcher hears of an instance that comes, and of one that is killed. Linux.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from nats_server import NatsServer
+from nats_world import at, credential, listed, registry_at, running, until
+from synchromesh.errors import DiscoveryError
+
+INSTANCES, WATCHERS, SERVICES, SECONDS = 1000, 100, 20, 20.0
+TICKS_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_S
+
+
+async def watch_many(url: str) -> None:
+    """Watch as many processes would, until killed."""
+    tasks = []
+    for _ in range(WATCHERS):
+        registry = registry_at(url)
+        await registry.open()
+        tasks.append(asyncio.create_task(registry.run()))
+        await until(lambda told=registry: not told.is_down)  # type: ignore[misc]
+    print("watching", flush=True)
+    await asyncio.gather(*tasks)
+
+
+async def hold(url: str) -> None:
+    """Hold one lease until killed."""
+    async with running(url) as registry:
+        registration = await registry.register(
+            at("mortal", "mortal"), credential=credential("mortal")
+        )
+        print("up", flush=True)
+        await registration.run()
+
+
+async def child(name: str, url: str) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, name, url, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    return process
+
+
+async def main() -> None:
+    """Measure, and print."""
+    server = NatsServer()
+    holders = [registry_at(server.url) for _ in range(10)]
+    for holder in holders:
+        await holder.open()
+    renewals = []
+    for number in range(INSTANCES):
+        holder, service = holders[number % len(holders)], f"service{number % SERVICES}"
+        endpoint, registration = at(f"i{number}", service), None
+        while registration is None:
+            with suppress(DiscoveryError):  # a busy machine is no failure
+                registration = await holder.register(endpoint, credential=credential(service))
+        renewals.append(asyncio.create_task(registration.run()))
+    watchers = await child("watch", server.url)
+    async with running(server.url) as reader:
+        await until(
+            lambda: sum(len(each.endpoints) for each in reader.listed().values()) == INSTANCES
+        )
+        began_s, before = time.monotonic(), (cpu_s(server.pid), cpu_s(watchers.pid))
+        await asyncio.sleep(SECONDS)
+        took_s = time.monotonic() - began_s
+        used = (cpu_s(server.pid) - before[0], cpu_s(watchers.pid) - before[1])
+        print(f"{INSTANCES} instances, {WATCHERS} watchers, nothing changes, {took_s:.0f} s:")
+        print(f"  server {used[0] / took_s:.2%} of a core")
+        print(f"  a watcher {used[1] / took_s / WATCHERS:.3%}")
+        assert sum(len(each.endpoints) for each in reader.listed().values()) == INSTANCES
+        heard = []
+        for number in range(50):
+            watching = asyncio.create_task(listed(reader, f"new{number}", service=f"new{number}"))
+            await asyncio.sleep(0)
+            at_s = time.monotonic()
+            await holders[0].register(
+                at(f"new{number}", f"new{number}"), credential=credential(f"new{number}")
+            )
+            await watching
+            heard.append(1000 * (time.monotonic() - at_s))
+        print(f"  heard of after p50 {statistics.median(heard):.1f} ms, max {max(heard):.1f} ms")
+        seen = []
+        for _ in range(5):
+            process = await child("hold", server.url)
+            await listed(reader, "mortal", service="mortal")
+            process.kill()
+            at_s = time.monotonic()
+            await listed(reader, service="mortal")
+            seen.append(time.monotonic() - at_s)
+            await process.wait()
+        print(f"  kill -9 of a host seen after {min(seen):.2f} to {max(seen):.2f} s")
+    watchers.kill()
+    await watchers.wait()
+    for task in renewals:
+        task.cancel()
+    await asyncio.gather(*renewals, return_exceptions=True)
+    for holder in holders:
+        await holder.close()
+    server.close()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        match sys.argv[1:]:
+            case ["watch", url]:
+                asyncio.run(watch_many(url))
+            case ["hold", url]:
+                asyncio.run(hold(url))
+            case _:
+                asyncio.run(main())
