@@ -108,6 +108,7 @@ EXAMPLES = {
 [system]
 name = "servo-works"
 host = "127.0.0.1"
+advertise = "10.0.0.5"
 control_port = 9100
 loop = "auto"
 hang = "30s"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 
-from synchromesh.discovery import Endpoint, LeaseOptions, Registration, Registry
+from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.discovery.nats_kv import NatsRegistry
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime
@@ -23,28 +23,20 @@ def credential(service: str = "billing", key: bytes = KEY) -> str:
     return Signer(key).token(service, audience=REGISTRY, now_us=RealRuntime().wall_us())
 
 
-def registry_at(
-    url: str, *, system: str = "shop", key: bytes = KEY, ttl_s: float = 3.0
-) -> NatsRegistry:
-    return NatsRegistry(
-        url,
-        system=system,
-        signer=Signer(key),
-        runtime=RealRuntime(),
-        options=LeaseOptions(ttl_s=ttl_s),
-    )
+def registry_at(url: str, *, system: str = "shop", key: bytes = KEY) -> NatsRegistry:
+    return NatsRegistry(url, system=system, signer=Signer(key), runtime=RealRuntime())
 
 
 @asynccontextmanager
 async def running(
-    url: str, *, system: str = "shop", ttl_s: float = 3.0
+    url: str, *, system: str = "shop", key: bytes = KEY
 ) -> AsyncIterator[NatsRegistry]:
     """Run a registry as one process of a system does."""
-    registry = registry_at(url, system=system, ttl_s=ttl_s)
+    registry = registry_at(url, system=system, key=key)
     await registry.open()
     task = asyncio.create_task(registry.run())
     try:
-        await until(lambda: not registry.is_down)
+        await registry.known()
         yield registry
     finally:
         task.cancel()

@@ -200,7 +200,7 @@ async def listed(system: System, *endpoints: Endpoint) -> None:
     """Wait until exactly these are resolved."""
     async with asyncio.timeout(WAIT_S):
         while (await system._registry.resolve("notes")).endpoints != endpoints:
-            await system._registry.changed()
+            await system._registry.changed("")
 
 
 async def test_what_a_debugger_traces_is_not_replaced(

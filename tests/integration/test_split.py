@@ -187,7 +187,7 @@ async def test_a_killed_process_is_off_the_list_at_once(
         os.kill(child, signal.SIGKILL)
         async with asyncio.timeout(WAIT_S):
             while (await system._registry.resolve("notes")).endpoints:
-                await system._registry.changed()
+                await system._registry.changed("")
         assert await system._registry.resolve("notes") == Resolved(())
 
 
@@ -202,7 +202,7 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
         os.kill(child, signal.SIGSTOP)
         async with asyncio.timeout(WAIT_S):
             while (await system._registry.resolve("notes")).endpoints:
-                await system._registry.changed()
+                await system._registry.changed("")
         assert is_alive(child)
         # A call is held until it is there again.
         calling = asyncio.ensure_future(ControlSocket(system, pool).call("notes.count"))

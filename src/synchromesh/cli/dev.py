@@ -30,7 +30,7 @@ CUT = 130
 @click.option(
     "--engine",
     "engines",
-    type=click.Choice(["postgres"]),
+    type=click.Choice(["postgres", "nats"]),
     multiple=True,
     help="Start this server, unless [engine] has its URL.",
 )
@@ -50,7 +50,8 @@ def dev(
     too, which is started again when it ends. Ctrl-C shuts down gracefully, a second one at once.
 
     With --engine postgres (extra `engines`) databases are on a PostgreSQL server, which is started
-    and stopped with the system; its data is kept in .synchromesh/postgres.
+    and stopped with the system; its data is kept in .synchromesh/postgres. With --engine nats the
+    service registry is on a NATS server, in .synchromesh/nats; both may be given.
 
     What raises is shown here, with its trace and your own frames; `synchromesh logs` has all of it.
     A part that fails too often is given up alone, see `synchromesh status`; with

@@ -81,6 +81,8 @@ class NatsRegistry:
         self._view = RegistryView(self._options)
         self._mine: dict[tuple[str, str], Kept] = {}
         self._fixed: dict[str, Resolved] = {}
+        self._announced: set[tuple[str, str]] = set()
+        self._refixed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.lists: dict[str, tuple[tuple[Endpoint, ...], float]] = {}
 
@@ -102,6 +104,11 @@ class NatsRegistry:
             MissingExtra: the extra `nats` is not installed.
         """
         await self._bucket.open()
+
+    async def known(self) -> None:
+        """Wait until a watch has told who is there; `run` has to run."""
+        while not self._view.was_told:
+            await self.changed()
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
@@ -170,6 +177,9 @@ class NatsRegistry:
     async def grant(self, endpoint: Endpoint, credential: str) -> int:
         """Start a lease and return its incarnation; `register` is its public form."""
         self._check_credential(endpoint, credential)
+        return await self._grant(endpoint)
+
+    async def _grant(self, endpoint: Endpoint) -> int:
         self._view.check_room(endpoint)
         key, place, bucket = _key(endpoint), place_of(endpoint), self._bucket
         self._mine.pop(key, None)
@@ -252,12 +262,14 @@ class NatsRegistry:
     # -- who supervises ------------------------------------------------------------------------
 
     def fix(self, *endpoints: Endpoint) -> None:
-        """List endpoints of a service in this process without leases, as of an external one.
+        """List endpoints of a service that nobody else registers, as of an external one.
 
-        They are the only ones of their service until others are put in their place.
+        They are the only ones of their service until others are put in their place. `run` registers
+        them for the other processes, for as long as it runs, unless another process has.
         """
         ordered = sorted(endpoints, key=lambda each: each.instance)
         self._fixed[endpoints[0].service] = Resolved(tuple(ordered))
+        self._refixed.set()
         self._note_change()
 
     def evict(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:
@@ -292,11 +304,49 @@ class NatsRegistry:
     # -- the watch -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the list fresh. A supervised child.
+        """Keep the list fresh, and what is fixed registered. A supervised child.
 
         Raises:
             ConfigError: the registry there is another system's by now.
         """
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._keep_watch())
+                loops.create_task(self._keep_fixed())
+        except ExceptionGroup as errors:
+            # What ended a loop; the supervisor shows its code, not the group's.
+            raise errors.exceptions[0] from None
+
+    async def _keep_fixed(self) -> None:
+        """Register what is fixed, and renew it."""
+        while True:
+            fixed = {_key(e): e for each in self._fixed.values() for e in each.endpoints}
+            for key, endpoint in fixed.items():
+                with suppress(DiscoveryError):
+                    await self._keep(key, endpoint)
+            for key in self._announced - fixed.keys():
+                self._announced.discard(key)
+                if (mine := self._mine.pop(key, None)) is not None:
+                    with suppress(Conflict, DiscoveryError):
+                        await self._bucket.empty(mine)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.ttl_s / 3):
+                    await self._refixed.wait()
+            self._refixed.clear()
+
+    async def _keep(self, key: tuple[str, str], endpoint: Endpoint) -> None:
+        mine = self._mine.get(key)
+        if mine is not None and mine.entry.endpoint == endpoint:
+            with suppress(StaleIncarnation, UnknownInstance):
+                await self.renew(endpoint, mine.entry.incarnation)
+                return
+        theirs = (kept.entry for kept in self._view.of(endpoint.service))
+        if any(_key(e.endpoint) == key and e.holder != self._holder for e in theirs):
+            return  # another process has registered it
+        self._announced.add(key)
+        await self._grant(endpoint)
+
+    async def _keep_watch(self) -> None:
         pause_s = PAUSE_S
         while True:
             self._broken.clear()

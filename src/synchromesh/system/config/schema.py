@@ -45,6 +45,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: what messages and `status` call it.
         host: the address that services and the gateway listen on; the control socket is always on
             loopback.
+        advertise: the host name or address by which processes on other hosts reach the services of
+            this one; "" is `host`.
         control_port: the port of the control socket; 0 takes any free one.
         loop: the event loop: "auto" is uvloop where the extra `fast` is installed, and asyncio's
             own elsewhere; "uvloop" needs the extra.
@@ -59,6 +61,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     host: str = "127.0.0.1"
+    advertise: str = ""
     control_port: int = 0
     loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""

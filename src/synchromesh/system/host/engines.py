@@ -8,6 +8,7 @@ from typing import Protocol
 
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.supervise.nats_engine import NatsEngine
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
 
@@ -37,7 +38,10 @@ class StartedEngine(Protocol):
         ...
 
 
-_ENGINES: dict[str, Callable[[Path], StartedEngine]] = {"postgres": PostgresEngine}
+_ENGINES: dict[str, Callable[[Path], StartedEngine]] = {
+    "postgres": PostgresEngine,
+    "nats": NatsEngine,
+}
 
 
 def engines_of(names: Sequence[str], config: SystemConfig, folder: Path) -> list[StartedEngine]:

@@ -151,8 +151,8 @@ class Host:
         self._externals: list[ExternalProcess] = []
         self._store = store
         self._succeeds = succeeds
-        # Calls within the process need no network; a process of one part has none.
-        self._inproc = None if name else InProcessTransport()
+        # Calls within a whole system need no network, unless it is shared with other hosts.
+        self._inproc = None if name or config.engine.nats else InProcessTransport()
         self._failed = asyncio.Event()
         self._failure = ""
         self.fits: Fits | None = None
@@ -470,13 +470,13 @@ class Host:
             self.background.start(Child(logs, part.access.run))
 
     def _service(self, part: SystemPart) -> ServicePart:
-        config, succeeds = self.config, self._succeeds
+        config, own, succeeds = self.config, self.config.system, self._succeeds
         port = succeeds.port if succeeds else 0
         made = self.services[part.name] = ServicePart(
             part,
             self.deps,
             self._registry,
-            listening=Listening(config.system.host, config.services[part.service].port, port),
+            listening=Listening(own.host, config.services[part.service].port, port, own.advertise),
             inproc=self._inproc,
             background=self.background,
             up=lambda instance: self._note_up(part.name, instance),

@@ -42,6 +42,7 @@ from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.host.metrics_page import serve_metrics
+from synchromesh.system.host.registries import SharedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.messages import (
     FAILED,
@@ -129,8 +130,10 @@ class Process:
             entries = await check_gateway(gateway, config, host.rundir, runtime, spec.later)
             definitions = replace(definitions, gateway=gateway, entries=entries, code=code)
 
-        def registry_at(pool: HttpPool) -> RemoteRegistry:
-            return RemoteRegistry(
+        shared = shared_registry(config, host.folder, signer, runtime)
+
+        def registry_at(pool: HttpPool) -> SharedRegistry | RemoteRegistry:
+            return shared or RemoteRegistry(
                 spec.control,
                 pool=pool,
                 credential=lambda: signer.token(
@@ -140,9 +143,13 @@ class Process:
             )
 
         registry = await host.open(definitions, signer, registry_at)
-        async with asyncio.timeout(REGISTRY_WITHIN_S):
-            await registry.refresh()
-        host.background.start(Child(f"registry/{name}", registry.run))
+        if isinstance(registry, RemoteRegistry):
+            async with asyncio.timeout(REGISTRY_WITHIN_S):
+                await registry.refresh()
+            host.background.start(Child(f"registry/{name}", registry.run))
+        else:
+            host.exit.push_async_callback(registry.close)
+            await keep_registry(registry, f"registry/{name}", host.background)
         host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
         host.deps.isolations.resume(spec.isolations)
         await host.serve_control(spec.token, {})

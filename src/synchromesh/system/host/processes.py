@@ -11,7 +11,7 @@ import base64
 from collections.abc import Callable
 from socket import socket
 
-from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.discovery import Endpoint
 from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
@@ -23,6 +23,8 @@ from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import SILENT, ChildStatus
 from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
+from synchromesh.system.host.registries import SupervisedRegistry
+from synchromesh.system.host.service_part import pid_at_host
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.forks import ForkServer
@@ -51,7 +53,7 @@ class Processes:
     def __init__(
         self,
         host: Host,
-        registry: MemoryRegistry,
+        registry: SupervisedRegistry,
         *,
         key: bytes,
         token: str,
@@ -239,4 +241,4 @@ class Processes:
 
 
 def _runs_in(pid: int) -> Callable[[Endpoint], bool]:
-    return lambda endpoint: ("pid", str(pid)) in endpoint.metadata
+    return lambda endpoint: ("pid", pid_at_host(pid)) in endpoint.metadata

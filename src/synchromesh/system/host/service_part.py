@@ -37,6 +37,11 @@ REGISTRY_EVERY_S = 0.5
 _log = logging.getLogger("synchromesh.system")
 
 
+def pid_at_host(pid: int) -> str:
+    """Return the number of a process of this host, which is another one's on another host."""
+    return f"{pid}@{os.uname().nodename}"
+
+
 class Superseded(RestartsExhausted):
     """Raised where a later process has taken the place of this one."""
 
@@ -48,11 +53,20 @@ class Listening:
     Attributes:
         port: the configured one; 0 takes any that is free.
         before: the port that it had by chance, taken again where it is free.
+        advertise: the host by which others reach it; "" for the one it listens on.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     before: int = 0
+    advertise: str = ""
+
+    def url_of(self, server: HttpServer) -> str:
+        """Return the URL by which callers reach a server that listens there."""
+        if not self.advertise:
+            return server.url
+        host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise
+        return f"http://{host}:{server.port}"
 
 
 class ServicePart:
@@ -140,14 +154,14 @@ class ServicePart:
 
     async def open(self) -> None:
         """Register the service and start serving."""
-        deps, url = self._deps, self._server.url
+        deps, url = self._deps, self._listening.url_of(self._server)
         takes = declaration_of(deps.services[self._part.service].subscriptions)
         instance, service = self._part.instance, self._part.service
         if self._inproc is not None:
             endpoint = Endpoint(instance, service, f"inproc://{instance}", ((HTTP, url), takes))
         else:
             # The number of the process tells the supervisor whose lease to end when it has ended.
-            process = ("pid", str(os.getpid()))
+            process = ("pid", pid_at_host(os.getpid()))
             endpoint = Endpoint(instance, service, url, (process, takes))
         token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)

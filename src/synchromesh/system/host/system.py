@@ -44,6 +44,7 @@ from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.metrics_page import serve_metrics
 from synchromesh.system.host.processes import Processes
+from synchromesh.system.host.registries import SupervisedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.stop_budget import StopBudget
@@ -78,7 +79,7 @@ class System:
             this is set.
     """
 
-    _registry: MemoryRegistry
+    _registry: SupervisedRegistry
 
     def __init__(
         self,
@@ -229,7 +230,9 @@ class System:
         def verify(token: str) -> Credential:
             return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
 
-        registry = self._registry = MemoryRegistry(verify=verify)
+        memory = MemoryRegistry(verify=verify)
+        shared = shared_registry(config, host.folder, signer, host.runtime)
+        registry = self._registry = shared or memory
         host.rundir.note_engines([engine.name for engine in self._engines])
         for engine in self._engines:
             enter.push_async_callback(engine.stop)
@@ -241,10 +244,14 @@ class System:
         if server is not None and server.databases.has_user:
             names = [each.name for each in definitions.services if each.state]
             await server.databases.create(names)
-        host.background.start(Child("registry", registry.run))
+        if shared is None:
+            host.background.start(Child("registry", memory.run))
+        else:
+            enter.push_async_callback(shared.close)
+            await keep_registry(shared, "registry", host.background)
         host.background.start(Child("code", self._watch_code))
         if self._is_split:
-            leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
+            leases = RegistryServer(memory, verify=verify, started_us=host.runtime.wall_us())
             self._processes = Processes(
                 host,
                 registry,
