@@ -188,7 +188,7 @@ class World:
             outcome = await self._served(work_s, until_s)
             now = loop.time()
             if now >= tracker.next_sample_s:
-                limiter.sample(tracker, now, now - began_s, is_drop=outcome != "ok")
+                limiter.sample(tracker, now, now - began_s, is_late=outcome != "ok")
         finally:
             if limiter.waiting:
                 limiter.release()

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.cascade.catalogue import by_name, drawn, everything, few, pictured
 from benchmarks.cascade.judging import BIN_S, Judged, figure, judge, judged, table
+from benchmarks.cascade.timeline import Timeline
 from benchmarks.harness import RESULTS, machine, versions
 
 SYSTEMS, SYSTEMS_OF_SUITE = 200, 20
@@ -41,6 +42,9 @@ def main() -> None:
         "--only", action="append", metavar="SCENARIO", help="run this one, and print it whole"
     )
     parser.add_argument(
+        "--timeline", type=float, metavar="SECONDS", help="with --only: print what happened, too"
+    )
+    parser.add_argument(
         "--few", action="store_true", help="run what the test suite runs, a tenth of all"
     )
     parser.add_argument(
@@ -60,7 +64,9 @@ def main() -> None:
                     f"there is no scenario {name!r}; it is EXPERIMENT / LOAD / DEADLINE as the "
                     'tables have it, such as "chain of 3 / stall / 50% / 1 s", or "system 7"'
                 )
-            _print_one(judge(replace(scenario, seed=options.seed)))
+            timeline = Timeline(options.timeline) if options.timeline else None
+            _print_one(judge(replace(scenario, seed=options.seed), timeline))
+            print("\n".join(timeline.rows if timeline else []))
         return
     count = SYSTEMS_OF_SUITE if options.few else options.systems
     scenarios = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from benchmarks.cascade.faults import FAULTS, Fault, inflict
 from benchmarks.cascade.shape import Plans, Shape
 from benchmarks.cascade.system import System, instance_names
+from benchmarks.cascade.timeline import Timeline
 from synchromesh.errors import SynchromeshError
 from synchromesh.resilience import Policy
 from synchromesh.testing import SimRuntime, run
@@ -141,12 +143,12 @@ class Observed:
         return self.healed_s + AFTER_S
 
 
-def observe(scenario: Scenario) -> Observed:
-    """Run a scenario in virtual time."""
+def observe(scenario: Scenario, timeline: Timeline | None = None) -> Observed:
+    """Run a scenario in virtual time; a timeline takes down what happens."""
     seed = f"{scenario.name}/{scenario.seed}"
 
     async def main(runtime: SimRuntime) -> Observed:
-        return await _Run(scenario, runtime, seed).run()
+        return await _Run(scenario, runtime, seed, timeline).run()
 
     return run(main, seed=seed, steps_max=STEPS_MAX)
 
@@ -156,8 +158,10 @@ def _counted_after_s(scenario: Scenario, fault: Fault) -> float:
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, runtime: SimRuntime, seed: str) -> None:
-        self._scenario, self._seed = scenario, seed
+    def __init__(
+        self, scenario: Scenario, runtime: SimRuntime, seed: str, timeline: Timeline | None
+    ) -> None:
+        self._scenario, self._seed, self._timeline = scenario, seed, timeline
         self._fault = FAULTS[scenario.fault]
         self._rng = random.Random(f"{seed}/clients")
         self._plans = Plans(scenario.shape, random.Random(f"{seed}/plans"))
@@ -174,6 +178,8 @@ class _Run:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._visits = self._dependents = 0
         self._counted: dict[str, int] = {}
+        # How requests that need the culprit have ended since the timeline's last row.
+        self._ends: Counter[str] = Counter()
         self._began_s = self._load_ends_s = 0.0
 
     async def run(self) -> Observed:
@@ -183,6 +189,8 @@ class _Run:
         self._began_s = loop.time()
         self._load_ends_s = self._began_s + FAULT_AT_S + fault.lasts_s + AFTER_S
         self._arrive_later()
+        if self._timeline is not None:
+            self._look(self._timeline)
         await asyncio.sleep(FAULT_AT_S)
         settled = loop.call_later(_counted_after_s(scenario, fault), self._count)
         await inflict(fault, self._strike, self._heal)
@@ -218,6 +226,13 @@ class _Run:
         if asyncio.get_running_loop().time() < self._load_ends_s:
             self._start(self._request(self._plans.draw()))
             self._arrive_later()
+
+    def _look(self, timeline: Timeline) -> None:
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() - self._began_s
+        timeline.look(at_s, self._system, self._scenario.culprit, self._ends)
+        if loop.time() < self._load_ends_s:
+            loop.call_later(timeline.every_s, self._look, timeline)
 
     def _start(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(coro)
@@ -266,10 +281,13 @@ class _Run:
         return task.done() and task.result()
 
     async def _answered(self, plan: int, left_s: float | None) -> bool:
+        needs = self._plans.visits(plan, self._scenario.culprit) > 0
         try:
             await self._system.ask(plan, left_s)
-        except SynchromeshError:
+        except SynchromeshError as error:
+            self._ends[error.code] += needs
             return False
+        self._ends["ok"] += needs
         return True
 
     async def _probe(self, after_s: float) -> bool:

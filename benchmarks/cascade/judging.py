@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.cascade.claims import Claim, claims
 from benchmarks.cascade.experiment import Observed, Scenario, observe
+from benchmarks.cascade.timeline import Timeline
 
 BIN_S = 0.1
 
@@ -34,11 +35,11 @@ class Judged:
     series: dict[str, Any] | None = None
 
 
-def judge(scenario: Scenario) -> Judged:
-    """Run a scenario and judge it."""
+def judge(scenario: Scenario, timeline: Timeline | None = None) -> Judged:
+    """Run a scenario and judge it; a timeline takes down what happens."""
     logging.disable(logging.CRITICAL)  # thousands of calls fail on purpose
     began_s = time.process_time()
-    observed = observe(scenario)
+    observed = observe(scenario, timeline)
     told = claims(observed)
     cpu_s = time.process_time() - began_s
     is_pictured = " with " in scenario.name

@@ -48,6 +48,7 @@ class Resource:
     Attributes:
         places, factor, fixed_s, is_stalled, is_failing: changed by faults; `factor` multiplies the
             time that is drawn, `fixed_s` replaces it.
+        busy: how many places are taken.
     """
 
     def __init__(self, part: Part, rng: random.Random) -> None:
@@ -55,11 +56,16 @@ class Resource:
         self.factor = 1.0
         self.fixed_s: float | None = None
         self.is_stalled = self.is_failing = False
+        self.busy = 0
         self._part, self._rng = part, rng
         self._mu = mu_of(part)
-        self._busy = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._opened = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return sum(not turn.done() for turn in self._queue)
 
     def heal(self) -> None:
         """End every fault."""
@@ -74,8 +80,8 @@ class Resource:
         if self.is_failing:
             await asyncio.sleep(FAILS_AFTER_S)
             raise Broken
-        if self._busy < self.places:
-            self._busy += 1
+        if self.busy < self.places:
+            self.busy += 1
         else:
             await self._turn()
         try:
@@ -83,7 +89,7 @@ class Resource:
                 await self._opened.wait()
             await asyncio.sleep(self._takes_s())
         finally:
-            self._busy -= 1
+            self.busy -= 1
             self._hand_on()
 
     def _takes_s(self) -> float:
@@ -98,15 +104,15 @@ class Resource:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # it had got its place in that moment
-                self._busy -= 1
+                self.busy -= 1
                 self._hand_on()
             raise
 
     def _hand_on(self) -> None:
-        while self._queue and self._busy < self.places:
+        while self._queue and self.busy < self.places:
             turn = self._queue.popleft()
             if not turn.done():
-                self._busy += 1
+                self.busy += 1
                 turn.set_result(None)
 
 
@@ -141,6 +147,7 @@ class System:
     Attributes:
         gateway: the caller at the edge of the system, with the defaults too.
         resources: those of each service, one an instance.
+        running: the instances, by name.
         opened: when an edge opened, and which: seconds, caller, callee.
     """
 
@@ -171,7 +178,7 @@ class System:
             )
             for part in shape.parts
         }
-        self._running: dict[str, ServiceInstance] = {}
+        self.running: dict[str, ServiceInstance] = {}
         self._deps = Deps(
             runtime=runtime,
             services={},
@@ -199,7 +206,7 @@ class System:
                 stores = SqliteStores(self._runtime, f"/{name}-{{}}.db".format)
                 service = self._service(part, resource)
                 deps = replace(self._deps, services={part.name: service}, stores=stores)
-                instance = self._running[name] = await ServiceInstance.start(service, deps)
+                instance = self.running[name] = await ServiceInstance.start(service, deps)
                 if not self._is_default:
                     # Without the default layers no callee limits itself either.
                     instance.dispatcher._limits = UNLIMITED
@@ -208,7 +215,7 @@ class System:
 
     async def stop(self) -> None:
         """Stop every instance."""
-        for instance in reversed(self._running.values()):
+        for instance in reversed(self.running.values()):
             await instance.stop()
 
     async def ask(self, plan: int, timeout_s: float | None) -> None:
@@ -222,7 +229,7 @@ class System:
 
     def accept(self, instance: str) -> None:
         """Let it take connections again."""
-        self.transport.add(instance, self._running[instance].dispatcher)
+        self.transport.add(instance, self.running[instance].dispatcher)
 
     def _service(self, part: Part, resource: Resource) -> Service:
         operations, steps = self._operations, self._plans.steps

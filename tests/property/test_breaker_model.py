@@ -220,7 +220,8 @@ class Checker:
             raise Violated("a success opened the breaker")
         is_probe = is_current and before.state is BreakerState.HALF_OPEN
         is_live = is_probe and self.now < call.admitted_s + self.options.probe_lease_s
-        is_counted = before.probes > after.probes
+        # One whose slot was given away counts no more, but for a success.
+        is_counted = before.probes > after.probes or (is_probe and verb == "ok")
         if is_live and not is_counted:
             raise Violated("the outcome of a probe was not counted")
         is_good = is_probe and is_counted and verb == "ok"

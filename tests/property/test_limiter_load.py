@@ -70,6 +70,17 @@ def test_nothing_is_refused_for_its_class_while_there_is_no_pressure() -> None:
     assert World(16, (Work(0.02),), loads, seed=1).play().share("shed") <= SHED_MAX
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("over", [2, 4])
+def test_in_overload_calls_with_little_time_are_answered_in_it(over: int, seed: int) -> None:
+    """A quarter of its capacity, and six times the usual time for a call: nine tenths in time."""
+    loads = (Load(24, 0.0, 2.0), Load(over * 10, 2.0, 12.0), Load(24, 12.0, 15.0))
+    options, changes = AdaptiveLimitOptions(initial=32), ((2.0, 1), (12.0, 4))
+    world = World(4, (Work(0.1, 0.5),), loads, seed, options, changes, deadline_s=0.65).play()
+    assert world.count("ok", 3.0, 12.0) >= 0.9 * 10 * 9.0
+    assert world.count("ok", 13.0) >= 0.98 * sum(each.at_s >= 13.0 for each in world.told)
+
+
 @pytest.mark.parametrize("is_cut", [True, False], ids=["at the callee", "at the caller"])
 @pytest.mark.parametrize("over", [2, 4])
 def test_in_overload_the_callee_does_what_it_can(over: int, *, is_cut: bool) -> None:

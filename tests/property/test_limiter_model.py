@@ -65,7 +65,7 @@ class Checker:
                 pass
             waiting.close()
         elif operation in ("drops", "quick"):
-            self._learn(is_drop=operation == "drops")
+            self._learn(is_late=operation == "drops")
             before = limiter.in_flight
         elif operation == "time":
             await asyncio.sleep(0.3)
@@ -100,12 +100,12 @@ class Checker:
         if self.waiters:
             next(reversed(self.waiters)).cancel()
 
-    def _learn(self, *, is_drop: bool) -> None:
+    def _learn(self, *, is_late: bool) -> None:
         now = asyncio.get_running_loop().time()
         limiter = self.limiter
         for _ in range(16):
             before = limiter.in_flight
-            limiter.sample(self.tracker, now, 0.01, is_drop=is_drop)
+            limiter.sample(self.tracker, now, 0.01, is_late=is_late)
             # A small limit moves with each few samples: up, for one who waits, and down again.
             assert limiter.in_flight <= max(before, limiter.in_flight_max)
 
@@ -228,10 +228,16 @@ class ForgetsARise(Limiter):
     """Lets those wait for whom a higher limit has room."""
 
     def sample(
-        self, tracker: LatencyTracker, now: float, took_s: float, *, is_drop: bool = False
+        self,
+        tracker: LatencyTracker,
+        now: float,
+        took_s: float,
+        *,
+        is_late: bool = False,
+        is_shed: bool = False,
     ) -> None:
         waiting, self.waiting = self.waiting, 0
-        super().sample(tracker, now, took_s, is_drop=is_drop)
+        super().sample(tracker, now, took_s, is_late=is_late, is_shed=is_shed)
         self.waiting = waiting
 
 

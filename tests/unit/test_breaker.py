@@ -73,6 +73,29 @@ def test_the_failure_rate_is_inclusive(breaker: Breaker) -> None:
     assert state(breaker) == "open"
 
 
+def test_a_row_of_failures_trips_whatever_was_before() -> None:
+    """Where a limit lets four calls through at once, the hundreds before them excuse nothing."""
+    breaker = Breaker(BreakerOptions(), name="x", now=0.0)
+    succeed(breaker, 1_000, now=1.0)
+    fail(breaker, 12, now=3.0)  # time-outs that came together: a burst has them, too
+    assert state(breaker) == "closed"
+    fail(breaker, 1, now=3.99)
+    assert state(breaker) == "closed"
+    fail(breaker, 1, now=4.0)
+    assert state(breaker) == "open"
+
+
+def test_an_answer_ends_a_row() -> None:
+    """Two calls of five that fail, second after second, are below the rate, and no row."""
+    breaker, now = Breaker(BreakerOptions(), name="x", now=0.0), 0.0
+    succeed(breaker, 10, now)
+    for _ in range(1_000):
+        now += 0.25
+        fail(breaker, 2, now)
+        succeed(breaker, 3, now)
+    assert state(breaker) == "closed"
+
+
 def test_a_success_never_opens(breaker: Breaker) -> None:
     """An answer may complete the minimum of calls, and is still good news."""
     fail(breaker, 3, now=1.0)
@@ -195,6 +218,18 @@ def test_a_late_probe_whose_slot_nobody_took_still_counts(breaker: Breaker) -> N
     fail(breaker, 4, now=1.0)
     late = breaker.admit(1.5)
     breaker.success(late, 60.0)
+    assert state(breaker) == "closed"
+
+
+def test_an_answer_counts_however_many_probes_came_after_it() -> None:
+    """An operation of 2 s recovers too, though the next probe is sent sooner than it answers."""
+    breaker = half_open(BreakerOptions(minimum_calls=1, open_for_s=0.5))
+    probes = [breaker.admit(0.5 + 0.7 * number) for number in range(3)]
+    breaker.success(probes[0], 2.5)
+    assert (breaker.snapshot().probes, breaker.snapshot().probes_max) == (1, 2)
+    breaker.failure(probes[1], 2.6)
+    assert state(breaker) == "half_open"
+    assert len(admitted(breaker, 3.5)) == 1_000
     assert state(breaker) == "closed"
 
 

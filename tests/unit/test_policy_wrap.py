@@ -653,8 +653,8 @@ def test_the_limiter_learns_of_overload_while_its_slot_is_held(
     """How many were under way when the callee refused one is what the limit is cut by."""
     seen: list[int] = []
 
-    def sample(limiter: Limiter, *_: object, is_drop: bool = False) -> None:
-        if is_drop:
+    def sample(limiter: Limiter, *_: object, is_shed: bool = False, is_late: bool = False) -> None:
+        if is_late or is_shed:
             seen.append(limiter.in_flight)
 
     monkeypatch.setattr(Limiter, "sample", sample)

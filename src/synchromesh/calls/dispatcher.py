@@ -113,7 +113,7 @@ class _Answerer(msgspec.Struct, frozen=True, eq=False):
             return
         if deadline_s is not None and ended_s >= deadline_s:
             if self.tracker.is_drop(took_s):
-                self.limiter.sample(self.tracker, ended_s, took_s, is_drop=True)
+                self.limiter.sample(self.tracker, ended_s, took_s, is_late=True)
         elif isinstance(error, Rejection):
             self.limiter.sample(self.tracker, ended_s, took_s)
 

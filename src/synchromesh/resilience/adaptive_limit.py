@@ -16,9 +16,11 @@ there is none: some calls take longer by nature, as those that miss a cache do. 
 long in a queue as there were calls before it: where it takes as long among many as among few it is
 the work that has become slower (`_Slowdown`), and that is learned, not limited.
 
-Answers are not all: where many calls end in a time-out or an overload answer, the limit is cut by
-half their share (as DCTCP does with marks), at most by half, and not again for calls that began
-before the cut.
+Answers are not all. Calls that end in a time-out tell how much time calls have. None should wait
+for more than a third of what its work leaves of that: where it is the lower one the limit is, by
+Little's law again, rate of answers x (usual time + a third of the rest). Where many calls end in
+an overload answer it is cut by half their share, as DCTCP does with marks. Neither cuts again for
+calls that began before the cut.
 
 Sources: Netflix concurrency-limits (Gradient2, Vegas), Envoy's adaptive concurrency filter;
 Cardwell et al., "BBR" (2016) for the product of rate and usual time; Alizadeh et al., "Data Center
@@ -42,8 +44,12 @@ _RATIO_MAX = 32.0
 # So much longer is slow, of the mean; and of the answers fewer than the share are quicker.
 _SLOW, _QUICK_SHARE = 1.5, 1 / 3
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
-_DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
-_CALMLY, _QUEUE_TIMES = 1.05, 10.0
+_DROPS_SLOW, _DROPS_QUICK = 0.01, 0.1
+# So many time-outs are enough if they are half of all; without any, calls may have more time.
+_LATE_MIN, _FORGETS = 4, 1.02
+# The share of the time that its work leaves a call for which it may wait, and of its usual time for
+# which it may anyway: the limit could not rise again without.
+_WAITS_SHARE, _WAITS_LEAST = 1 / 3, 1 / 4
 _ROOM_MIN, _ROOM_S = 4.0, 0.07
 # How many calls were under way is remembered for the longest that an answer takes, nearly.
 _POINTS, _POINT_S = 64, 0.025
@@ -196,28 +202,28 @@ class AdaptiveLimit:
     """
 
     __slots__ = (
-        "_calm", "_cut_s", "_dropped_s", "_drops", "_exact", "_in_flight", "_is_slow", "_options",
-        "_peak", "_points", "_quick", "_samples", "_slowdown", "_took_s", "_usual_s",
+        "_cut_s", "_exact", "_given_s", "_in_flight", "_is_slow", "_late", "_late_s", "_options",
+        "_peak", "_points", "_quick", "_samples", "_sheds", "_slowdown", "_took_s", "_usual_s",
         "_window_ends_s", "is_pressed", "is_slower", "limit", "usual_s",
     )  # fmt: skip
 
     def __init__(self, options: AdaptiveLimitOptions) -> None:
         self._options = options
         self._exact = float(options.initial)
-        # From here on it rises slowly: at this limit calls were dropped.
-        self._calm = math.inf
+        # So much time calls have, as far as those tell that had too little.
+        self._given_s = math.inf
         self.limit = options.initial
         self.is_pressed = self.is_slower = self._is_slow = False
         self._slowdown = _Slowdown()
         self.usual_s = 0.0
         self._window_ends_s = 0.0
-        # When calls that were dropped have cut it last.
+        # When calls that were late or shed have cut it last.
         self._cut_s = -math.inf
         # How many were under way, and when.
         self._points: deque[tuple[float, int]] = deque(maxlen=_POINTS)
         # Of the window: sums, and the most that were under way.
-        self._samples = self._drops = self._quick = self._in_flight = self._peak = 0
-        self._took_s = self._usual_s = self._dropped_s = 0.0
+        self._samples = self._late = self._sheds = self._quick = self._in_flight = self._peak = 0
+        self._took_s = self._usual_s = self._late_s = 0.0
 
     def sample(
         self,
@@ -226,7 +232,8 @@ class AdaptiveLimit:
         took_s: float,
         *,
         in_flight: int,
-        is_drop: bool = False,
+        is_late: bool = False,
+        is_shed: bool = False,
     ) -> None:
         """Take one call that has ended into account.
 
@@ -235,17 +242,20 @@ class AdaptiveLimit:
             now: the time of the loop's clock.
             took_s: how long the callee took for it.
             in_flight: how many calls were under way, this one too.
-            is_drop: it ended in a time-out or an overload answer.
+            is_late: it ended in a time-out.
+            is_shed: it ended in an overload answer.
         """
         points = self._points
         if not points or now - points[-1][0] >= _POINT_S:
             points.append((now, in_flight))
-        if is_drop:
+        if is_late or is_shed:
             tracker.next_sample_s = now + SAMPLE_EVERY_S
             if now - took_s < self._cut_s:
                 return  # it met the queue that has been cut since
-            self._drops += 1
-            self._dropped_s += took_s
+            self._sheds += is_shed
+            if is_late:
+                self._late += 1
+                self._late_s += took_s
         else:
             usual_s = tracker.usual_s or took_s
             most_s = usual_s * _RATIO_MAX
@@ -259,71 +269,81 @@ class AdaptiveLimit:
         if in_flight > self._peak:
             self._peak = in_flight
         # A small limit gets few samples, and has to grow again soon after the callee is well.
-        if self._samples >= min(_SAMPLES_MIN, 2 * self.limit) and (
-            now >= self._window_ends_s or in_flight >= self.limit
-        ):
+        if (
+            self._samples >= min(_SAMPLES_MIN, 2 * self.limit)
+            and (now >= self._window_ends_s or in_flight >= self.limit)
+        ) or (is_late and self._late >= _LATE_MIN and 2 * self._late >= self._samples):
             self._judge(now)
             self._begin(now)
 
     def _begin(self, now: float) -> None:
         self._window_ends_s = now + _WINDOW_S
-        self._samples = self._drops = self._quick = self._in_flight = self._peak = 0
-        self._took_s = self._usual_s = self._dropped_s = 0.0
+        self._samples = self._late = self._sheds = self._quick = self._in_flight = self._peak = 0
+        self._took_s = self._usual_s = self._late_s = 0.0
+
+    @property
+    def _answers(self) -> int:
+        return self._samples - self._late - self._sheds
 
     def _judge(self, now: float) -> None:
         """Move the limit by what the window has shown."""
-        options, answers = self._options, self._samples - self._drops
+        options, answers = self._options, self._answers
         if answers:
             self.usual_s = self._usual_s / answers
         slowness = max(1.0, self._took_s / self._usual_s) if self._usual_s > 0 else 1.0
-        drops = self._drops / self._samples
         is_used = 2 * self._peak >= self.limit
         is_slow = self._is_slow = slowness > _SLOW and self._quick < answers * _QUICK_SHARE
-        self.is_pressed = is_used and is_slow
+        least = self._samples * (_DROPS_SLOW if is_slow and not self.is_slower else _DROPS_QUICK)
+        is_late, is_shedding = self._late >= max(1, least), self._sheds >= max(1, least)
+        self._given_s = self._late_s / self._late if self._late else self._given_s * _FORGETS
+        self.is_pressed = is_used and (is_slow or is_late or is_shedding)
         if is_used:
-            is_queue = is_slow and not self.is_slower
-            is_dropping = drops >= (_DROPS_SLOW if is_queue else _DROPS_QUICK)
-            if is_dropping:
-                self.is_pressed = True
-                self._cut(now, drops)
-            if answers and (is_slow or not is_dropping):
-                self._follow(now, slowness, is_slow=is_slow, is_dropping=is_dropping)
+            if is_shedding:
+                self._exact *= 1 - self._sheds / self._samples / 2
+            if is_late or is_shedding:
+                self._cut_s = now
+            self._follow(now, slowness, is_slow=is_slow, is_dropping=is_late or is_shedding)
         elif self._exact < options.initial:
             self._exact += (options.initial - self._exact) / 10
         self._exact = min(max(self._exact, options.limit_min), options.limit_max)
         self.limit = round(self._exact)
 
-    def _cut(self, now: float, drops: float) -> None:
-        """Cut the limit for the share of the calls that were dropped."""
-        self._exact *= 1 - drops / 2
-        self._cut_s = now
-        # In a queue calls are dropped soon, and the limit was about right. A callee that stood
-        # still may be well at once, and the limit then rises as fast as ever.
-        is_queue = self._dropped_s < _QUEUE_TIMES * self.usual_s * self._drops
-        self._calm = self._exact if is_queue and drops < _DROPS_MOST else math.inf
-
     def _follow(self, now: float, slowness: float, *, is_slow: bool, is_dropping: bool) -> None:
         """Move the limit to what the callee works on, and no further down than it may be yet."""
-        slowdown, answers = self._slowdown, self._samples - self._drops
-        if is_slow:
-            took_s = self._took_s / answers
+        slowdown, answers = self._slowdown, self._answers
+        if is_slow and answers >= 2 * self._late:
+            took_s = (self._took_s + self._late_s) / (answers + self._late)
             is_least = self._exact <= self._options.limit_min
-            slowdown.see(self._began(now), slowness, took_s, is_least=is_least)
+            by = took_s / self.usual_s
+            slowdown.see(self._began(now), by, took_s, is_least=is_least)
         else:
-            slowdown.end()
+            slowdown.end()  # or nobody knows how long calls would take that were cut
         self.is_slower = slowdown.is_work
+        target = self._in_time(now, is_slow=is_slow)
         if is_slow and not self.is_slower:
-            target = self._target(now, slowness)
-        else:
+            target = min(target, self._target(now, slowness))
+        elif answers:
             busy = self._in_flight / self._samples / (1.0 if is_slow else min(slowness, _SLOW))
-            target = 2 * busy + self._room(busy)
-        if is_dropping:
-            self._exact = min(self._exact, target)  # it is too much already
-        elif target > self._exact:
-            self._exact = min(target, self._exact * (_CALMLY if self._exact >= self._calm else 2))
-            self._calm *= _CALMLY
+            target = min(target, 2 * busy + self._room(busy))
+        if target > self._exact:
+            if not is_dropping or self._late:
+                self._exact = min(target, self._exact * 2)
+        elif is_dropping:
+            self._exact = target
         elif slowdown.windows > 1 and self._peak >= _REACHED * self.limit:
             self._exact = min(self._exact, slowdown.lowered(self._exact, target))
+
+    def _in_time(self, now: float, *, is_slow: bool) -> float:
+        """Return the limit at which calls are answered in their time, by Little's law."""
+        told, spent_s = self._answers + self._late, self._took_s + self._late_s
+        if self._given_s == math.inf or not spent_s:
+            return math.inf
+        mean_s = spent_s / told
+        per_s = (self._at(now - mean_s) or self._in_flight / self._samples) / mean_s
+        if not self._answers or (is_slow and not self.is_slower):
+            per_s *= self._answers / told  # the callee is at work for nobody on all that is late
+        left_s = self._given_s - self.usual_s
+        return per_s * (self.usual_s + max(left_s * _WAITS_SHARE, self.usual_s * _WAITS_LEAST))
 
     def _target(self, now: float, slowness: float) -> float:
         """Return the limit for a callee whose calls wait, by Little's law."""
@@ -335,7 +355,7 @@ class AdaptiveLimit:
 
         An answer tells of the queue that its call met.
         """
-        took_s = self._took_s / (self._samples - self._drops)
+        took_s = self._took_s / self._answers
         return self._at(now - took_s) or self._in_flight / self._samples
 
     def _at(self, when_s: float) -> float:

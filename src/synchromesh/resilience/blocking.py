@@ -153,7 +153,7 @@ class _Edge:
         """Record that an attempt was answered."""
         with self._lock:
             now = self._threads.time()
-            self._learn(now, now - attempt.began_s, is_drop=False)
+            self._learn(now, now - attempt.began_s, is_shed=False)
             self._in_flight -= 1
             if self._breaker is not None:
                 self._breaker.success(permit, now, now - attempt.began_s)
@@ -166,7 +166,7 @@ class _Edge:
             with self._lock:
                 now = self._threads.time()
                 if isinstance(error, Shed):
-                    self._learn(now, now - attempt.began_s, is_drop=True)
+                    self._learn(now, now - attempt.began_s, is_shed=True)
                 self._in_flight -= 1
                 self._report(error, attempt, permit, now)
                 if not isinstance(error, Exception):
@@ -188,11 +188,11 @@ class _Edge:
         self._in_flight += 1
         return permit
 
-    def _learn(self, now: float, took_s: float, *, is_drop: bool) -> None:
+    def _learn(self, now: float, took_s: float, *, is_shed: bool) -> None:
         """Let a limit that adapts itself learn from a run whose place is not given back yet."""
         adaptive, tracker = self._adaptive, self._tracker
         if adaptive is not None and now >= tracker.next_sample_s:
-            adaptive.sample(tracker, now, took_s, in_flight=self._in_flight, is_drop=is_drop)
+            adaptive.sample(tracker, now, took_s, in_flight=self._in_flight, is_shed=is_shed)
             self._in_flight_max = adaptive.limit
 
     def _report(self, error: BaseException, attempt: Attempt, permit: int, now: float) -> None:

@@ -10,11 +10,14 @@ The recovery is a *ramp*: half-open, one call may be under way at once, and twic
 many successes: 1, 2, 4 ... `probes_max`. A callee that has just come back, with caches cold and all
 its callers waiting, is not given all of them for one good answer.
 
+It trips by the rate of failures in a window, and by a *row* of failures that has lasted, with no
+answer between: where a limit lets few calls through, they are few beside what was answered before.
+
 Three rules that breakers tend to miss. An outcome counts only in the *epoch* its call was admitted
 in: a call that was sent before the trip and fails after the recovery decides nothing. A probe holds
-a *lease*: one that hangs frees its slot when the lease is over, so the breaker cannot wedge. And a
-call that was cancelled, or refused for overload, is *neutral*: it gives its slot back and says
-nothing about the callee.
+a *lease*: one that hangs frees its slot when the lease is over, so that the next does not wait for
+its timeout; should it be answered after all, that counts. And a call that was cancelled, or refused
+for overload, is *neutral*: it gives its slot back and says nothing about the callee.
 
 Source: Nygard, "Release It!", 2nd ed., section 5.2; guarantees B1 to B4.
 """
@@ -54,29 +57,23 @@ class Trigger(Enum):
     CLOSED_BY_HAND = "closed by hand"
 
 
-def _by_hand() -> tuple[tuple[BreakerState, Trigger, BreakerState], ...]:
-    targets = (
-        (Trigger.ISOLATED_BY_HAND, BreakerState.ISOLATED),
-        (Trigger.DISABLED_BY_HAND, BreakerState.DISABLED),
-        (Trigger.CLOSED_BY_HAND, BreakerState.CLOSED),
-    )
-    return tuple(
-        (before, trigger, after)
-        for trigger, after in targets
-        for before in BreakerState
-        if before is not after
-    )
-
-
+_BY_HAND = {
+    Trigger.ISOLATED_BY_HAND: BreakerState.ISOLATED,
+    Trigger.DISABLED_BY_HAND: BreakerState.DISABLED,
+    Trigger.CLOSED_BY_HAND: BreakerState.CLOSED,
+}
 # The breaker looks its next state up here, and diagrams are drawn from it: B1 is this table.
 TRANSITIONS: tuple[tuple[BreakerState, Trigger, BreakerState], ...] = (
     (BreakerState.CLOSED, Trigger.TRIPPED, BreakerState.OPEN),
     (BreakerState.OPEN, Trigger.RESTED, BreakerState.HALF_OPEN),
     (BreakerState.HALF_OPEN, Trigger.RECOVERED, BreakerState.CLOSED),
     (BreakerState.HALF_OPEN, Trigger.PROBE_FAILED, BreakerState.OPEN),
-    *_by_hand(),
+    *((old, by, new) for by, new in _BY_HAND.items() for old in BreakerState if old is not new),
 )
 _NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
+
+# A row of `minimum_calls` failures that has lasted so long is no chance, and no burst either.
+ROW_S = 1.0
 
 # So many probes in turn may end without an outcome before there are pauses, and the first of them.
 UNDECIDED_MAX, UNDECIDED_PAUSE_S = 3, 0.01
@@ -90,7 +87,8 @@ class BreakerOptions:
 
     Attributes:
         window_s: how far back outcomes count.
-        minimum_calls: fewer outcomes in the window never trip it.
+        minimum_calls: fewer outcomes in the window never trip it; so many failures in a row do
+            that have come for a second, whatever the rate.
         failure_rate: the share of failures in the window that trips it.
         slow_after_s: a call that takes this long counts as slow; None counts none.
         slow_rate: the share of slow calls in the window that trips it.
@@ -101,7 +99,7 @@ class BreakerOptions:
             more have succeeded, it closes. 1: the first success closes it.
         ramp_s: the ramp ends so long after its first success, however few the calls, unless one
             failed.
-        probe_lease_s: how long a probe that does not end keeps its slot.
+        probe_lease_s: how long a probe that does not end keeps the next one out.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -121,7 +119,7 @@ class BreakerOptions:
     open_jitter: float = 0.2
     probes_max: int = 32
     ramp_s: float = 1.0
-    probe_lease_s: float = 10.0
+    probe_lease_s: float = 0.7
 
     def __post_init__(self) -> None:
         counts = {"minimum_calls", "probes_max"}
@@ -177,8 +175,8 @@ class Breaker:
     """Admits calls or rejects them at once, by the failure rate of a sliding time window.
 
     `admit` returns a permit, and the outcome of the call is reported with it: `success`, `failure`
-    or `neutral`, once. A permit of another epoch, or of a probe whose slot was given away, is
-    ignored. Not for several threads: like all machines it belongs to one loop.
+    or `neutral`, once. A permit of another epoch is ignored, and that of a probe whose slot was
+    given away, unless it succeeds after all. Not for several threads: it belongs to one loop.
 
     What nearly every call does is open to callers that cannot afford a frame for it. These lines
     are `admit` and `success` where the breaker is closed, and the methods are for all else:
@@ -219,9 +217,10 @@ class Breaker:
     """
 
     __slots__ = (
-        "_epoch", "_name", "_on_transition", "_open_for_s", "_options", "_permit", "_probes",
-        "_probes_max", "_ramp_ends_s", "_refusal", "_rng", "_since_s", "_state", "_succeeded",
-        "_undecided", "_window", "closed_permit", "refuses_until_s", "slice_ends_s", "successes",
+        "_epoch", "_first_permit", "_name", "_on_transition", "_open_for_s", "_options", "_permit",
+        "_probes", "_probes_max", "_ramp_ends_s", "_refusal", "_rng", "_row", "_row_began_s",
+        "_since_s", "_state", "_succeeded", "_undecided", "_window", "closed_permit",
+        "refuses_until_s", "slice_ends_s", "successes",
     )  # fmt: skip
 
     def __init__(
@@ -243,10 +242,10 @@ class Breaker:
         self._epoch = 0
         # One permit serves a whole epoch; each probe is given a number of its own, so that one
         # whose lease is over cannot free or decide for the probe that took its slot.
-        self._permit = self.closed_permit = 1
+        self._permit = self._first_permit = self.closed_permit = 1
         self._probes: dict[int, float] = {}
         self._probes_max = 1
-        self._succeeded = self._undecided = 0
+        self._succeeded = self._undecided = self._row = 0
         self._ramp_ends_s = math.inf
         self._open_for_s = options.open_for_s
         self.refuses_until_s = -math.inf
@@ -301,15 +300,16 @@ class Breaker:
         if permit == self.closed_permit and now < self.slice_ends_s:
             self.successes += 1
             return
-        if not self._counts(permit):
-            return
         is_slow = self._is_slow(took_s)
         if self._state is BreakerState.HALF_OPEN:
-            if is_slow:
-                self._go(Trigger.PROBE_FAILED, now)
-            else:
+            if not is_slow and permit > self._first_permit:
                 self._climb(permit, now)
+            elif self._counts(permit):
+                self._go(Trigger.PROBE_FAILED, now)
             return
+        if not self._counts(permit):
+            return
+        self._row = 0
         self._add(now, is_failure=False, is_slow=is_slow)
         if is_slow:
             self._trip_if_due(now)
@@ -321,6 +321,9 @@ class Breaker:
         if self._state is BreakerState.HALF_OPEN:
             self._go(Trigger.PROBE_FAILED, now)
             return
+        if self.successes or not self._row:
+            self._row, self._row_began_s = 0, now
+        self._row += 1
         self._add(now, is_failure=True, is_slow=self._is_slow(took_s))
         self._trip_if_due(now)
 
@@ -404,7 +407,7 @@ class Breaker:
 
     def _climb(self, permit: int, now: float) -> None:
         """Count a success of the ramp: it is doubled after as many as its width, or is over."""
-        del self._probes[permit]
+        self._probes.pop(permit, None)
         self._succeeded += 1
         self._undecided, self.refuses_until_s = 0, -math.inf
         self._ramp_ends_s = min(self._ramp_ends_s, now + self._options.ramp_s)
@@ -421,9 +424,7 @@ class Breaker:
             self._go(Trigger.RECOVERED, now)
 
     def _drop_expired(self, now: float) -> None:
-        expired = [permit for permit, ends_s in self._probes.items() if ends_s <= now]
-        for permit in expired:
-            del self._probes[permit]
+        self._probes = {permit: at_s for permit, at_s in self._probes.items() if at_s > now}
 
     def _counts(self, permit: int) -> bool:
         if self._state is BreakerState.HALF_OPEN:
@@ -452,6 +453,7 @@ class Breaker:
             return
         if (
             window.failures >= options.failure_rate * window.calls
+            or (self._row >= options.minimum_calls and now >= self._row_began_s + ROW_S)
             or window.slow >= options.slow_rate * window.calls
         ):
             self._go(Trigger.TRIPPED, now)
@@ -465,11 +467,12 @@ class Breaker:
         self._state, self._since_s = after, now
         self._epoch += 1
         self._permit += 1
+        self._first_permit = self._permit
         self.closed_permit = self._permit if after is BreakerState.CLOSED else 0
         self.refuses_until_s = -math.inf
         self._probes.clear()
         self._probes_max, self._succeeded, self._ramp_ends_s = 1, 0, math.inf
-        self._undecided = 0
+        self._undecided = self._row = 0
         if after is BreakerState.OPEN:
             self._rest(now, is_first=before is BreakerState.CLOSED)
         elif after is BreakerState.ISOLATED:

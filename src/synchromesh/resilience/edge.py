@@ -198,13 +198,13 @@ class Edge:
         tracker, limiter = self.tracker, self.limiter
         if now < tracker.next_sample_s:
             return
-        is_drop = (isinstance(outcome, Shed) and outcome.is_callees) or (
-            isinstance(outcome, TimedOut)
-            and (verdict is Classification.FAILURE or tracker.is_drop(took_s))
+        is_shed = isinstance(outcome, Shed) and outcome.is_callees
+        is_late = isinstance(outcome, TimedOut) and (
+            verdict is Classification.FAILURE or tracker.is_drop(took_s)
         )
         is_answer = verdict is Classification.SUCCESS and took_s < math.inf  # else it was not timed
-        if limiter is not None and (is_drop or is_answer):
-            limiter.sample(tracker, now, took_s, is_drop=is_drop)
+        if limiter is not None and (is_shed or is_late or is_answer):
+            limiter.sample(tracker, now, took_s, is_late=is_late, is_shed=is_shed)
         elif is_answer:
             tracker.sample(now, took_s)
 

@@ -146,7 +146,8 @@ class Limiter:
         Raises:
             Shed: the queue is full, or a call of a higher class took the place in it, or no slot
                 was free in time: by `deadline_s` on the loop's clock. A limit that adapts itself
-                lets nobody wait for more than half of that time, nor longer than a burst lasts.
+                lets nobody wait for more than half of that time, nor longer than a burst lasts,
+                nor until less is left than an answer usually takes.
         """
         if self.take(priority):
             return
@@ -157,7 +158,9 @@ class Limiter:
         until_s = now + self._wait_s(now)
         if deadline_s is not None:
             # An adaptive limit leaves the callee as much time as the queue takes.
-            until_s = min(until_s, deadline_s if self._adaptive is None else (now + deadline_s) / 2)
+            until_s = min(until_s, self._latest_s(now, deadline_s))
+            if until_s <= now:
+                raise self._shed(now, "no time is left for a wait")
         try:
             has_slot = await within(
                 lambda: self._turn(now, until_s, priority), None if until_s == math.inf else until_s
@@ -174,7 +177,13 @@ class Limiter:
             self.hand_over()
 
     def sample(
-        self, tracker: LatencyTracker, now: float, took_s: float, *, is_drop: bool = False
+        self,
+        tracker: LatencyTracker,
+        now: float,
+        took_s: float,
+        *,
+        is_late: bool = False,
+        is_shed: bool = False,
     ) -> None:
         """Learn from a call that has ended, before its slot is released.
 
@@ -182,17 +191,20 @@ class Limiter:
             tracker: of its operation; due when `now >= tracker.next_sample_s`.
             now: the time of the loop's clock.
             took_s: how long it ran, without its time in the queue.
-            is_drop: it ended in a time-out for which the callee is to blame, or was refused for
-                overload.
+            is_late: it ended in a time-out for which the callee is to blame.
+            is_shed: it was refused for overload.
         """
         adaptive = self._adaptive
+        is_answer = not (is_late or is_shed)
         if adaptive is None:
-            if not is_drop:
+            if is_answer:
                 tracker.sample(now, took_s)
             return
-        if not is_drop:
+        if is_answer:
             self._answered_s = now
-        adaptive.sample(tracker, now, took_s, in_flight=self.in_flight, is_drop=is_drop)
+        adaptive.sample(
+            tracker, now, took_s, in_flight=self.in_flight, is_late=is_late, is_shed=is_shed
+        )
         self.in_flight_max = adaptive.limit
         if self.waiting:
             self.hand_over()
@@ -231,6 +243,12 @@ class Limiter:
                 self.in_flight += 1
                 waiting.turn.set_result(True)
         self.waiting = line.length
+
+    def _latest_s(self, now: float, deadline_s: float) -> float:
+        """Return until when a wait is of use to a call: what it takes itself has to be left."""
+        if self._adaptive is None:
+            return deadline_s
+        return min((now + deadline_s) / 2, deadline_s - self._adaptive.usual_s)
 
     def _wait_s(self, now: float) -> float:
         """Return how long who comes now may wait: less in a queue that is no burst any more."""
