@@ -55,13 +55,13 @@ class JetStreamOptions:
 
     Example:
         >>> JetStreamOptions(replicas=3).ack_wait_s
-        10.0
+        5.0
     """
 
     waiting_max: int = 10_000
     connect_s: float = 10.0
     timeout_s: float = 5.0
-    ack_wait_s: float = 10.0
+    ack_wait_s: float = 5.0
     heartbeat_s: float = 1.0
     asked_max: int = 256
     ask_s: float = 60.0

@@ -132,7 +132,8 @@ class JetStreamFeed:
         }
         durable = names.durable(self._subscriber, partition)
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{names.stream}.{durable}"
-        await self._connection.client.publish(subject, msgspec.json.encode(wanted), reply)
+        request = msgspec.json.encode(wanted)
+        await self._connection.ask(self._connection.client.publish(subject, request, reply))
 
     async def _take_each(self, came: asyncio.Queue[Msg], asked: str) -> None:
         """Take what comes, until a request is over, or the server is silent for too long.
@@ -168,9 +169,10 @@ class JetStreamFeed:
             self._tell(said, error)
             receipt = Receipt("failed")
         if receipt.is_acknowledged:
-            await said.ack()
+            await self._connection.ask(said.ack())
         else:
-            await said.nak(self._wait_s(said.metadata.num_delivered or 1))
+            wait_s = self._wait_s(said.metadata.num_delivered or 1)
+            await self._connection.ask(said.nak(wait_s))
 
     async def _handle(self, said: Msg) -> Receipt:
         """Have the consumer take a message; the server is told meanwhile that it is worked on."""
@@ -193,7 +195,7 @@ class JetStreamFeed:
             taking = loop.create_task(self._consumer.take(source, message))
             try:
                 while not (await asyncio.wait([taking], timeout=link.options.ack_wait_s / 3))[0]:
-                    await said.in_progress()
+                    await link.ask(said.in_progress())
             except BaseException:
                 taking.cancel()  # what it has begun is taken to its end all the same
                 raise

@@ -51,6 +51,7 @@ from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import Fits, GatewayReload
 from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.messages import open_stream
 from synchromesh.system.host.securing import secured_network, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
 from synchromesh.system.host.subscribers import follow_subscribers
@@ -202,8 +203,7 @@ class Host:
         enter.push_async_callback(self.background.close)
         export(self.background)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        secured = secured_network(config, self.folder, runtime.network)
-        if secured is not None:
+        if (secured := secured_network(config, self.folder, runtime.network)) is not None:
             by_tls = HttpPool(network=secured, limits=limits)
             enter.push_async_callback(by_tls.close)
             transports["https"] = HttpTransport(by_tls, runtime=runtime)
@@ -213,7 +213,7 @@ class Host:
         self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,
-            services={service.name: service for service in definitions.services},
+            services={each.name: each for each in definitions.services},
             signer=signer,
             sink=ring,
             stores=self.databases.stores,
@@ -229,6 +229,7 @@ class Host:
             retention=retention_of(config, definitions.services, KEEP_S),
             archive=self._archive,
             propagation=config.telemetry.propagation(),
+            stream=await open_stream(config, self.folder, signer, runtime, pool, enter),
         )
         self.local = LocalProcess(
             config.system.name,
