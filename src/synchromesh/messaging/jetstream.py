@@ -158,12 +158,13 @@ class JetStreamDelivery:
     async def _oldest(self) -> int:
         """Return the sequence number of the oldest message that is there; 0 where there is none."""
         link, sent = self._connection, self._names.sent(self._publisher, self._subscriber)
+        last = self._passage.last  # more may be put while the answer is on its way
         if self._is_gone and await link.names() != self._names:
             raise self._lost("is another one now")
         names, info = await link.info(sent)
         if names != self._names:
             raise self._lost("is another one now")
-        if info.state.last_seq < self._passage.last:
+        if info.state.last_seq < last:
             # A copy of before was restored, or a power cut took what was not on its disk.
             raise self._lost("has lost its end")
         self._is_gone = False

@@ -178,7 +178,7 @@ class JetStreamConnection:
                 return (await self.info(">"))[0]
             except nats.js.errors.NotFoundError:
                 await self._make()
-            except nats.js.errors.ServiceUnavailableError as error:
+            except nats.js.errors.APIError as error:
                 if error.err_code is None:
                     # Nobody listens to such requests; a server that comes up does so in a moment.
                     self._refused = "it has no JetStream, or this user may not use it"
