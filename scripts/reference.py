@@ -218,6 +218,7 @@ ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
 [engine]
 postgres = "env:DATABASE_URL"
 nats = "env:NATS_URL"
+nats_monitor = "http://nats.example:8222"
 """,
     "dev": """\
 [dev]

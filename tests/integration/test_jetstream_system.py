@@ -168,3 +168,11 @@ async def test_a_monitor_that_does_not_answer_is_told_and_ends_nothing(
     async with running(tmp_path, by_stream("deaf", shared_nats().url, more), is_split=False):
         pass
     assert "does not tell its sync_interval" in caplog.text
+
+
+async def test_a_monitor_that_is_no_url_is_refused(tmp_path: Path) -> None:
+    """With its key, before anything is served."""
+    told = await refused(
+        tmp_path, by_stream("odd", shared_nats().url, 'nats_monitor = "nats:8222"\n')
+    )
+    assert told == "[engine] nats_monitor: nats:8222: use http://... or https://..."

@@ -331,9 +331,8 @@ class Host:
         """Stop everything that was started. May be repeated."""
         await self.exit.aclose()
         self.gateway = None
-        self.services.clear()
-        self.urls.clear()
-        self._externals.clear()
+        for gone in (self.services, self.urls, self._externals):
+            gone.clear()
 
     async def wait(self, stop: asyncio.Event) -> str:
         """Wait for `stop`, or for a failure that ends all; return its reason, "" for none."""

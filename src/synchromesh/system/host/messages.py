@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from synchromesh.errors import MissingExtra, SynchromeshError
+from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.http import HttpPool
 from synchromesh.identity import Signer
 from synchromesh.messaging import Stream
 from synchromesh.runtime import Runtime
 from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.config.urls import shown, url_fault
 
 _ASK_WITHIN_S = 2.0
 
@@ -52,9 +53,12 @@ async def open_stream(
         from synchromesh.messaging.jetstream import JetStream
     except ModuleNotFoundError as error:
         raise MissingExtra("nats", needed_for="[engine] nats") from error
+    monitor = config.engine.nats_monitor
+    if monitor and (fault := url_fault(monitor)):
+        raise ConfigError(f"[engine] nats_monitor: {shown(monitor)}: {fault}")
     stream = await JetStream.connect(url, config.system.name, signer=signer, runtime=runtime)
     until.push_async_callback(stream.close)
-    if why := await _why_unsafe(config.engine.nats_monitor, pool):
+    if why := await _why_unsafe(monitor, pool):
         _log.warning("a power cut may take messages that NATS has just acknowledged: %s", why)
     return stream
 
