@@ -116,7 +116,7 @@ async def _times(system: System, events: int) -> dict[str, float]:
     for n in range(events):
         await sold(n)
         began = time.perf_counter()
-        while await count() <= n:
+        while await count() <= n:  # noqa: ASYNC110  a commit wakes nobody here
             await asyncio.sleep(0.0002)
         took.append((time.perf_counter() - began) * 1e3)
     began = time.perf_counter()
@@ -127,7 +127,7 @@ async def _times(system: System, events: int) -> dict[str, float]:
             await sold(n)
 
     await asyncio.gather(*(sell_on() for _ in range(SELLERS)))
-    while await count() < 5 * events:
+    while await count() < 5 * events:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     rate = 4 * events / (time.perf_counter() - began)
     took.sort()
