@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from synchromesh import Migration, SagaRun
 from synchromesh.calls import Command, Operation
@@ -21,6 +21,7 @@ from synchromesh.saga import Engine, SagaDefinition, SagaVersions
 from synchromesh.saga import tables as saga_tables
 from synchromesh.saga.records import RecordKind, SagaRecord
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
+from synchromesh.saga.shards import shards_of
 from synchromesh.saga.starting import new_row
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
@@ -137,16 +138,16 @@ async def _leave(
     """Write so many runs into `orders.db`, as an engine would."""
     now_us = time.time_ns() // 1000
     async with open_store(folder / "orders.db") as store:
-        epoch = await store.write(saga_tables.take_over, name="take over")
+        fence = (await shards_of(store, cast("Any", None))).fence(())
         for first in range(0, count, _PAGE):
             parts = []
             for number in range(first, min(count, first + _PAGE)):
                 id_ = f"r-{number}"
-                row = new_row(saga, id_, id_, _CONTEXT, now_us=now_us)
+                row = new_row(saga, id_, id_, _CONTEXT, now_us=now_us, shard=0)
                 parts.append(saga_tables.Part(row, 0, records(id_), is_start=True))
 
             async def body(unit: Unit, parts: list[saga_tables.Part] = parts) -> object:
-                return await saga_tables.write_all(unit, parts, epoch=epoch)
+                return await saga_tables.write_all(unit, parts, fence)
 
             await store.write(body, name="seed")
 

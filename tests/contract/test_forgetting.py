@@ -200,7 +200,7 @@ def test_runs_that_go_on_or_need_a_person_are_never_forgotten() -> None:
             await store.write(
                 lambda unit: unit.execute(
                     "insert into sm_saga(id, name, version, digest, input, status, reason, owner, "
-                    "trace_id, span_id, caller, principal, deadline_us, epoch, started_us) values "
+                    "trace_id, span_id, caller, principal, deadline_us, shard, started_us) values "
                     "('S-1', 'three_calls', 1, '', x'7b7d', 'stuck', '', 'orders', '', '', '', "
                     "'', 0, 1, 0)"
                 ),
@@ -303,7 +303,7 @@ async def seed(store: SqliteStore, runs: int, records: int) -> None:
     async def fill(unit: Unit) -> None:
         await unit.execute(
             f"{NUMBERS} sm_saga(id, name, version, digest, input, status, reason, owner, trace_id, "
-            "span_id, caller, principal, deadline_us, epoch, started_us, ended_us) select "
+            "span_id, caller, principal, deadline_us, shard, started_us, ended_us) select "
             "'old-' || i, 'three_calls', 1, '', x'7b7d', 'completed', '', 'orders', '', '', '', "
             "'', 0, 1, i, i from n",
             runs,

@@ -252,7 +252,7 @@ def test_a_hundred_thousand_sleep_in_no_memory_and_wake_a_few_at_a_time() -> Non
         async def multiply(unit: Unit) -> None:
             columns = (
                 "name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
-                "caller, principal, deadline_us, epoch, result, started_us, ended_us"
+                "caller, principal, deadline_us, shard, result, started_us, ended_us"
             )
             await unit.execute(
                 "with recursive n(i) as (select 1 union all select i + 1 from n where i < 100000) "

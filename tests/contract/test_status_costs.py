@@ -25,7 +25,7 @@ async def seed(store: SqliteStore, count: int) -> None:
     async def fill(unit: Unit) -> None:
         await unit.execute(
             f"{NUMBERS} sm_saga(id, name, version, digest, input, status, reason, owner, trace_id, "
-            "span_id, caller, principal, deadline_us, epoch, started_us, ended_us) select "
+            "span_id, caller, principal, deadline_us, shard, started_us, ended_us) select "
             "'old-' || i, 'three_calls', 1, '', x'', case when i % 10 then 'completed' else "
             "'undone' end, '', 'orders', '', '', '', '', 0, 1, i, i + 1 from n",
             count,

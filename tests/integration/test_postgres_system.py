@@ -20,7 +20,6 @@ from synchromesh.errors import (
     ConfigError,
     MissingExtra,
     StoreBroken,
-    StoreLocked,
     StoreReadOnly,
     StoreUnavailable,
     SynchromeshError,
@@ -59,9 +58,10 @@ def named(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @asynccontextmanager
-async def running(folder: Path, name: str) -> AsyncIterator[System]:
+async def running(folder: Path, name: str, replicas: int = 1) -> AsyncIterator[System]:
     folder.mkdir(exist_ok=True)
-    (folder / "synchromesh.toml").write_text(TOML.format(name=name))
+    text = TOML.format(name=name).replace(':shop"', f':shop"\nreplicas = {replicas}')
+    (folder / "synchromesh.toml").write_text(text)
     system = System(load_config(folder), folder, RealRuntime())
     await system.start()
     try:
@@ -84,7 +84,7 @@ def databases(*, system: str, user: str = "postgres", key: bytes = b"0" * 32) ->
 
 
 async def test_a_key_takes_a_system_to_postgresql(tmp_path: Path) -> None:
-    """Databases and roles are made; one process runs a service; all is there at the next start."""
+    """Databases and roles are made; all is there at the next start."""
     for total in (3, 6):
         async with running(tmp_path / "a", "by-key") as system:
             store = system.instances["shop"].store
@@ -92,9 +92,19 @@ async def test_a_key_takes_a_system_to_postgresql(tmp_path: Path) -> None:
             assert store.place.startswith("postgresql://by_key_shop@")
             await sell(system)
             assert await sold(system) == total
-            told = await refused(tmp_path / "b", "by-key", StoreLocked)
-            assert "another process runs this service" in told
     assert list((tmp_path / "a/.synchromesh/data").iterdir()) == []
+
+
+async def test_a_service_that_writes_has_replicas(tmp_path: Path) -> None:
+    """What SQLite refuses: two instances of a shop, which share its sagas and loops between them."""
+    async with running(tmp_path / "a", "two-shops", replicas=2) as system:
+        stores = [system.instances[f"shop#{number}"].store for number in (1, 2)]
+        counted = "select owner, count(*) from sm_duty where name like 'sagas/%' group by owner"
+        async with asyncio.timeout(120.0):
+            while sorted(n for _, n in await stores[0].read(counted)) != [30, 30]:
+                await asyncio.sleep(0.05)
+        await sell(system)
+        assert await sold(system) == 3
 
 
 async def sell(system: System) -> None:
@@ -105,7 +115,9 @@ async def sell(system: System) -> None:
 
 
 async def sold(system: System) -> int:
-    rows = await system.instances["shop"].store.read("select count(*) * 3 from sm_event")
+    rows = await next(iter(system.instances.values())).store.read(
+        "select count(*) * 3 from sm_event"
+    )
     return int(rows[0][0] or 0)
 
 

@@ -159,7 +159,7 @@ async def test_all_are_restarted_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (WRITER, "a writer has one database; replicas of it come with PostgreSQL"),
+        (WRITER, "a SQLite file has one writer. Keep databases on PostgreSQL"),
         (TOML.replace("= 3", "= 0"), "[services.quotes] replicas is 0; use 1 to 64"),
         (TOML.replace("= 3", "= 65"), "[services.quotes] replicas is 65; use 1 to 64"),
         (TOML.replace("= 3", '= "three"'), "services.quotes.replicas: expected `int`, got `str`"),

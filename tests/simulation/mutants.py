@@ -159,9 +159,15 @@ def _batch_is_told_before_it_is_written(write: Any) -> Any:
             entry.finish(True)
         if starts:
             await write(self, starts)
-        await self._store.write(
-            lambda unit: tables.write_all(unit, late, epoch=self._epoch), name="too late"
-        )
+        fence = self._shards.fence(entry.row.shard for entry in late)
+        await self._store.write(lambda unit: tables.write_all(unit, late, fence), name="too late")
+
+    return mutated
+
+
+def _nothing_is_lost(_: Any) -> Any:
+    async def mutated(self: Any, unit: Unit) -> Any:
+        return ()
 
     return mutated
 
@@ -281,6 +287,13 @@ MUTANTS = {
             _batch_is_told_before_it_is_written,
             test="tests/contract/test_saga_batches.py::"
             "test_nothing_is_sent_before_what_it_builds_on_is_written",
+        ),
+        Mutant(
+            "an owner that has lost its duties writes on",
+            f"{_STORE}.owners._SharedFence.lost",
+            _nothing_is_lost,
+            test="tests/integration/test_postgres_replicas.py::"
+            "test_one_that_stood_still_writes_nothing",
         ),
         Mutant(
             "commits are acknowledged before they are synced",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from synchromesh.saga import tables
 from synchromesh.saga.recorded import RecordedRun, records_of, row_of
 from synchromesh.saga.samples import sample_run
 from synchromesh.saga.seals import RunSeal
+from synchromesh.saga.shards import shards_of
 from synchromesh.saga.tables import Part
 from synchromesh.service import Service, schemas_of
 from synchromesh.store import SqliteStores
@@ -119,7 +120,7 @@ class Release:
             store = await SqliteStores(runtime, rundir.database).open(
                 "shop", schemas_of(self.service()), tracer=Tracer("shop", runtime, MemoryRing())
             )
-            epoch = await store.write(tables.take_over, name="take over")
+            fence = (await shards_of(store, cast("Any", None))).fence(())
             parts = [
                 Part(replace(row_of(each), digest=each.id), 0, records_of(each), is_start=True)
                 for each in runs
@@ -127,7 +128,7 @@ class Release:
             shape = self.service().sagas["sell"].shape
             for part in parts:
                 part.seal = RunSeal(shape.personal, shape.personal_result)
-            await store.write(lambda unit: tables.write_all(unit, parts, epoch=epoch), name="runs")
+            await store.write(lambda unit: tables.write_all(unit, parts, fence), name="runs")
             await store.close()
 
         asyncio.run(main())

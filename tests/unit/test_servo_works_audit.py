@@ -57,7 +57,7 @@ def create(folder: Path, service: Service) -> Path:
 def saga_row(saga_id: str, status: str, reason: str = "") -> str:
     return (
         "insert into sm_saga(id, name, version, digest, input, status, reason, owner, trace_id, "
-        "span_id, caller, principal, deadline_us, epoch, started_us) values "
+        "span_id, caller, principal, deadline_us, shard, started_us) values "
         f"('{saga_id}', 'place_order', 1, '', x'', '{status}', '{reason}', 'orders', '', '', '', "
         "'', 0, 1, 0)"
     )

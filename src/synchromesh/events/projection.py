@@ -12,6 +12,7 @@ from synchromesh.errors import (
     BadRequest,
     ContractError,
     EventTooNew,
+    Fenced,
     LogGap,
     LogReplaced,
     ProjectionBehind,
@@ -36,12 +37,14 @@ from synchromesh.events.log import (
 )
 from synchromesh.events.poison import EventAttempts, ProjectionOptions
 from synchromesh.events.subscription import Wakeup
-from synchromesh.store import Store, Unit
+from synchromesh.store import NO_FENCE, Fence, Store, Unit
 
 # Faults of the file: no event is the reason, and they may pass.
 _THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, StoreBroken, Shed)
 _ERROR_CHARS_MAX = 500
 _RETRY_WITHIN_S = 5.0
+# How often it is looked how far another process has come.
+_LOOK_EVERY_S = 0.05
 
 _log = logging.getLogger("synchromesh.events")
 
@@ -93,6 +96,7 @@ class ProjectionRunner:
         self._attempts: dict[tuple[int, int], EventAttempts] = {}
         # By generation, how often a person had asked for another try when the last one was made.
         self._tried: dict[tuple[int, int], int] = {}
+        self._fence: Fence | None = None
         self._live: Generation | None = None
         self._moved = asyncio.Event()
         self._lag = 0
@@ -126,8 +130,10 @@ class ProjectionRunner:
 
         Raises:
             StoreError: the database cannot be used.
+            Fenced: another process keeps the projection up to date now.
         """
         await self.prepare()
+        self._fence = self._store.owners.fence((self.checkpoint_name,))
         self._attempts.clear()
         self._tried.clear()
         topics = (TOPIC, generations.TOPIC)
@@ -139,6 +145,8 @@ class ProjectionRunner:
                     await wakeup.wait(until_s=self._due_s())
         finally:
             wakeup.close()
+            self._fence = None
+            self._moved.set()
 
     async def wait_for(self, position: int) -> None:
         """Return once the live generation has passed a position.
@@ -147,13 +155,20 @@ class ProjectionRunner:
             ProjectionBehind: it is parked before it.
         """
         while self._live is None or self._live.position < position:
+            if self._fence is None:
+                # Another process runs it.
+                found = await generations.list_generations(self._store, self.name)
+                self._see(found[0], await head(self._store))
             live, moved = self._live, self._moved
             if live is not None and live.parked is not None:
                 raise ProjectionBehind(
                     f"projection {self.name!r} is parked at {live.parked.where} and has not come "
                     f"to position {position}: {live.parked.error}"
                 )
-            await moved.wait()
+            if self._fence is not None:
+                await moved.wait()
+            elif live is None or live.position < position:
+                await asyncio.sleep(_LOOK_EVERY_S)
 
     async def rebuild(
         self, *, by: Mapping[str, str], takes_skipped: bool = False, is_lossy: bool = False
@@ -300,7 +315,7 @@ class ProjectionRunner:
         now = asyncio.get_running_loop().time
         try:
             await self._apply(generation, batch)
-        except StoreUnavailable:
+        except (StoreUnavailable, Fenced):
             raise  # no event is the reason, and it is run again once the file is open
         except _THE_FILES as error:
             attempts.faulted(now=now())
@@ -318,7 +333,10 @@ class ProjectionRunner:
         return True
 
     async def _apply(self, generation: Generation, batch: Sequence[StoredEvent]) -> None:
+        fence = self._fence or NO_FENCE
+
         async def body(unit: Unit) -> None:
+            await fence.check(unit)
             found = await generations.list_generations(unit, self.name)
             now = next((each for each in found if each.key == generation.key), None)
             if now is None or now.position != generation.position:

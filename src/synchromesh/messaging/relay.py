@@ -59,7 +59,7 @@ from synchromesh.messaging.message import Message, message_of, partition_key_of
 from synchromesh.messaging.window import Window
 from synchromesh.priority import Priority
 from synchromesh.runtime import Runtime
-from synchromesh.store import Store, Unit
+from synchromesh.store import NO_FENCE, Store, Unit
 from synchromesh.telemetry import Tracer
 
 # The subscriber is well and says no.
@@ -129,6 +129,7 @@ class Relay:
         self._is_told = False
         self._start = subscriptions.RelayStart(0, {}, {}, {})
         self._saved = 0
+        self._fence = NO_FENCE
         self._window = self._new_window(0)
 
     @property
@@ -148,7 +149,9 @@ class Relay:
             LogReplaced: the checkpoint belongs to another log; a person has to decide.
             LogGap: positions are missing from the log.
             StoreError: the log cannot be read, or what was delivered is lost: to be run again.
+            Fenced: another process delivers to this subscriber now.
         """
+        self._fence = self._store.owners.fence((self.checkpoint_name,))
         self._start, self._has_letters = await self._begin(), True
         self._saved = self._start.position
         await self._delivery.begin(self._saved)
@@ -229,6 +232,7 @@ class Relay:
         self, position: int, entries: Mapping[str, subscriptions.DeliveredUpTo]
     ) -> bool:
         async def body(unit: Unit) -> None:
+            await self._fence.check(unit)
             await save_checkpoint(
                 unit, self.checkpoint_name, Checkpoint(self._store.log_id, position)
             )
@@ -297,6 +301,7 @@ class Relay:
         """Keep a message, and let the window go on without it; False where that cannot be."""
 
         async def body(unit: Unit) -> None:
+            await self._fence.check(unit)
             await self._room.take(unit)
             await dead_letters.put(unit, self._lane(message), message, state, cause)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from synchromesh.errors import SagaError
 from synchromesh.saga import tables
 from synchromesh.saga.records import SagaRecord, SagaStatus
+from synchromesh.saga.shards import RunFence
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Row, StoreReader, Unit
+
+_UNFINISHED = (
+    f"select id, status from sm_saga where {tables.UNFINISHED_SQL} and {tables.OWN} "
+    "order by started_us, id"
+)
 
 
 class Backlog:
@@ -47,6 +53,11 @@ class Backlog:
         self.queued.pop(id, None)
         self.interrupted.pop(id, None)
 
+    def clear(self) -> None:
+        """Take all out."""
+        self.queued.clear()
+        self.interrupted.clear()
+
     def __contains__(self, id: str) -> bool:  # noqa: A002
         return id in self.queued or id in self.interrupted
 
@@ -54,14 +65,14 @@ class Backlog:
         return f"<Backlog {len(self.queued)} queued, {len(self.interrupted)} interrupted>"
 
 
-async def unfinished(store: StoreReader) -> list[tuple[str, bool]]:
-    """Return the ids of the runs that have to go on, the oldest first, and which are queued.
+async def unfinished(store: StoreReader, mask: int) -> list[tuple[str, bool]]:
+    """Return the ids of the runs of own shards that have to go on, the oldest first.
+
+    With each is said whether it is queued.
 
     No more of them is read, for there may be very many.
     """
-    rows = await store.read(
-        f"select id, status from sm_saga where {tables.UNFINISHED_SQL} order by started_us, id"
-    )
+    rows = await store.read(_UNFINISHED, mask)
     return [(str(each), status == SagaStatus.QUEUED._value_) for each, status in rows]
 
 
@@ -112,9 +123,14 @@ async def with_records(
     return told
 
 
-async def leave_queue(unit: Unit, ids: Iterable[str]) -> None:
-    """Say of runs that they are in the queue no more; one that has changed is left as it is."""
+async def leave_queue(unit: Unit, rows: Iterable[SagaRow], fence: RunFence) -> Collection[int]:
+    """Say of runs that they are in the queue no more; one that has changed is left as it is.
+
+    So are those of shards that are this engine's no more, which are returned.
+    """
+    lost = await fence.lost(unit)
     await unit.execute_many(
         "update sm_saga set status = 'running' where id = ? and status = 'queued'",
-        [(each,) for each in ids],
+        [(row.id,) for row in rows if row.shard not in lost],
     )
+    return lost

@@ -30,6 +30,7 @@ from synchromesh.errors import (
 from synchromesh.resilience.retry import RetryOptions
 from synchromesh.saga import tables
 from synchromesh.saga.records import SagaRecord
+from synchromesh.saga.shards import Shards, fenced
 from synchromesh.saga.tables import Part, SagaRow
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import current_span
@@ -122,15 +123,15 @@ class Entry(Part):
 
 
 class BatchWriter:
-    """Writes what the runs of one engine record, a batch a unit, under the engine's epoch.
+    """Writes what the runs of one engine record, a batch a unit, under the epochs of its shards.
 
     A start that the store cannot take fails with the store's error. Records wait until it can take
     them, however long, for what they tell has happened (S4).
     """
 
-    def __init__(self, store: Store, *, epoch: int, rng: Chance) -> None:
+    def __init__(self, store: Store, *, shards: Shards, rng: Chance) -> None:
         self._store = store
-        self._epoch = epoch
+        self._shards = shards
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Entry] = []
@@ -176,10 +177,10 @@ class BatchWriter:
                 await self._write(entries)
 
     async def _write(self, entries: list[Entry]) -> None:
+        fence = self._shards.fence(entry.row.shard for entry in entries)
         try:
             outcomes = await self._store.write(
-                lambda unit: tables.write_all(unit, entries, epoch=self._epoch),
-                name="saga records",
+                lambda unit: tables.write_all(unit, entries, fence), name="saga records"
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is somebody's of the batch
             await self._sort_out(entries, error)
@@ -197,7 +198,7 @@ class BatchWriter:
         ):
             self._postpone(entries, error)
         elif isinstance(error, ConstraintFailed) and not entries[0].is_start:
-            entries[0].finish(tables.fenced(entries[0].row.id))
+            entries[0].finish(fenced(entries[0].row.id))
         else:
             entries[0].finish(error)
 

@@ -13,6 +13,7 @@ from synchromesh.calls import Sender
 from synchromesh.context import CallContext
 from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.saga.batches import BatchWriter
+from synchromesh.saga.shards import Shards
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import Record, Tracer
 from synchromesh.timers import Timers
@@ -60,7 +61,7 @@ class SagaDeps:
     """What all runs of an engine work with.
 
     Attributes:
-        epoch: what gives the right to write; `batches` has it too.
+        shards: say which runs are this engine's; `batches` has them too.
         keep_s: how long those who are asked under a key remember it.
         chance: seeded by the kernel once, for ids of spans and waits are not secret.
         new_span_id: draws an id of it.
@@ -69,7 +70,7 @@ class SagaDeps:
 
     store: Store
     clock: Clock
-    epoch: int
+    shards: Shards
     batches: BatchWriter
     chance: random.Random
     new_span_id: Callable[[], str]

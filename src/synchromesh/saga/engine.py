@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,27 +15,26 @@ from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext, span_ids
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import (
-    ActionRefused,
     BadRequest,
+    Fenced,
     SagaError,
-    SagaGone,
     Shed,
-    UnknownSaga,
 )
 from synchromesh.runtime import Runtime
-from synchromesh.saga import tables
+from synchromesh.saga import elsewhere, tables
+from synchromesh.saga.asked import AskedRuns, gone
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
-from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of
-from synchromesh.saga.inspection import list_runs, show_run
-from synchromesh.saga.records import UNFINISHED, RepairVerb, SagaStatus
-from synchromesh.saga.repair import RepairWish, judge
-from synchromesh.saga.repairing import repair
+from synchromesh.saga.history import SagaHistory, cause_of
+from synchromesh.saga.inspection import StoredRuns
+from synchromesh.saga.records import ENDED, RepairVerb, SagaStatus
+from synchromesh.saga.repair import RepairWish
 from synchromesh.saga.revival import Revival
 from synchromesh.saga.seals import result_place
+from synchromesh.saga.shards import shards_of
 from synchromesh.saga.starting import StartQueue, new_row
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
@@ -46,8 +45,6 @@ from synchromesh.telemetry import Tracer
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
-
-_FALLS_ASLEEP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class EngineOptions:
 DEFAULTS = EngineOptions()
 
 
-class Engine:
+class Engine(StoredRuns):
     """Runs the sagas of one service over its store; a new one continues what the last one left.
 
     Call `recover` first, once; `close` before the store is closed. A run whose process dies is
@@ -98,9 +95,8 @@ class Engine:
         run_unit: UnitRunner,
         options: EngineOptions = DEFAULTS,
     ) -> None:
-        self._store = store
+        super().__init__(store, service)
         self._caller = caller
-        self._service = service
         self._tracer = tracer
         self._runtime = runtime
         self._versions = versions
@@ -111,7 +107,6 @@ class Engine:
         self._revival: Revival | None = None
         self._starts: StartQueue | None = None
         self._starting: set[Execution] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._start_task: TaskStarter | None = None
         self._is_closed = False
         self.counts: Counter[str] = Counter()
@@ -151,7 +146,10 @@ class Engine:
             refuse_in_unit(f"a start of saga {definition.name!r}")
         if self._versions.newest(definition.name) is not definition:
             raise self._versions.not_newest(definition, self._service)
-        row = new_row(definition, input, id, context, now_us=self._open_deps().clock.now_us())
+        deps = self._open_deps()
+        row = new_row(
+            definition, input, id, context, now_us=deps.clock.now_us(), shard=deps.shards.pick(id)
+        )
         while id in self._executions:
             there = self._executions[id]
             await there.durable.wait()
@@ -159,10 +157,17 @@ class Engine:
                 return await self._repeat(definition, row, there.row, begin)
         if self._back.is_ahead(id) and (found := await tables.find(self._store, id)) is not None:
             return await self._repeat(definition, row, found, begin)
-        if self._queue.is_standing or len(self._executions) >= self._options.in_flight_max:
+        has_no_place = len(self._executions) >= self._options.in_flight_max
+        if self._queue.is_standing or has_no_place or not deps.shards.owns(row.shard):
             await self._queue.put(definition, row, begin)
-        else:
-            await self._begin(Execution(self._open_deps(), definition, row), begin)
+            return self._run(definition, id)
+        try:
+            await self._begin(Execution(deps, definition, row), begin)
+        except Fenced:
+            if deps.shards.is_sole:
+                raise
+            # Its shard has gone to another process meanwhile, which begins it.
+            await self._queue.put(definition, row, begin)
         return self._run(definition, id)
 
     async def _repeat(
@@ -230,14 +235,14 @@ class Engine:
         Raises:
             StoreError: the store cannot be written.
         """
-        epoch = await self._store.write(tables.take_over, name="saga take-over")
+        shards = await shards_of(self._store, self)
         # The kernel is asked once: ids of spans are not secret, and its answers take a while.
         chance = random.Random(self._runtime.rng.getrandbits(128))  # noqa: S311
-        batches = BatchWriter(self._store, epoch=epoch, rng=chance)
+        batches = BatchWriter(self._store, shards=shards, rng=chance)
         self._deps = SagaDeps(
             self._store,
             Clock(self._runtime),
-            epoch,
+            shards,
             batches,
             chance,
             span_ids(chance),
@@ -283,7 +288,11 @@ class Engine:
         self._open_deps()
         await self._back.keep_time()
 
-    # -- repairing -------------------------------------------------------------------------------
+    async def keep_answering(self) -> None:
+        """Do what other processes are asked of runs that are here; only cancellation ends it."""
+        await self._asked.keep_answering()
+
+    # -- changing runs ---------------------------------------------------------------------------
 
     async def repair(self, id: str, verb: RepairVerb, wish: RepairWish) -> SagaHistory:  # noqa: A002
         """Do with a run what a person wishes, and return its story; it then goes on by itself.
@@ -294,42 +303,27 @@ class Engine:
             UnknownSaga: no run has this id.
             ActionRefused: it would be unsafe, or has no place.
         """
-        deps, execution = self._open_deps(), await self._at_work(id)
-        if execution is not None and verb is RepairVerb.CANCEL:
-            judge(execution.machine, id, verb, wish)
-            if await execution.cancel(wish.why, wish.who):
-                return await self.show(id)
-            execution = await self._at_work(id)
-        row = await self._find(id)
-        if execution is not None or self._back.is_loading(id):
-            raise ActionRefused(f"saga {id!r} is at work; only a stuck run is repaired")
-        if row.status is SagaStatus.WAITING and verb is not RepairVerb.CANCEL:
-            raise ActionRefused(
-                f"saga {id!r} waits for {row.reason}; it goes on by itself once that is there"
-            )
-        await self._back.revive(await repair(deps, self._versions, row, verb, wish))
+        await self._asked.repair(id, verb, wish)
         return await self.show(id)
 
-    async def _at_work(self, id: str) -> Execution | None:  # noqa: A002
-        """Return a run in memory; one that is about to leave it to sleep is waited for.
+    async def cancel(self, id: str, reason: str) -> None:  # noqa: A002
+        """Turn a run to compensating; returns once that is durable (S9).
 
-        One that is ahead comes into memory now; one of the queue need not.
+        Raises:
+            SagaError: there is no way back.
+            UnknownSaga, SagaGone: as `conclusion` does.
         """
-        if id in self._back.backlog.queued:
-            self._back.backlog.drop(id)
-        elif self._back.is_ahead(id):
-            await self._back.hasten(id, _FALLS_ASLEEP_S)
-        execution = self._executions.get(id)
-        if execution is not None and execution.asleep is not None:
-            await execution.wait(_FALLS_ASLEEP_S)
-            execution = self._executions.get(id)
-        return execution
+        await self._asked.cancel(id, reason)
 
     @property
     def _back(self) -> Revival:
         if self._revival is None:
             raise Shed(f"the sagas of {self._service} are closing; ask again at another instance")
         return self._revival
+
+    @property
+    def _asked(self) -> AskedRuns:
+        return AskedRuns(self._open_deps(), self._versions, self._back, self._executions)
 
     @property
     def _queue(self) -> StartQueue:
@@ -344,25 +338,48 @@ class Engine:
         await asyncio.gather(*under_way, return_exceptions=True)
         if self._starts is not None:
             await self._starts.settle()
-        tasks = list(self._tasks)
+        await self._drop([*self._executions.values()])
+        if self._deps is not None:
+            await self._deps.batches.close()
+            await self._deps.shards.end()
+        if self._revival is not None:
+            self._revival.let_go()
+        self._revival = self._starts = None  # they would keep this
+
+    def gained(self) -> None:
+        """Continue the runs of shards that this engine has come to own."""
+        if self._revival is not None:
+            self._revival.look()
+
+    async def lost(self, shards: Collection[int]) -> None:
+        """Let the runs of shards leave memory without a further effect: another has them now."""
+        if self._revival is not None:
+            self._revival.forget()
+        # Whether one that starts has started is known with its commit.
+        await self._drop(
+            [
+                each
+                for each in self._executions.values()
+                if each.row.shard in shards and each not in self._starting
+            ]
+        )
+
+    async def _drop(self, executions: list[Execution]) -> None:
+        tasks = [each.task for each in executions if each.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that was cancelled before its first step has run no `finally`.
-        for execution in list(self._executions.values()):
-            self._give_up(execution)
-        if self._deps is not None:
-            await self._deps.batches.close()
-        if self._revival is not None:
-            self._revival.let_go()
-        self._revival = self._starts = None  # they would keep this
+        for each in executions:
+            if each in self._executions.values():
+                self._give_up(each)
 
     def _give_up(self, execution: Execution) -> None:
         self._forget(execution)
         execution.drop()
 
     def _launch(self, execution: Execution) -> None:
-        if self._is_closed:
+        if self._is_closed or not self._open_deps().shards.owns(execution.row.shard):
             self._give_up(execution)
             return
         if self._start_task is None:
@@ -372,8 +389,7 @@ class Engine:
             self._drive(execution), context=execution.context, name=f"saga {execution.row.id}"
         )
         if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            execution.task = task
 
     def _take_over(self, execution: Execution) -> None:
         """Drive a run that was loaded."""
@@ -385,6 +401,7 @@ class Engine:
         try:
             await execution.run()
         finally:
+            execution.task = None  # it would keep this frame
             self._forget(execution)
             if self._revival is not None:
                 self._revival.on_left(execution)
@@ -422,74 +439,33 @@ class Engine:
                     return None
                 if execution.conclusion is not None:
                     return execution.conclusion
-                if execution.asleep is None:
-                    raise _gone(id)
-            row = await self._find(id)
-            is_ahead = self._revival is not None and self._revival.is_ahead(id)
-            if row.status is not SagaStatus.SLEEPING and not is_ahead:
-                break
-            if time() >= until_s:
+                if execution.asleep is None and self._is_alone:
+                    raise gone(id)
+            row = await self.find(id)
+            if row.status in ENDED or row.status is SagaStatus.STUCK:
+                cause = cause_of(row, await tables.readable(self._store, id))
+                return Conclusion(row.status, row.result or b"", cause)
+            comes = self._comes_by_itself(row)
+            if row.status is SagaStatus.WAITING or (comes and time() >= until_s):
                 return None
-            await self._back.awake(id, until_s - time())
-        if row.status is SagaStatus.WAITING:
-            return None
-        if row.status in UNFINISHED:
-            raise _gone(id)
-        cause = cause_of(row, await tables.readable(self._store, id))
-        return Conclusion(row.status, row.result or b"", cause)
+            if comes:
+                await self._back.awake(id, until_s - time())
+            elif self._is_alone:
+                raise gone(id)
+            elif not await elsewhere.has_changed(self._store, row, until_s):
+                return None
 
-    async def cancel(self, id: str, reason: str) -> None:  # noqa: A002
-        """Turn a run to compensating; returns once that is durable (S9).
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other process could have a run that this one has not."""
+        return self._deps is None or self._deps.shards.is_sole
 
-        Raises:
-            SagaError: there is no way back.
-            UnknownSaga, SagaGone: as `conclusion` does.
-        """
-        execution = await self._at_work(id)
-        if execution is not None and await execution.cancel(reason):
-            return
-        await self._at_work(id)
-        row = await self._find(id)
-        if row.status in (SagaStatus.COMPLETED, SagaStatus.STUCK):
-            raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
-        if row.status is SagaStatus.UNDONE:
-            return
-        if row.status not in (SagaStatus.SLEEPING, SagaStatus.QUEUED):
-            raise _gone(id)
-        await self.repair(id, RepairVerb.CANCEL, RepairWish("", reason))
-
-    async def runs(self, status: str = "", limit: int = 100) -> list[SagaSummary]:
-        """Return the newest runs, as `list_runs` does."""
-        return await list_runs(self._store, status, limit)
-
-    async def statuses(self) -> dict[str, int]:
-        """Return how many runs there are of each status that one has."""
-        return await tables.count_by_status(self._store)
-
-    async def show(self, id: str) -> SagaHistory:  # noqa: A002
-        """Return the story of a run; a record that this code cannot read says why in its line.
-
-        Raises:
-            UnknownSaga: no run has this id.
-            SagaError: this code does not know the status of the run.
-        """
-        story = await show_run(self._store, id)
-        if story is None:
-            raise self._unknown(id)
-        return story
-
-    async def _find(self, id: str) -> SagaRow:  # noqa: A002
-        row = await tables.find(self._store, id)
-        if row is None:
-            raise self._unknown(id)
-        return row
-
-    def _unknown(self, id: str) -> UnknownSaga:  # noqa: A002
-        return UnknownSaga(f"no saga of {self._service} has the id {id!r}")
+    def _comes_by_itself(self, row: SagaRow) -> bool:
+        """Return whether a run will be in the memory of this process."""
+        if self._revival is None or self._deps is None:
+            return False
+        is_asleep = row.status is SagaStatus.SLEEPING and self._deps.shards.owns(row.shard)
+        return is_asleep or self._revival.is_ahead(row.id)
 
     def __repr__(self) -> str:
         return f"<Engine {self._service} {len(self._executions)} in flight>"
-
-
-def _gone(id: str) -> SagaGone:  # noqa: A002
-    return SagaGone(f"saga {id!r} has left this process; it continues after the next start")

@@ -52,6 +52,7 @@ class Execution:
     Attributes:
         misfit: in what this code first differs from that of the records; "" where it does not.
         asleep: for what it has left memory to sleep; None where it has not.
+        task: drives it; None where none does.
         on_trouble: told each outcome of an attempt that was not answered; None tells nobody.
 
     Args:
@@ -114,6 +115,7 @@ class Execution:
         self.durable = asyncio.Event()
         self.misfit = ""
         self.asleep: Nap | None = None
+        self.task: asyncio.Task[None] | None = None
         self.on_trouble: Callable[[Execution, AttemptOutcome], None] | None = None
         self.conclusion: Conclusion | None = None
 

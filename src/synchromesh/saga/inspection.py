@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from synchromesh.errors import BadRequest
+from synchromesh.errors import BadRequest, UnknownSaga
 from synchromesh.saga import tables
 from synchromesh.saga.history import SagaHistory, SagaSummary, summarize, tell
 from synchromesh.saga.records import SagaStatus
 from synchromesh.saga.repair import RepairImpact, impact
 from synchromesh.saga.state import RunState
-from synchromesh.store import StoreReader
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import Store, StoreReader
 
 LISTED_MAX = 10_000
 _OLDEST = (
@@ -66,3 +67,45 @@ async def show_run(reader: StoreReader, id: str) -> SagaHistory | None:  # noqa:
     """
     row = await tables.find(reader, id)
     return None if row is None else tell(row, await tables.readable(reader, id))
+
+
+class StoredRuns:
+    """The runs of one service as its database has them, whichever process drives them."""
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store = store
+        self._service = service
+
+    async def find(self, id: str) -> SagaRow:  # noqa: A002
+        """Return what is stored of a run.
+
+        Raises:
+            UnknownSaga: no run has this id.
+            SagaError: this code does not know the status of the run.
+        """
+        row = await tables.find(self._store, id)
+        if row is None:
+            raise self._unknown(id)
+        return row
+
+    async def runs(self, status: str = "", limit: int = 100) -> list[SagaSummary]:
+        """Return the newest runs, as `list_runs` does."""
+        return await list_runs(self._store, status, limit)
+
+    async def statuses(self) -> dict[str, int]:
+        """Return how many runs there are of each status that one has."""
+        return await tables.count_by_status(self._store)
+
+    async def show(self, id: str) -> SagaHistory:  # noqa: A002
+        """Return the story of a run; a record that this code cannot read says why in its line.
+
+        Raises:
+            UnknownSaga, SagaError: as `find` does.
+        """
+        story = await show_run(self._store, id)
+        if story is None:
+            raise self._unknown(id)
+        return story
+
+    def _unknown(self, id: str) -> UnknownSaga:  # noqa: A002
+        return UnknownSaga(f"no saga of {self._service} has the id {id!r}")

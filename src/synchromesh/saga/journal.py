@@ -190,14 +190,15 @@ class Journal:
     async def _commit(self, body: _Body, kept: _Keep) -> bytes:
         deps, row, seq, batch = self._deps, self._row, self._seq, self.pending()
         at_us = deps.clock.now_us()
+        fence = deps.shards.fence((row.shard,))
 
         async def unit_body(unit: Unit) -> tuple[bytes, SagaRecord]:
-            await tables.check_owner(unit, row, epoch=deps.epoch)
+            await tables.check_owner(unit, row, fence)
             answer = await body(unit)
             record = kept(answer).at(at_us)
             part = Part(row, seq, (*batch, record))
             part.seal = self.seal
-            await tables.extend(unit, part, epoch=deps.epoch)
+            await tables.extend(unit, part)
             return answer, record
 
         answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")

@@ -42,13 +42,14 @@ async def repair(
         )
     record = judge(state, row.id, verb, wish, digest=digest).at(deps.clock.now_us())
     state.apply(record)  # what cannot follow is not written
+    fence = deps.shards.fence((row.shard,))
 
     async def body(unit: Unit) -> None:
-        await tables.check_owner(unit, row, epoch=deps.epoch)
+        await tables.check_owner(unit, row, fence)
         part = Part(row, len(records), (record,))
         part.seal = seal
         try:
-            await tables.extend(unit, part, epoch=deps.epoch)
+            await tables.extend(unit, part)
         except Fenced as error:
             raise ActionRefused(
                 f"saga {row.id!r} has changed meanwhile; look at it again"

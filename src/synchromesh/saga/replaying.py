@@ -67,7 +67,7 @@ class Replayer:
         self._deps = SagaDeps(
             store=cast("Any", _NoStore()),
             clock=cast("Any", _NoTime()),
-            epoch=0,
+            shards=nothing,
             batches=nothing,
             chance=random.Random(0),  # noqa: S311 - it decides nothing
             new_span_id=nothing,

@@ -79,6 +79,7 @@ class Revival:
         self._waiting: set[str] = set()
         self._has_room = asyncio.Event()
         self._sooner = asyncio.Event()
+        self._look_at_s = self._time() + _LOOK_EVERY_S
         self._wake_us: int | None = None
         self._sleepers: dict[str, list[asyncio.Future[None]]] = {}
         self.backlog = Backlog()
@@ -100,7 +101,7 @@ class Revival:
         What there is room for is loaded.
         """
         adopted = 0
-        for each, is_queued in await backlog.unfinished(self._deps.store):
+        for each, is_queued in await backlog.unfinished(self._deps.store, self._deps.shards.mask):
             if not self._is_known(each):
                 of_kind = self.backlog.queued if is_queued else self.backlog.interrupted
                 of_kind[each] = None
@@ -115,17 +116,31 @@ class Revival:
 
     async def keep_going(self) -> None:
         """Load the backlog as there is room for it; only cancellation ends it."""
-        time = asyncio.get_running_loop().time
-        look_at_s = time() + _LOOK_EVERY_S
-        while True:
-            self._has_room.clear()
-            await self._load_more()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(look_at_s):
-                    await self._has_room.wait()
-            if time() >= look_at_s:
-                look_at_s = time() + _LOOK_EVERY_S
-                await self.adopt()
+        stop = self._deps.store.listen(tables.HANDED_OVER, self.look)
+        try:
+            while True:
+                self._has_room.clear()
+                await self._load_more()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._look_at_s):
+                        await self._has_room.wait()
+                if self._time() >= self._look_at_s:
+                    self._look_at_s = self._time() + _LOOK_EVERY_S
+                    await self.adopt()
+        finally:
+            stop()
+
+    def look(self) -> None:
+        """Look through the store soon: there may be runs of which nothing is known here."""
+        self._look_at_s = self._time()
+        self._has_room.set()
+        self._sooner.set()
+
+    def forget(self) -> None:
+        """Forget what is not in memory, and look what is there: some of it is another's."""
+        self.backlog.clear()
+        self._waiting.clear()
+        self.look()
 
     async def hasten(self, id: str, within_s: float) -> None:  # noqa: A002
         """Load one of the backlog now; wait for one that is being loaded, at most so long."""
@@ -188,10 +203,11 @@ class Revival:
             found = [(row, its) for row, its in found if row.status in UNFINISHED]
             queued = [row for row, _ in found if row.status is SagaStatus.QUEUED]
             if queued:
-                await self._deps.store.write(
-                    lambda unit: backlog.leave_queue(unit, [row.id for row in queued]),
-                    name="saga queue",
+                fence = self._deps.shards.fence(row.shard for row in queued)
+                lost = await self._deps.store.write(
+                    lambda unit: backlog.leave_queue(unit, queued, fence), name="saga queue"
                 )
+                found = [(row, its) for row, its in found if row.shard not in lost]
                 self.waited_s = (self._deps.clock.now_us() - queued[-1].started_us) / 1e6
         except Exception:
             self.backlog.put_back(ids)
@@ -237,16 +253,17 @@ class Revival:
         self._sooner.clear()
         free = self._in_flight_max - len(self._executions)
         room = max(_WAKE_MIN, min(free, self._pace.room))
-        due = await timetable.due(self._deps.store, self._deps.clock.now_us(), room)
+        deps = self._deps
+        due = await timetable.due(deps.store, deps.clock.now_us(), deps.shards.mask, room)
         for first in range(0, len(due), _PAGE_RUNS):
             await self._wake(due[first : first + _PAGE_RUNS])
         if len(due) == room:
             await asyncio.sleep(_FULL_WAIT_S)
             return
-        self._wake_us = await timetable.next_due(self._deps.store)
+        self._wake_us = await timetable.next_due(deps.store, deps.shards.mask)
         wait_s = _WAIT_MAX_S
         if self._wake_us is not None:
-            wait_s = (self._wake_us - self._deps.clock.now_us()) / 1e6
+            wait_s = (self._wake_us - deps.clock.now_us()) / 1e6
         # One that is due already is in memory still, and about to leave it.
         wait_s = min(max(wait_s, _FULL_WAIT_S), _WAIT_MAX_S)
         with contextlib.suppress(TimeoutError):
@@ -306,6 +323,8 @@ class Revival:
     ) -> None:
         """Hand a run over, or leave it to wait; say what is to be marked of it."""
         was = row.status
+        if not self._deps.shards.owns(row.shard):
+            return
         if was is SagaStatus.QUEUED:
             row = replace(row, status=SagaStatus.RUNNING)
         if isinstance(records, SagaError):
@@ -340,8 +359,9 @@ class Revival:
 
     async def _mark(self, marks: list[SagaMark]) -> None:
         if marks:
+            fence = self._deps.shards.fence(each.row.shard for each in marks)
             await self._deps.store.write(
-                lambda unit: timetable.mark(unit, marks, epoch=self._deps.epoch), name="saga marks"
+                lambda unit: timetable.mark(unit, marks, fence), name="saga marks"
             )
             for nap in [each.nap for each in marks if each.nap is not None]:
                 self.on_asleep(nap)

@@ -16,8 +16,8 @@ SCHEMA = Schema(
                     "input {blob} not null, status text not null, reason text not null, "
                     "owner text not null, trace_id text not null, span_id text not null, "
                     "caller text not null, principal text not null, deadline_us bigint not null, "
-                    "epoch bigint not null, result {blob}, started_us bigint not null, "
-                    "ended_us bigint, wake_us bigint, awaits text not null default '')"
+                    "result {blob}, started_us bigint not null, ended_us bigint, "
+                    "shard integer not null, wake_us bigint, awaits text not null default '')"
                 ),
                 (
                     "create index sm_saga_unfinished on sm_saga(started_us, status) "
@@ -46,6 +46,11 @@ SCHEMA = Schema(
                 (
                     "create table sm_saga_signal(seq {position}, saga text not null, "
                     "name text not null, body {blob} not null, at_us bigint not null)"
+                ),
+                (
+                    "create table sm_saga_wish(id text primary key, saga text not null, "
+                    "verb text not null, wish {blob} not null, answer {blob}, "
+                    "at_us bigint not null)"
                 ),
                 "create index sm_saga_signal_of on sm_saga_signal(saga, name, seq)",
                 "create table sm_saga_epoch(one integer primary key, epoch bigint not null)",

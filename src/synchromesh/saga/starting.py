@@ -32,8 +32,9 @@ def new_row(
     context: CallContext,
     *,
     now_us: int,
+    shard: int,
 ) -> SagaRow:
-    """Return the row of a run that starts now.
+    """Return the row of a run that starts now, in a shard.
 
     Raises:
         BadRequest: the id or the input cannot be stored.
@@ -70,6 +71,7 @@ def new_row(
         result=None,
         started_us=now_us,
         ended_us=None,
+        shard=shard,
     )
 
 
@@ -119,7 +121,8 @@ class StartQueue:
             self._committing -= 1
             if outcome is True:
                 self._deps.counts["started"] += 1
-                self._revival.queue(row.id)
+                if self._deps.shards.owns(row.shard):
+                    self._revival.queue(row.id)
 
         entry = Entry(queued, 0, (), on_settled, is_start=True, begin=begin)
         if shape.personal is not None:

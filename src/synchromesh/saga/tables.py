@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from synchromesh.codec import decode, encode, to_datetime, to_json
-from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
+from synchromesh.errors import ConstraintFailed, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append_each
 from synchromesh.identity import NOBODY, Principal, principal_of, principal_text
 from synchromesh.saga.records import (
@@ -22,6 +22,7 @@ from synchromesh.saga.records import (
     SagaRecord,
     SagaStatus,
 )
+from synchromesh.saga.shards import RunFence, fenced
 from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
@@ -30,15 +31,16 @@ UNFINISHED_SQL = "status in ('queued', 'running', 'compensating', 'waiting')"
 _HOLDS = "status in ('queued', 'running', 'compensating', 'waiting', 'sleeping', 'stuck')"
 COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
-    "caller, principal, deadline_us, result, started_us, ended_us"
+    "caller, principal, deadline_us, result, started_us, ended_us, shard"
 )
 _STATUSES = frozenset(status.value for status in SagaStatus)
 RECORD_COLUMNS = "seq, kind, step, attempt, digest, body, at_us"
 _RECORDS = f"select {RECORD_COLUMNS} from sm_saga_record where saga = ? order by seq"
 _START = (
-    f"insert into sm_saga({COLUMNS}, epoch) "
-    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    f"insert into sm_saga({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+# The runs of an engine's own shards, of which it is given the mask.
+OWN = "(cast(? as bigint) >> shard) & 1 = 1"
 # The primary key is the fence of a run: what another engine wrote after `seq` is in the way.
 _RECORD = (
     "insert into sm_saga_record(saga, seq, kind, step, attempt, digest, body, at_us) "
@@ -71,6 +73,12 @@ _OF_STATUS = {
     SagaStatus.STUCK: "where status = 'stuck'",
     SagaStatus.SLEEPING: "where wake_us is not null",
 }
+HANDED_OVER = "sagas handed over"
+"""What engines listen to: runs were put into the queues of others."""
+
+CONCLUDED = "sagas concluded"
+"""What those listen to who wait for a run that another process has: runs ended, or turned."""
+
 # How long whoever meets a lock is asked to wait.
 LOCKED_S, LOCKED_LONG_S = 1.0, 60.0
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
@@ -96,6 +104,7 @@ class SagaRow(msgspec.Struct, frozen=True, gc=False):
     result: bytes | None
     started_us: int
     ended_us: int | None
+    shard: int = 0
 
 
 class StoredRecord(msgspec.Struct, frozen=True, gc=False):
@@ -171,50 +180,46 @@ class Part:
         self.seal: Seals | None = None
 
 
-async def take_over(unit: Unit) -> int:
-    """Return a new epoch; no record of an engine of an earlier one is accepted any more (S10)."""
-    rows = await unit.execute(
-        "insert into sm_saga_epoch(one, epoch) values (1, 1) "
-        "on conflict(one) do update set epoch = sm_saga_epoch.epoch + 1 returning epoch"
-    )
-    return _int(rows[0][0])
-
-
-async def write_all(unit: Unit, parts: Sequence[Part], *, epoch: int) -> list[bool | Exception]:
+async def write_all(unit: Unit, parts: Sequence[Part], fence: RunFence) -> list[bool | Exception]:
     """Write what many runs add, of each run at most one part, and return what became of each.
 
     True says that it is written, False that the same run was started before (S1). An error is a
     part that was not written, while the others are: `Fenced` where another engine has taken over,
-    `SagaConflict` and `SagaLocked` as `Engine.start` says.
+    `SagaConflict` and `SagaLocked` as `Engine.start` says. Anybody may put a run into the queue of
+    whoever owns its shard.
 
     Raises:
         ConstraintFailed: records have the numbers of others (another engine wrote them), or two
             starts clash. Nothing may be kept then; each part by itself tells whose fault it was.
         Exception: a `begin` raised, or its start is refused after it wrote; the same holds.
     """
-    if not await _owns(unit, epoch):
-        return [fenced(part.row.id) for part in parts]
-    outcomes: list[bool | Exception] = [
-        await _judge_start(unit, part) if part.is_start else True for part in parts
-    ]
-    await _put(unit, [p for p, o in zip(parts, outcomes, strict=True) if o is True], epoch)
+    outcomes: list[bool | Exception] = []
+    lost = await fence.lost(unit)
+    for part in parts:
+        if lost and part.row.shard in lost:
+            if part.row.status is not SagaStatus.QUEUED:
+                outcomes.append(fenced(part.row.id))
+                continue
+            unit.notify(HANDED_OVER)
+        outcomes.append(await _judge_start(unit, part) if part.is_start else True)
+    await _put(unit, [p for p, o in zip(parts, outcomes, strict=True) if o is True])
     return outcomes
 
 
-async def check_owner(unit: Unit, row: SagaRow, *, epoch: int) -> None:
+async def check_owner(unit: Unit, row: SagaRow, fence: RunFence) -> None:
     """Raise `Fenced` where another engine has taken over."""
-    if not await _owns(unit, epoch):
+    if await fence.lost(unit):
         raise fenced(row.id)
 
 
-async def extend(unit: Unit, part: Part, *, epoch: int) -> None:
+async def extend(unit: Unit, part: Part) -> None:
     """Append the records of one run, in a unit that has checked the right to and does more.
 
     Raises:
         Fenced: their numbers are taken: a later record came.
     """
     try:
-        await _put(unit, (part,), epoch)
+        await _put(unit, (part,))
     except ConstraintFailed as error:
         raise fenced(part.row.id) from error
 
@@ -230,18 +235,6 @@ def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
         f"the id {id!r} belongs to a run of saga {name!r} with another input than this start of "
         f"{wanted!r}; give each run an id of its own"
     )
-
-
-def fenced(id: str) -> Fenced:  # noqa: A002
-    """Return the error that another engine has the run."""
-    return Fenced(
-        f"saga {id!r} is no longer this engine's, or its records are not those that this one was "
-        "to follow; nothing was recorded"
-    )
-
-
-async def _owns(unit: Unit, epoch: int) -> bool:
-    return bool(await unit.execute("select 1 from sm_saga_epoch where epoch = ?", epoch))
 
 
 async def _judge_start(unit: Unit, part: Part) -> bool | Exception:
@@ -286,7 +279,7 @@ async def _outcome_of_start(unit: Unit, row: SagaRow) -> bool | SagaError:
     )
 
 
-async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
+async def _put(unit: Unit, parts: Sequence[Part]) -> None:
     """Write all rows of these parts, one statement a table and change."""
     starts: list[tuple[SqlValue, ...]] = []
     rows: list[tuple[SqlValue, ...]] = []
@@ -303,7 +296,7 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
             records = part.seal.records(row.id, records, unit.vault)
         if part.is_start:
             stored = row if part.seal is None else part.seal.row(row, unit.vault)
-            starts.append(_values(stored, epoch))
+            starts.append(_values(stored))
             milestones.append(milestone(unit, row, "started", row.status))
         for record in records:
             kind, seq = record.kind, seq + 1
@@ -316,10 +309,12 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
                 ends.append((status._value_, record.body or None, record.at_us, row.id))
                 ended[status._value_] += 1
+                unit.notify(CONCLUDED)
                 milestones.append(milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
                 status, cause = _STATUS_OF[kind], decode(record.body, SagaCause)
                 turns[row.id] = (status._value_, cause.reason, None, row.id)
+                unit.notify(CONCLUDED)
                 told = {"who": cause.who} if cause.who else {}
                 milestones.append(milestone(unit, row, kind._value_, status, cause.reason, **told))
             elif kind is RecordKind.REPAIRED:
@@ -351,12 +346,12 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
     await append_each(unit, milestones)
 
 
-def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
+def _values(row: SagaRow) -> tuple[SqlValue, ...]:
     return (
         row.id, row.name, row.version, row.lock_key, row.digest, row.input, row.status._value_,
         row.reason, row.owner, row.trace_id, row.span_id, row.caller,
         "" if row.principal == NOBODY else principal_text(row.principal),
-        row.deadline_us, row.result, row.started_us, row.ended_us, epoch,
+        row.deadline_us, row.result, row.started_us, row.ended_us, row.shard,
     )  # fmt: skip
 
 
@@ -485,6 +480,7 @@ def row_of(row: Row) -> SagaRow:
         result=None if row[14] is None else _bytes(row[14]),
         started_us=_int(row[15]),
         ended_us=None if row[16] is None else _int(row[16]),
+        shard=_int(row[17]),
     )
 
 

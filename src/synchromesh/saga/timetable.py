@@ -14,9 +14,16 @@ from synchromesh.personal_types import personal_fields
 from synchromesh.saga import tables
 from synchromesh.saga.records import ENDED, Nap, SagaStatus
 from synchromesh.saga.seals import signal_place
+from synchromesh.saga.shards import RunFence
 from synchromesh.saga.tables import SagaRow
 from synchromesh.sealing import Vault, open_if_ours
 from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit
+
+_DUE = f"select id from sm_saga where wake_us <= ? and {tables.OWN} order by wake_us limit ?"
+_NEXT_DUE = (
+    f"select wake_us from sm_saga where wake_us is not null and {tables.OWN} "
+    "order by wake_us limit 1"
+)
 
 TOPIC = "saga signals"
 """What the engine listens to: a run that sleeps has been told something."""
@@ -31,17 +38,16 @@ class SagaMark(msgspec.Struct, frozen=True):
     nap: Nap | None = None
 
 
-async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
+async def mark(unit: Unit, marks: Sequence[SagaMark], fence: RunFence) -> None:
     """Say of runs that they wait for other code, or that they no longer do; no record says it.
 
-    A run that has changed meanwhile is left as it is.
-
-    Raises:
-        Fenced: another engine has taken over.
+    A run that has changed meanwhile is left as it is; so is one that another engine has.
     """
+    lost = await fence.lost(unit)
     for each in marks:
         row, status, reason = each.row, each.status, each.reason
-        await tables.check_owner(unit, row, epoch=epoch)
+        if row.shard in lost:
+            continue
         changed = await unit.execute(
             "update sm_saga set status = ?, reason = ?, wake_us = null where id = ? and status = ? "
             "returning 1",
@@ -58,18 +64,16 @@ async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
             await append_each(unit, [tables.milestone(unit, row, name, status, reason)])
 
 
-async def due(store: StoreReader, now_us: int, limit: int) -> list[str]:
-    """Return the ids of the runs that sleep and are due, the longest due first."""
-    rows = await store.read(
-        "select id from sm_saga where wake_us <= ? order by wake_us limit ?", now_us, limit
-    )
+async def due(store: StoreReader, now_us: int, mask: int, limit: int) -> list[str]:
+    """Return the ids of the runs of own shards that sleep and are due, the longest due first."""
+    rows = await store.read(_DUE, now_us, mask, limit)
     return [str(each) for (each,) in rows]
 
 
-async def next_due(store: StoreReader) -> int | None:
-    """Return when the next run wakes; None where none sleeps."""
-    ((wake_us,),) = await store.read("select min(wake_us) from sm_saga where wake_us is not null")
-    return wake_us if isinstance(wake_us, int) else None
+async def next_due(store: StoreReader, mask: int) -> int | None:
+    """Return when the next run of own shards wakes; None where none sleeps."""
+    rows = await store.read(_NEXT_DUE, mask)
+    return rows[0][0] if rows and isinstance(rows[0][0], int) else None
 
 
 class Signal(msgspec.Struct, frozen=True):

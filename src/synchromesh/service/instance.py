@@ -8,7 +8,9 @@ of queries only has no database, and nothing of all that.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from synchromesh.calls import Dispatcher, Incoming
@@ -271,13 +273,15 @@ class ServiceInstance:
             self.store, deps.retention.of(own), Clock(deps.runtime), self._archive
         )
         children = [
-            Child("inbox sweep", self._sweep),
+            self._duty("inbox sweep", self._sweep),
             Child("saga recovery", self.engine.keep_going),
-            Child("message replay", self.consumer.run),
+            self._duty("message replay", self.consumer.run),
             Child("saga timers", self.engine.keep_time),
-            Child("forgetting", self.forgetting.run),
+            self._duty("forgetting", self.forgetting.run),
             Child("keys", lambda: keep_overwriting(self.store.vault)),
         ]
+        if not self.store.owners.is_sole:
+            children.append(Child("saga wishes", self.engine.keep_answering))
         stream, name = deps.stream, self.service.name
 
         def delivery_to(subscriber: str) -> Delivery:
@@ -305,15 +309,20 @@ class ServiceInstance:
         if own:
             children.append(Child("subscriptions", self.relays.run))
         if stream is not None:
-            children.append(Child("stream", lambda: stream.feed(name, self.consumer, tracer)))
+            feed = partial(stream.feed, name, self.consumer, tracer)
+            children.append(self._duty("stream", feed))
         for scheduled in self.service.schedules.values():
             scheduler = Scheduler(
                 scheduled, self.store, self.caller, runtime=deps.runtime, keep_s=deps.keep_s
             )
-            children.append(Child(f"schedule/{scheduled.name}", scheduler.run))
-        for name, runner in self.projections.runners.items():
-            children.append(Child(f"projection/{name}", runner.run))
+            children.append(self._duty(scheduler.duty, scheduler.run))
+        runners = self.projections.runners.values()
+        children += [self._duty(each.checkpoint_name, each.run) for each in runners]
         return children
+
+    def _duty(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Child:
+        """Return a loop that runs in one process at a time, of those that have the database."""
+        return Child(name, lambda: self.store.owners.run(name, work))
 
     def _message_handlers(self, runtime: Runtime) -> dict[str, MessageHandler]:
         def handler_of(name: str) -> MessageHandler:

@@ -7,7 +7,18 @@ from typing import NoReturn, TypeVar
 
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys
-from synchromesh.store import Beside, Dialect, Fetched, Once, Recorded, Row, SqlValue, Unit
+from synchromesh.store import (
+    SOLE,
+    Beside,
+    Dialect,
+    Fetched,
+    Once,
+    Owners,
+    Recorded,
+    Row,
+    SqlValue,
+    Unit,
+)
 
 T = TypeVar("T")
 
@@ -23,6 +34,7 @@ class NoStore:
     log_id = ""
     place = ""
     broken = None
+    owners: Owners = SOLE
 
     def __init__(self, service: str) -> None:
         self.service = service

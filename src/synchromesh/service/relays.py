@@ -93,7 +93,8 @@ class Relays:
 
     def _start(self, subscriber: str, names: frozenset[str]) -> None:
         relay = self.by_subscriber[subscriber] = self._make(subscriber, names)
-        self._supervisor.start(Child(relay.checkpoint_name, relay.run))
+        name, owners = relay.checkpoint_name, self._store.owners
+        self._supervisor.start(Child(name, lambda: owners.run(name, relay.run)))
 
     def _wanted(self) -> dict[str, frozenset[str]]:
         found = {name: taken & self._own for name, taken in sorted(self._subscribers().items())}

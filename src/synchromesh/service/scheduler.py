@@ -26,7 +26,7 @@ from synchromesh.errors import (
 )
 from synchromesh.runtime import Runtime
 from synchromesh.service.schedule import ScheduleDefinition
-from synchromesh.store import Migration, Schema, Store, StoreReader, Unit, fetch_as
+from synchromesh.store import NO_FENCE, Migration, Schema, Store, StoreReader, Unit, fetch_as
 
 SCHEMA = Schema(
     "synchromesh.schedule",
@@ -103,13 +103,21 @@ class Scheduler:
         self._caller = caller
         self._runtime = runtime
         self._keep_us = int(keep_s * 1e6)
+        self._fence = NO_FENCE
+
+    @property
+    def duty(self) -> str:
+        """What it is called among the duties of a service."""
+        return f"schedule/{self._definition.name}"
 
     async def run(self) -> None:
         """Send until cancelled. A supervised child.
 
         Raises:
             StoreError: the database failed.
+            Fenced: another process runs the schedule now.
         """
+        self._fence = self._store.owners.fence((self.duty,))
         definition, now_us = self._definition, self._runtime.wall_us
         last_us = await self._begin()
         while True:
@@ -178,6 +186,7 @@ class Scheduler:
         schedule = definition.schedule
 
         async def body(unit: Unit) -> None:
+            await self._fence.check(unit)
             await unit.execute(
                 "insert into sm_schedule(name, expression, zone, last_us, next_us, failed) "
                 "values (?, ?, ?, ?, ?, ?) on conflict(name) do update set "

@@ -6,15 +6,19 @@ from synchromesh.store.dialect import Dialect
 from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.outage import OUTAGE
+from synchromesh.store.owners import NO_FENCE, SOLE
 from synchromesh.store.rows import fetch_as
 from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
     Beside,
+    DutyHandler,
+    Fence,
     Fetched,
     InboxState,
     KeyReader,
     Migration,
     Once,
+    Owners,
     Recorded,
     Row,
     Schema,
@@ -28,16 +32,21 @@ from synchromesh.store.unit import (
 from synchromesh.store.vault import SqliteVault
 
 __all__ = [
+    "NO_FENCE",
     "OUTAGE",
+    "SOLE",
     "Backup",
     "Beside",
     "Dialect",
+    "DutyHandler",
+    "Fence",
     "Fetched",
     "InboxState",
     "KeyReader",
     "Manifest",
     "Migration",
     "Once",
+    "Owners",
     "Recorded",
     "Row",
     "Schema",

@@ -12,24 +12,25 @@ from dataclasses import dataclass
 
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
-from synchromesh.store import health, inbox, postgres_log, postgres_units
+from synchromesh.store import health, inbox, postgres_log, postgres_owners, postgres_units
 from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import PlannedMigration, check_schemas
 from synchromesh.store.outage import OUTAGE
+from synchromesh.store.owners import SharedOwners
 from synchromesh.store.postgres_connection import Connection, connect, place_of
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
-from synchromesh.store.postgres_log import logs_of, prepare_logs
+from synchromesh.store.postgres_log import logs_of
 from synchromesh.store.postgres_migrations import migrate, pending
+from synchromesh.store.postgres_owners import PostgresLedger
 from synchromesh.store.postgres_readers import (
     PostgresBeside,
     PostgresReader,
     Readers,
     reaches,
 )
-from synchromesh.store.postgres_sole import SoleProcess
 from synchromesh.store.postgres_units import Units, UnitsOptions
 from synchromesh.store.postgres_wakeups import Wakeups
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
@@ -46,6 +47,7 @@ STORE_SCHEMA = Schema(
                 *inbox.TABLES,
                 *postgres_units.TABLES,
                 *postgres_log.TABLES,
+                *postgres_owners.TABLES,
                 *health.TABLES,
             ),
             readable_by_min=1,
@@ -71,7 +73,8 @@ class PostgresOptions:
         backlog_max: units of work that may be under way or wait.
         look_every_s: how often it is looked for events to which a process that died gave no
             position.
-        is_sole: whether another process that opens the database is refused.
+        lease_s: after which time without a sign of life others do what this process did; it is
+            renewed three times as often.
 
     Example:
         >>> PostgresOptions(connections_max=8).unit_limit_s
@@ -83,13 +86,14 @@ class PostgresOptions:
     unit_limit_s: float = 5.0
     backlog_max: int = 10_000
     look_every_s: float = 1.0
-    is_sole: bool = False
+    lease_s: float = 6.0
 
 
 class PostgresStore(UnitStore):
     """Store data in a PostgreSQL database; `open` makes one, `close` closes its connections."""
 
     dialect = POSTGRES
+    owners: SharedOwners
 
     def __init__(
         self,
@@ -138,8 +142,16 @@ class PostgresStore(UnitStore):
             path=self.place,
             connections_max=options.readers_max,
         )
+        self.owners = SharedOwners(
+            PostgresLedger(
+                lambda: connect(url, service=service, limit_s=options.unit_limit_s),
+                path=self.place, sender=self._units.life_id, lease_s=options.lease_s,
+            ),
+            self._units.life_id,
+            self.listen,
+            renew_s=options.lease_s / 3,
+        )  # fmt: skip
         self._is_closed = False
-        self._sole: SoleProcess | None = None
 
     @classmethod
     async def open(
@@ -160,35 +172,24 @@ class PostgresStore(UnitStore):
 
         Raises:
             StoreUnavailable: the server cannot be reached.
-            StoreLocked: another process has it, and one alone may.
             StoreBroken: it refuses the role, is too old, or the database is another service's.
             StoreTooNew: a newer release made its tables, and this one may not use them.
             ContractError: a schema's migrations are not in order.
         """
         check_schemas((STORE_SCHEMA, *schemas))
-        place, sole = place_of(url), None
+        place = place_of(url)
         connection = await connect(url, service=service)
         try:
             await check_mark(connection, mark, place)
-            if options.is_sole:
-                sole = await SoleProcess.take(
-                    lambda: connect(url, service=service), service=service, place=place
-                )
             log_id = await _prepare(connection, url, service, schemas, runtime)
-        except BaseException as error:
-            if sole is not None:
-                await sole.close()
-            if isinstance(error, PostgresFault):
-                raise translate(error, path=place) from error
-            raise
+        except PostgresFault as error:
+            raise translate(error, path=place) from error
         finally:
             connection.terminate()
-        store = cls(
+        return cls(
             url, service=service, log_id=log_id, logs=logs_of(schemas), runtime=runtime,
             options=options, tracer=tracer,
         )  # fmt: skip
-        store._sole = sole
-        return store
 
     @property
     def commits(self) -> int:
@@ -230,10 +231,9 @@ class PostgresStore(UnitStore):
         self._is_closed = True
         await self._readers.close()
         await self._units.close()
+        await self.owners.close()
         await self._sequencer.close()
         await self._wakeups.close()
-        if self._sole is not None:
-            await self._sole.close()
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
@@ -352,7 +352,6 @@ async def _prepare(
     if await connection.fetchval("select to_regclass('sm_meta') is not null"):
         _check_owner(await connection.fetch(_NOTED), service, place)
     await migrate(connection, (STORE_SCHEMA, *schemas), path=place)
-    await prepare_logs(connection, logs_of(schemas))
     await connection.execute(_NOTE, "service", service)
     await connection.execute(_NOTE, "log_id", runtime.new_id())
     noted = _check_owner(await connection.fetch(_NOTED), service, place)

@@ -29,6 +29,8 @@ _CLEAR = (
     "set session authorization default; reset all; select pg_advisory_unlock_all(); discard temp"
 )
 _CONNECT_S = 10.0
+# A unit has no pauses: its process stands still, and others wait for what it holds.
+_IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
 _WHOLE = re.compile(r"-?\d+")
@@ -62,7 +64,7 @@ async def connect(
 
     Args:
         database: another one than the address has, on the same server.
-        limit_s: how long a statement may run, and twice it how long a transaction may be idle.
+        limit_s: how long a statement may run; a transaction may be idle for 2 s at most.
 
     Raises:
         StoreUnavailable: the server cannot be reached, or has no room.
@@ -79,8 +81,9 @@ async def connect(
     }
     if limit_s is not None:
         settings["statement_timeout"] = str(max(1, int(limit_s * 1000)))
-        # A process that was stopped in a unit must not hold its rows for ever.
-        settings["idle_in_transaction_session_timeout"] = str(max(1, int(limit_s * 2000)))
+        settings["idle_in_transaction_session_timeout"] = str(
+            max(1, int(min(2 * limit_s, _IDLE_S) * 1000))
+        )
     try:
         connection = await asyncpg.connect(
             url, database=database, timeout=_CONNECT_S, statement_cache_size=_STATEMENTS_CACHED,

@@ -45,7 +45,11 @@ _LOST = ("08", "57P")
 _WRITES = frozenset({"insert", "update", "merge", "with"})
 
 _UNIQUE_KEY = re.compile(r"^Key \(([^)]*)\)=")
-_ARGUMENT = re.compile(r"^invalid input for query argument \$(\d+): .*\(([^()]*)\)$", re.DOTALL)
+_ARGUMENT = re.compile(
+    r"^invalid input for query argument \$(\d+)(?: in element #\d+ of executemany\(\) sequence)?: "
+    r".*\(([^()]*)\)$",
+    re.DOTALL,
+)
 _NAME = re.compile(r'"[A-Za-z_]\w*"')
 _QUOTED = re.compile(r'"[^"]*"?|\'[^\']*\'?')
 
@@ -78,12 +82,13 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_own_duplicate(error: BaseException) -> bool:
-    """Return whether a key of our own tables is there already.
+    """Return whether a key of our own tables is there already, or a table that a unit makes.
 
     Of two units that insert it at once the later is told so, and not that it met a conflict.
     """
     table = getattr(error, "table_name", None) or ""
-    return state_of(error) == "23505" and table.startswith("sm_")
+    is_ours = table.startswith(("sm_", "pg_"))
+    return (state_of(error) == "23505" and is_ours) or state_of(error) == "42P07"
 
 
 def is_untyped(error: BaseException) -> bool:

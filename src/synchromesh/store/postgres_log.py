@@ -62,9 +62,11 @@ def logs_of(schemas: Iterable[Schema]) -> tuple[str, ...]:
 async def prepare_logs(connection: Connection, logs: Sequence[str]) -> None:
     """Make what the sequencer of each log needs beside its table. May be repeated."""
     for log in logs:
-        await connection.execute(
-            f"create index if not exists {log}_waiting on {log}(sm_order) where position is null"
-        )
+        # Not by `if not exists`, which locks the table first: all writers would wait for it.
+        if not await connection.fetchval("select to_regclass($1) is not null", f"{log}_waiting"):
+            await connection.execute(
+                f"create index {log}_waiting on {log}(sm_order) where position is null"
+            )
         await connection.execute(
             "insert into sm_log(name, last) values ($1, 0) on conflict(name) do nothing", log
         )

@@ -19,6 +19,7 @@ from synchromesh.store.migrations import (
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_dialect import TOKENS, to_postgres
 from synchromesh.store.postgres_errors import PostgresFault, translate
+from synchromesh.store.postgres_log import logs_of, prepare_logs
 from synchromesh.store.unit import Migration, Schema
 
 # Of one database: those who start at once come one after the other.
@@ -37,7 +38,8 @@ async def pending(
 async def migrate(connection: Connection, schemas: Sequence[Schema], *, path: str) -> None:
     """Migrate a database to the newest version of each schema; keep a newer, readable one.
 
-    Every schema is checked before any is changed. The connection has no limit for a statement.
+    Its logs are prepared with it. Every schema is checked before any is changed. The connection
+    has no limit for a statement.
 
     Raises:
         ContractError: a schema is not in order, or one that was applied has been edited since.
@@ -48,6 +50,7 @@ async def migrate(connection: Connection, schemas: Sequence[Schema], *, path: st
     try:
         for owner, migration in await _missing(connection, schemas, path):
             await _apply(connection, owner, migration, path)
+        await prepare_logs(connection, logs_of(schemas))
     finally:
         if not connection.is_closed():
             await connection.execute(_UNLOCK)

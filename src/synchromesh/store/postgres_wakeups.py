@@ -18,7 +18,9 @@ from synchromesh.errors import StoreError
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_errors import PostgresFault
 
-_CHANNEL = "sm_topics"
+CHANNEL = "sm_topics"
+"""What all processes that write a database listen on."""
+
 # As many as surely fit into the 7,999 bytes of a payload.
 _TOPICS_MAX = 32
 _TOPIC_CHARS_MAX = 60
@@ -34,8 +36,12 @@ class _Told(msgspec.Struct, array_like=True):
     topics: list[str]
 
 
-_encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(_Told).decode
+
+
+def told(sender: str, topics: list[str]) -> str:
+    """Return what is notified on the channel, to tell of topics."""
+    return msgspec.json.encode(_Told(sender, topics)).decode()
 
 
 class Wakeups:
@@ -102,7 +108,7 @@ class Wakeups:
         try:
             self._is_lost = False
             connection.add_termination_listener(self._lose)
-            await connection.add_listener(_CHANNEL, self._hear)
+            await connection.add_listener(CHANNEL, self._hear)
         except BaseException:
             connection.terminate()
             raise
@@ -115,8 +121,8 @@ class Wakeups:
             topics = sorted(self._topics)
             self._topics.clear()
             for at in range(0, len(topics), _TOPICS_MAX):
-                told = _encode(_Told(self._sender, topics[at : at + _TOPICS_MAX])).decode()
-                await connection.execute("select pg_notify($1, $2)", _CHANNEL, told)
+                some = told(self._sender, topics[at : at + _TOPICS_MAX])
+                await connection.execute("select pg_notify($1, $2)", CHANNEL, some)
             await asyncio.sleep(_APART_S)
 
     def _lose(self, _: Connection) -> None:
@@ -125,9 +131,9 @@ class Wakeups:
 
     def _hear(self, _: Connection, __: int, ___: str, payload: str) -> None:
         try:
-            told = _decode(payload)
+            hint = _decode(payload)
         except msgspec.DecodeError:
             return  # somebody else's, on a channel that is open to all of the database
-        if told.sender != self._sender:
-            for topic in told.topics:
+        if hint.sender != self._sender:
+            for topic in hint.topics:
                 self._heard(topic)

@@ -7,11 +7,11 @@ both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{log_position}`
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -205,6 +205,68 @@ class Beside(Protocol):
         ...
 
 
+class Fence(Protocol):
+    """The right to write what certain duties write, as it was when it was asked for."""
+
+    async def lost(self, unit: Unit) -> Collection[str]:
+        """Return, within a unit, those that are this process's no more.
+
+        None of the others is taken over before the unit has ended.
+        """
+        ...
+
+    async def check(self, unit: Unit) -> None:
+        """Raise `Fenced`, within a unit, where any of them is this process's no more."""
+        ...
+
+
+class DutyHandler(Protocol):
+    """Does duties as long as they are this process's."""
+
+    def gained(self, duties: Collection[str]) -> None:
+        """Begin to do some."""
+        ...
+
+    async def lost(self, duties: Collection[str]) -> None:
+        """Let go of some: return once nothing of them goes on."""
+        ...
+
+
+class Owners(Protocol):
+    """Says which duties are this process's: what one of those that write a database does for all.
+
+    A relay is a duty, a projection, a schedule, or a shard of sagas.
+    """
+
+    @property
+    def is_sole(self) -> bool:
+        """Whether all duties are, for as long as the database is."""
+        ...
+
+    async def run(self, duty: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what does a duty, whenever that is this process's. It returns or raises as it does.
+
+        Once the duty is lost the work is cancelled.
+        """
+        ...
+
+    async def add(self, duties: Collection[str], handler: DutyHandler) -> None:
+        """Do duties from now on, as far as they are this process's; returns after a first look."""
+        ...
+
+    async def remove(self, duties: Collection[str]) -> None:
+        """Do duties no more; returns once nothing of them goes on."""
+        ...
+
+    def epoch(self, duty: str) -> int:
+        """Return under which epoch a duty is this process's; 0 where it is not."""
+        ...
+
+    def fence(self, duties: Iterable[str]) -> Fence:
+        """Return what checks within a unit that duties are this process's still."""
+        ...
+
+
 class StoreReader(Protocol):
     """The committed state of a service's database, whichever process owns it, if any."""
 
@@ -260,6 +322,11 @@ class Store(StoreReader, Protocol):
     @property
     def vault(self) -> SubjectKeys:
         """The keys of the service's subjects."""
+        ...
+
+    @property
+    def owners(self) -> Owners:
+        """Which duties are this process's."""
         ...
 
     @property

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken
 from synchromesh.store.guard import in_unit, refuse_in_unit
-from synchromesh.store.unit import Once, Recorded, Store, Unit, Unprepared
+from synchromesh.store.owners import SOLE
+from synchromesh.store.unit import Once, Owners, Recorded, Store, Unit, Unprepared
 from synchromesh.telemetry import Histogram, Record, SpanContext, Tracer, current_span, outcome_of
 
 T = TypeVar("T")
@@ -46,9 +47,11 @@ class UnitStore:
         place: where the database is.
         service: the service that owns the database.
         load: returns what was committed, and what waits for it.
+        owners: which duties are this process's.
     """
 
     load: Callable[[], StoreLoad]
+    owners: Owners = SOLE
 
     def __init__(self, place: str, service: str, tracer: Tracer | None) -> None:
         self.place = place

@@ -70,7 +70,7 @@ def databases_by(
     if not url:
         options = _options(config, store or StoreOptions())
         return Databases(SqliteStores(runtime, rundir.database, options))
-    from synchromesh.store.postgres import PostgresOptions, PostgresStores
+    from synchromesh.store.postgres import PostgresStores
     from synchromesh.store.postgres_databases import PostgresDatabases
 
     if signer is None:
@@ -78,7 +78,7 @@ def databases_by(
             rundir.create()
         signer = Signer(signing_key(config.system.key, rundir, folder, os.environ))
     of = PostgresDatabases(url, system=config.system.name, password=signer.database_password)
-    stores = PostgresStores(runtime, of.url, PostgresOptions(is_sole=True), of.mark)
+    stores = PostgresStores(runtime, of.url, mark=of.mark)
     return Databases(stores, Server(stores, of))
 
 

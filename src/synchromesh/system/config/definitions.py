@@ -30,7 +30,7 @@ def load_services(config: SystemConfig, folder: Path) -> list[Service]:
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.insert(0, place)
-    return [_load(name, section, folder) for name, section in config.services.items()]
+    return [_load(name, config, folder) for name in config.services]
 
 
 def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitable[None]] | None:
@@ -63,7 +63,8 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
     return gateway
 
 
-def _load(name: str, section: ServiceSection, folder: Path) -> Service:
+def _load(name: str, config: SystemConfig, folder: Path) -> Service:
+    section = config.services[name]
     where = f"{FILE_NAME}: [services.{name}] app = {section.app!r}"
     service = load_attribute(section.app, where, folder)
     if not isinstance(service, Service):
@@ -75,11 +76,12 @@ def _load(name: str, section: ServiceSection, folder: Path) -> Service:
             f"{where} implements a contract with external=True, calls of which carry no "
             f"credential; name it in [external.{name}], or take external=True off the contract"
         )
-    if section.replicas > 1 and (state := service.state):
+    if section.replicas > 1 and not config.engine.postgres and (state := service.state):
         raise ConfigError(
             f"{FILE_NAME}: [services.{name}] replicas = {section.replicas}, and {name!r} has "
-            f"{'; '.join(state)}: a writer has one database; replicas of it come with PostgreSQL. "
-            "Leave out replicas, or move its queries to a service of queries only"
+            f"{'; '.join(state)}: a SQLite file has one writer. Keep databases on PostgreSQL "
+            "([engine] postgres, or dev --engine postgres), or leave out replicas, or move its "
+            "queries to a service of queries only"
         )
     return service
 

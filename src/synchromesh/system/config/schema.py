@@ -78,8 +78,8 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
         in_flight: how many calls it works on at once; each operation finds its own limit below.
         waiting: how many more may wait for a place, for each operation; further ones are shed.
-        replicas: how many instances run, 1 to 64; more than one only of a service of queries alone,
-            on any free port each.
+        replicas: how many instances run, 1 to 64, on any free port each; more than one of a service
+            that writes only on PostgreSQL.
         sagas: how many sagas it has at work at once, and how many more are queued.
     """
 
