@@ -96,12 +96,12 @@ async def test_a_key_takes_a_system_to_postgresql(tmp_path: Path) -> None:
 
 
 async def test_a_service_that_writes_has_replicas(tmp_path: Path) -> None:
-    """What SQLite refuses: two instances of a shop, which share its sagas and loops between them."""
+    """What SQLite refuses: two instances of a shop, which share its sagas between them."""
     async with running(tmp_path / "a", "two-shops", replicas=2) as system:
         stores = [system.instances[f"shop#{number}"].store for number in (1, 2)]
-        counted = "select owner, count(*) from sm_duty where name like 'sagas/%' group by owner"
+        counted = "select count(*) from sm_duty where name like 'sagas/%' group by owner"
         async with asyncio.timeout(120.0):
-            while sorted(n for _, n in await stores[0].read(counted)) != [30, 30]:
+            while await stores[0].read(counted) != [(30,), (30,)]:
                 await asyncio.sleep(0.05)
         await sell(system)
         assert await sold(system) == 3
