@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from synchromesh.store.ownership import Ownership, Turn, View, assign
+from synchromesh.store.ownership import Ownership, DutyTurn, View, assign
 
 DUTIES = frozenset({"relay/billing", "sagas/0", "sagas/1"})
 
@@ -24,7 +24,7 @@ class Replica:
     machine: Ownership
     able: frozenset[str] = DUTIES
     stopping: set[str] = field(default_factory=set)
-    pending: Turn | None = None
+    pending: DutyTurn | None = None
 
 
 @dataclass

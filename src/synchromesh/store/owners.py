@@ -75,7 +75,7 @@ class SoleOwner:
 SOLE: Owners = SoleOwner()
 
 
-class Ledger(Protocol):
+class DutyBook(Protocol):
     """The rows of replicas and duties in a database that many processes write.
 
     Attributes:
@@ -119,13 +119,13 @@ class SharedOwners:
 
     def __init__(
         self,
-        ledger: Ledger,
+        book: DutyBook,
         id: str,  # noqa: A002
         listen: Callable[[str, Callable[[], None]], Callable[[], None]],
         *,
         renew_s: float,
     ) -> None:
-        self._ledger = ledger
+        self._book = book
         self._id = id
         self._renew_s = renew_s
         self._machine = Ownership(id)
@@ -188,7 +188,7 @@ class SharedOwners:
     def fence(self, duties: Iterable[str]) -> Fence:
         """Return what checks within a unit that duties are this process's still."""
         epochs = {duty: self._machine.epoch(duty) for duty in duties}
-        return _SharedFence(self._ledger.fence_sql, self._id, epochs)
+        return _SharedFence(self._book.fence_sql, self._id, epochs)
 
     async def close(self) -> None:
         """Give back all that is owned, so that the others go on at once. Idempotent."""
@@ -199,10 +199,10 @@ class SharedOwners:
         await asyncio.gather(self._task, *self._stops, return_exceptions=True)
         self._task = None
         try:
-            await self._ledger.leave(self._id)
+            await self._book.leave(self._id)
         except StoreError as error:
             _log.warning("duties go on elsewhere once their lease is over: %s", error.message)
-        await self._ledger.close()
+        await self._book.close()
 
     async def _look_now(self) -> None:
         """Return after a turn that began now or later."""
@@ -234,11 +234,11 @@ class SharedOwners:
         """Renew, look, and do what follows; False where another was faster with a claim."""
         machine, able = self._machine, frozenset(self._handlers)
         if back := machine.to_give_back:
-            await self._ledger.give_back(self._id, back)
+            await self._book.give_back(self._id, back)
             machine.given_back(back)
-        turn = machine.turn(await self._ledger.renew(self._id, able), able)
+        turn = machine.turn(await self._book.renew(self._id, able), able)
         self._stop(turn.lost)
-        claimed = await self._ledger.claim(self._id, turn.claims) if turn.claims else _NOTHING
+        claimed = await self._book.claim(self._id, turn.claims) if turn.claims else _NOTHING
         machine.claimed(claimed)
         gained = turn.gained.union(claimed)
         for handler, duties in self._by_handler(gained).items():

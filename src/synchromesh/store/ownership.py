@@ -41,7 +41,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class DutyTurn:
     """What a replica is to do.
 
     Attributes:
@@ -122,7 +122,7 @@ class Ownership:
         """
         return dict(self._over)
 
-    def turn(self, view: View, able: Collection[str]) -> Turn:
+    def turn(self, view: View, able: Collection[str]) -> DutyTurn:
         """Return what to do, as the database is now; it is able to do these duties."""
         meant = self._meant(view.replicas)
         lost = {
@@ -144,7 +144,7 @@ class Ownership:
             if meant.get(duty) == self._id
             and view.owners.get(duty, ("", 0))[0] not in view.replicas
         }
-        return Turn(frozenset(gained), frozenset(lost), frozenset(claims))
+        return DutyTurn(frozenset(gained), frozenset(lost), frozenset(claims))
 
     def claimed(self, epochs: Mapping[str, int]) -> None:
         """Note which claims were granted, and under which epochs."""

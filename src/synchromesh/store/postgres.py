@@ -24,7 +24,7 @@ from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_log import logs_of
 from synchromesh.store.postgres_migrations import migrate, pending
-from synchromesh.store.postgres_owners import PostgresLedger
+from synchromesh.store.postgres_owners import PostgresDutyBook
 from synchromesh.store.postgres_readers import (
     PostgresBeside,
     PostgresReader,
@@ -143,7 +143,7 @@ class PostgresStore(UnitStore):
             connections_max=options.readers_max,
         )
         self.owners = SharedOwners(
-            PostgresLedger(
+            PostgresDutyBook(
                 lambda: connect(url, service=service, limit_s=options.unit_limit_s),
                 path=self.place, sender=self._units.life_id, lease_s=options.lease_s,
             ),

@@ -59,8 +59,8 @@ _FORGET = f"delete from sm_replica where until_us < {_NOW} - 3600000000"
 _TELL = "select pg_notify($1, $2)"
 
 
-class PostgresLedger:
-    """Keeps the rows of one database on a connection of its own; a `Ledger`.
+class PostgresDutyBook:
+    """Keeps the rows of one database on a connection of its own; a `DutyBook`.
 
     Args:
         connect: makes a connection that writes.
@@ -147,4 +147,4 @@ class PostgresLedger:
             raise
 
     def __repr__(self) -> str:
-        return f"<PostgresLedger {self._path}>"
+        return f"<PostgresDutyBook {self._path}>"
