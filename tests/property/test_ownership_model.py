@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from synchromesh.store.ownership import Ownership, DutyTurn, View, assign
+from synchromesh.store.ownership import DutyTurn, Ownership, View, assign
 
 DUTIES = frozenset({"relay/billing", "sagas/0", "sagas/1"})
 
