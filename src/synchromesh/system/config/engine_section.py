@@ -25,8 +25,8 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         postgres: the PostgreSQL server that keeps a database for each service, such as
             "postgresql://HOST:5432"; its user is whom `synchromesh db create` connects as, and
             each service has a role of its own. "" keeps them in SQLite files.
-        nats: the NATS server that carries messages, such as "nats://HOST:4222"; "" has them go by
-            calls.
+        nats: the NATS server that has the registry and carries messages, such as
+            "nats://HOST:4222"; "" keeps the one in the system and has the others go by calls.
         nats_monitor: its monitoring address, such as "http://HOST:8222", where a start looks
             whether it writes each message to its disk; "" for none, which a start says.
     """
