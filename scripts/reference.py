@@ -16,6 +16,7 @@ import synchromesh
 import synchromesh.personal
 import synchromesh.testing
 from scripts.docstrings import entry, markdown_of
+from synchromesh.advisor import CODES
 from synchromesh.cli.guide import GUIDE
 from synchromesh.errors import error_table
 from synchromesh.system import SystemConfig
@@ -39,6 +40,8 @@ and `synchromesh guide charged twice` what has all of these words.
 
 Most systems need few of these patterns. [When not to use it](when-not.md) says when none, and
 [Compared](compared.md) when another tool is the better one."""
+ADVICE_INTRO = """\
+The codes that [`synchromesh advise`](advise.md) gives, in its order. A code stays as it is."""
 FILE_INTRO = """\
 Every key of the file, with its type, its default and what it means. A key that is not known or has
 a wrong type is refused, with its place, before anything listens. The same keys are set by variables
@@ -223,6 +226,10 @@ nats_monitor = "http://nats.example:8222"
     "dev": """\
 [dev]
 opening = "shop:open_shop"
+""",
+    "advice": """\
+[advice]
+ignore = { unused-event = "the finance team reads it from the event log" }
 """,
 }
 
@@ -426,6 +433,19 @@ def guide_page() -> str:
     return _page(parts)
 
 
+def advice_page() -> str:
+    """Return the page of all codes of advice, a section each."""
+    parts = ["# Advice codes", ADVICE_INTRO]
+    for each in CODES:
+        seen = (inspect.getdoc(each.found) or "").removeprefix("Find ")
+        parts += [
+            f"## {each.code}",
+            f"**Finds** {seen}",
+            f"{each.why} Mended by: [{each.pattern}]({each.page}). {each.change}",
+        ]
+    return _page(parts)
+
+
 def pages() -> dict[Path, str]:
     """Return every page that is made, by where it stands."""
     below = DOCS / "reference"
@@ -435,6 +455,7 @@ def pages() -> dict[Path, str]:
         below / "testing.md": testing_page(),
         below / "configuration.md": configuration_page(),
         DOCS / "which-problem.md": guide_page(),
+        DOCS / "advice-codes.md": advice_page(),
     }
 
 

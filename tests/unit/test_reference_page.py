@@ -93,7 +93,7 @@ class Hostile(Contract, Protocol, service="hostile", version="1.0"):
     async def odd(self, text: str = HOSTILE) -> Odd: ...
 
 
-Hostile.odd._stub.__doc__ = f"{HOSTILE}\n\n{HOSTILE}"
+Hostile.odd.stub.__doc__ = f"{HOSTILE}\n\n{HOSTILE}"
 
 
 @pytest.mark.parametrize("gateway", [servo_works, GATEWAY], ids=["servo-works", "every kind"])

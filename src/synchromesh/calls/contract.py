@@ -100,6 +100,7 @@ class Operation(Generic[P, R_co]):
         method, path: its HTTP route; `{sku}` in the path is a parameter.
         raises: the business rejections that it may answer with (C2).
         is_command: commands change state and carry an idempotency key; queries only read.
+        stub: the method of the contract that declares it.
     """
 
     is_command = False
@@ -126,7 +127,7 @@ class Operation(Generic[P, R_co]):
         self.service = ""
         self.full_name = f".{self.name}"
         self.is_external = False
-        self._stub = stub
+        self.stub = stub
         self._shape: Signature | None = None
 
     def belong_to(self, service: str, name: str) -> None:
@@ -136,7 +137,7 @@ class Operation(Generic[P, R_co]):
     @property
     def doc(self) -> str:
         """What its docstring says; "" without one."""
-        return cleandoc(self._stub.__doc__ or "")
+        return cleandoc(self.stub.__doc__ or "")
 
     @property
     def blank_path(self) -> str:
@@ -152,7 +153,7 @@ class Operation(Generic[P, R_co]):
         """
         if self._shape is None:
             self._shape = read_signature(
-                self._stub, service=self.service, method=self.method, places=self.places
+                self.stub, service=self.service, method=self.method, places=self.places
             )
             self._check_personal(self._shape)
         return self._shape

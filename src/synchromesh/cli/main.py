@@ -90,6 +90,7 @@ for command in (
     LazyCommand(
         "call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."
     ),
+    LazyCommand("advise", "advise", "advise", "Say what could be better, with evidence, and how."),
     LazyCommand(
         "logs", "logs", "logs", "Show what all processes of the system logged, the oldest first."
     ),

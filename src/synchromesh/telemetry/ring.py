@@ -30,6 +30,7 @@ _INSERT = (
 _TRIM = "delete from span_block where last <= (select max(last) from span_block) - ?"
 # `traces` stands before `spans`: SQLite reads a row up to the column that it needs.
 _BLOCKS_OF_TRACE = "select spans from span_block where instr(traces, ?) order by last"
+_BLOCKS_NEWEST_FIRST = "select spans from span_block order by last desc"
 _LAST_CLIENT_TRACE = (
     "select client_trace from span_block where client_trace <> '' order by last desc limit 1"
 )
@@ -323,6 +324,23 @@ def kept_calls(path: str, disk: Disk) -> list[ObservedCall]:
 def _observed_in(connection: sqlite3.Connection) -> list[ObservedCall]:
     blocks = connection.execute(_NEWEST_BLOCKS, (OBSERVED_SPANS_MAX,))
     return observed_calls(to_record(span) for (block,) in blocks for span in _decoded(block))
+
+
+def newest_spans(path: str, disk: Disk, spans_max: int) -> list[SpanRecord]:
+    """Return the spans that were written last, whether or not somebody writes the file.
+
+    None are there where the file cannot be read: spans are best effort.
+    """
+    found: list[SpanRecord] = []
+    try:
+        with closing(disk.connect(path, read_only=True)) as connection:
+            for (block,) in connection.execute(_BLOCKS_NEWEST_FIRST):
+                found += map(to_record, _decoded(block))
+                if len(found) >= spans_max:
+                    break
+    except sqlite3.Error:
+        return found
+    return found
 
 
 def _spans_of(trace_id: str, connection: sqlite3.Connection) -> list[SpanRecord]:

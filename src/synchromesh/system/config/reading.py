@@ -105,6 +105,10 @@ def _check(config: SystemConfig, layers: Layers) -> None:
     except ConfigError as error:
         key = error.message.partition(":")[0].partition(".")[0]
         raise ConfigError(f"{where('retention', key)}: [retention] {error.message}") from error
+    try:
+        config.advice.check()
+    except ConfigError as error:
+        raise ConfigError(f"{where('advice', 'ignore')}: [advice] {error.message}") from error
     _check_externals(config, layers)
     try:
         config.telemetry.check()

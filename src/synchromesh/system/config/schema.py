@@ -22,6 +22,7 @@ from synchromesh.resilience import (
     RetryOptions,
 )
 from synchromesh.system.config.admin_section import AdminSection
+from synchromesh.system.config.advice_section import AdviceSection
 from synchromesh.system.config.engine_section import EngineSection
 from synchromesh.system.config.external_section import ExternalSection
 from synchromesh.system.config.gateway_section import GatewaySection
@@ -450,6 +451,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: RetentionSection = RetentionSection()
     telemetry: TelemetrySection = TelemetrySection()
     dev: DevSection = DevSection()
+    advice: AdviceSection = AdviceSection()
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""What is known of a system from its files: the newest traces, and what blocked its loops."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from synchromesh.advisor import ProjectionFacts, SetAsideFacts
+from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.control.log_files import LogFilter, read_logs
+from synchromesh.system.control.status import Status
+from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry.ring import newest_spans
+
+# Of all processes together; a trace is looked at whole, as far as its spans are among them.
+SPANS_MAX = 100_000
+_BLOCKED = re.compile(r"the event loop has been blocked for [0-9.]+ s by (.+); await, or give")
+
+
+def kept_traces(folder: Path) -> list[list[SpanRecord]]:
+    """Return the newest traces, each with its spans, as far as the processes have written them."""
+    disk, files = RealRuntime().disk, sorted(RunDir(folder).telemetry.glob("spans*.db"))
+    traces: dict[str, list[SpanRecord]] = defaultdict(list)
+    for file in files:
+        for span in newest_spans(str(file), disk, SPANS_MAX // len(files)):
+            traces[span.trace_id].append(span)
+    return list(traces.values())
+
+
+def blockers(folder: Path) -> dict[str, str]:
+    """Return what blocked the event loop of each part last, as the logs have it."""
+    found: dict[str, str] = {}
+    for line in read_logs(RunDir(folder).telemetry, LogFilter(level="ERROR")):
+        if matched := _BLOCKED.match(line.message):
+            found[line.part or "the system"] = matched[1]
+    return found
+
+
+def projections(first: Status, then: Status) -> tuple[ProjectionFacts, ...]:
+    """Return how far projections were behind at two moments."""
+    before = {
+        (service, each.name, each.generation): each.behind
+        for service, told in first.services.items()
+        for each in told.projections
+    }
+    return tuple(
+        ProjectionFacts(service, each.name, behind, each.behind)
+        for service, told in then.services.items()
+        for each in told.projections
+        if (behind := before.get((service, each.name, each.generation))) is not None
+    )
+
+
+def set_aside(status: Status) -> tuple[SetAsideFacts, ...]:
+    """Return the messages that are set aside."""
+    return tuple(
+        SetAsideFacts(service, f"{each.event} ({each.error})", each.count, each.oldest_s)
+        for service, told in status.services.items()
+        for each in told.set_aside
+    )
