@@ -11,7 +11,7 @@ N ?= 100
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint types layers docs reference pictures sim soak cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,9 +19,14 @@ help: ## Show what can be made
 demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
-test: sync ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run on all cores
+test: sync chromium ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run on all cores
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types layers docs
 	@$(RUN) $(PYTEST)
+
+# The console is tested in a browser: Debian's own, installed where this may be done.
+chromium:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq install --yes chromium > /dev/null; } || \
+		{ echo "the console is tested in a browser; install it: apt-get install --yes chromium"; exit 1; }
 
 # Traced line by line the suite takes half as long again, so that it is not part of every run.
 coverage: sync ## The suite with its coverage, of lines and branches

@@ -37,6 +37,7 @@ DOTS = re.compile(r"\.+ +\[ *\d+%\]")
 VARIABLE = (
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "ID"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "TRACE"),
+    (re.compile(r"\btoken=[\w-]+"), "token=TOKEN"),
     (re.compile(r"(127\.0\.0\.1:|process )\d+"), r"\1N"),
     (re.compile(r"\b\d+\.\d+ ?(ms|s)\b"), r"N \1"),
     (re.compile(r"\b\d\d:\d\d:\d\d UTC"), "TIME UTC"),
@@ -190,7 +191,7 @@ class Reader:
         printed: list[str] = []
         while line := self._dev.stdout.readline():
             printed.append(line.rstrip("\n"))
-            if line.startswith("  admin "):
+            if line.startswith("  console "):
                 break
         assert not shown or is_as_shown(shown, printed), "\n".join(printed)
 

@@ -113,10 +113,10 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_dev_prints_is_shown_whole(page: Path) -> None:
-    """Below the services stand the two listeners of the system's own."""
+    """Below the services stand the listeners of the system's own."""
     for shown in blocks(page, "console"):
         if "runs in process" in shown:
-            assert re.search(r"^  control .*\n  admin ", shown, re.MULTILINE), shown
+            assert re.search(r"^  control .*\n  admin .*\n  console ", shown, re.MULTILINE), shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

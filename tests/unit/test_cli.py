@@ -17,8 +17,8 @@ import pytest
 from cli_runs import Run, runner
 from notes_app import SECRET, TOML, Running, write_config
 from synchromesh.cli import main
-from synchromesh.cli.actions import user
 from synchromesh.system import RunDir, RunInfo
+from synchromesh.system.config.rundir import user
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from pathlib import Path
 from typing import Any
 
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.rundir import RunDir, user
 
 why_option = click.option("--why", default="", help="Why; recorded with your name.")
 
@@ -56,11 +54,3 @@ def _told(found: dict[str, Any]) -> dict[str, Any]:
         click.echo(f"did not answer: {', '.join(found['silent'])}", err=True)
     answers: dict[str, Any] = found["answers"]
     return answers
-
-
-def user() -> str:
-    """Return the name of who runs this, or their number where they have none."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

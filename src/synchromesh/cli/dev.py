@@ -46,7 +46,8 @@ def dev(
 ) -> int:
     """Run the system of this folder in one process until Ctrl-C.
 
-    Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
+    Every service has a SQLite file in .synchromesh/data, and a URL. That of the console lets one
+    browser in, once; `synchromesh console` prints another. With --split it has a process
     too, which is started again when it ends. Ctrl-C shuts down gracefully, a second one at once.
 
     With --engine postgres (extra `engines`) databases are on a PostgreSQL server, which is started
@@ -190,11 +191,13 @@ def _announce(system: System, is_split: bool, is_json: bool) -> None:
     info = system.info
     if is_json:
         urls = {"control": info.control, "gateway": info.gateway, "services": info.services}
-        print_json({**urls, "admin": info.admin, "admin_of": info.admin_of})
+        more = {"admin": info.admin, "admin_of": info.admin_of, "console": system.console_url()}
+        print_json({**urls, **more})
         return
     and_others = ", and one for each service" if is_split else ""
     name = click.style(info.system, bold=True)
     print_line(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
     urls = {**info.services, **({"gateway": info.gateway} if info.gateway else {})}
-    for part, url in (*urls.items(), ("control", info.control), ("admin", info.admin)):
+    own = {"control": info.control, "admin": info.admin, "console": system.console_url()}
+    for part, url in {**urls, **own}.items():
         print_line(f"  {part:<18} {url}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synchromesh.cli.actions import say_why, user, why_option
+from synchromesh.cli.actions import say_why, why_option
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.mirror import mirror
@@ -18,6 +18,7 @@ from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.rundir import RunDir, user
 
 if TYPE_CHECKING:
     from synchromesh.gateway import ApiKey, Gateway
@@ -50,7 +51,6 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.gateway.arguments import sound
     from synchromesh.gateway.check import refusal_of
     from synchromesh.system.config.gateway_check import read_gateway
-    from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.host.securing import tls_mistakes
 
     runtime, (config, definition) = RealRuntime(), definition_of(folder, settings)
@@ -300,7 +300,6 @@ def upstream_key(folder: Path, upstream: str, is_json: bool) -> int:
 
     from synchromesh.gateway import Forward
     from synchromesh.identity import Signer
-    from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import signing_key
 
     config, definition = _sound_definition_of(folder)
@@ -324,7 +323,6 @@ def upstream_key(folder: Path, upstream: str, is_json: bool) -> int:
 def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     """Return the file of keys, and the scopes that routes require."""
     from synchromesh.system.config.gateway_keys import keys_file_of
-    from synchromesh.system.config.rundir import RunDir
 
     _, definition = _sound_definition_of(folder)
     runtime, rundir = RealRuntime(), RunDir(folder)

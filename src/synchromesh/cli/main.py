@@ -71,6 +71,7 @@ for command in (
     LazyCommand("new", "new", "new", "Make a folder with a system to begin from."),
     LazyCommand("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
     LazyCommand("config", "config", "config", "Explain and check the configuration."),
+    LazyCommand("console", "console", "console", "Print a URL of the console of a running system."),
     LazyCommand(
         "contract",
         "contract",

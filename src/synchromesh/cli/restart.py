@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import click
 
-from synchromesh.cli.actions import user
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.system.config.rundir import user
 
 FINDING = 1
 # Each new process may take 20 s to be ready, and the old one as long to let go.

@@ -41,9 +41,13 @@ _NEWEST_BLOCKS = (
 # The spans that are read to learn who calls whom: some 0.3 s in the writer's thread.
 OBSERVED_SPANS_MAX = 50_000
 
+_ASKING_BLOCKS = "select spans from span_block where client_trace <> '' order by last desc"
+
 # The kinds of spans that a request from outside begins with.
 ASKING = frozenset({"client", "gateway"})
 
+# So many spans are looked at for the newest that somebody asked for.
+LOOKED_AT_SPANS = 50_000
 # Spans in one row.
 BLOCK_SPANS = 2_048
 # Spans that are encoded at once, on the loop, in some 10 µs: while the processor's cache still has
@@ -188,6 +192,13 @@ class SqliteRing:
         """Flush, and return what was called by whom, as the newest spans tell."""
 
         return await self._query(_observed_in, [])
+
+    async def asked(self, limit: int) -> list[SpanRecord]:
+        """Flush, and return the newest spans of `ASKING`, in order of their start.
+
+        It looks at the newest `LOOKED_AT_SPANS` spans at most, in the writer's thread.
+        """
+        return await self._query(partial(_asked, limit), [])
 
     async def close(self) -> None:
         """Flush, and stop the writer; spans added later are dropped."""
@@ -352,6 +363,18 @@ def _spans_of(trace_id: str, connection: sqlite3.Connection) -> list[SpanRecord]
 def _last_trace_of(connection: sqlite3.Connection) -> str | None:
     row = connection.execute(_LAST_CLIENT_TRACE).fetchone()
     return None if row is None else str(row[0])
+
+
+def _asked(limit: int, connection: sqlite3.Connection) -> list[SpanRecord]:
+    found: list[SpanRecord] = []
+    looked_at = 0
+    for (block,) in connection.execute(_ASKING_BLOCKS):
+        spans = list(_decoded(block))
+        found += [to_record(span) for span in spans if span[4] in ASKING]
+        looked_at += len(spans)
+        if len(found) >= limit or looked_at >= LOOKED_AT_SPANS:
+            break
+    return sorted(found, key=lambda record: record.started_us)[-limit:]
 
 
 def _indexed(trace_ids: Iterable[str]) -> bytes:

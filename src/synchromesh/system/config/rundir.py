@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import pwd
 import secrets
 import stat
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ class RunDir:
         self._info = self.path / "run.json"
         self._key = self.path / "system.key"
         self._engines = self.path / "engines.json"
+        self._console = self.path / "console.port"
 
     def create(self) -> None:
         """Create the directory, private to this user; what exists is kept.
@@ -153,6 +155,18 @@ class RunDir:
         except (OSError, msgspec.MsgspecError):
             return []
 
+    def note_console(self, port: int) -> None:
+        """Note where the console listens: after a restart its pages find it there again."""
+        write_private(self._console, b"%d" % port)
+
+    def console_port(self) -> int:
+        """Return where the console listened last; 0 where that is not known."""
+        try:
+            port = int(self._console.read_bytes())
+        except (OSError, ValueError):
+            return 0
+        return port if 0 < port < 65536 else 0
+
     def publish(self, info: RunInfo) -> None:
         """Write `run.json` atomically."""
         write_private(self._info, msgspec.json.format(msgspec.json.encode(info), indent=2))
@@ -216,6 +230,14 @@ class RunDir:
             raise ConfigError(
                 f"{self._info} cannot be read ({error}); restart the system"
             ) from error
+
+
+def user() -> str:
+    """Return the name of who runs this, or their number where they have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def refuse_shared(path: Path) -> None:

@@ -37,7 +37,7 @@ from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import OWN, Answers, RepairAction, parse_request
-from synchromesh.system.control.arguments import arguments_from_texts
+from synchromesh.system.control.arguments import CallRequest, arguments_from_texts
 from synchromesh.system.control.contract_book import (
     ContractBook,
     ContractsReport,
@@ -46,10 +46,11 @@ from synchromesh.system.control.contract_book import (
 from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
-from synchromesh.system.control.local import LAST, LocalProcess
+from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess
+from synchromesh.system.control.spans import Spans, find_spans
 from synchromesh.system.control.status import FaultsStatus, Status
-from synchromesh.telemetry import ASKING, Family
+from synchromesh.telemetry import Family
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
@@ -62,17 +63,6 @@ _CLIENT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 Answer = Callable[[HttpRequest, str], Awaitable[object]]
 
 _log = logging.getLogger("synchromesh.system")
-
-
-class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /call`: one call, its arguments as texts by name, as the command line has them."""
-
-    operation: str
-    arguments: dict[str, str] = {}
-    key: str = ""
-    timeout_s: float = 10.0
-    principal: str = ""
-    scopes: frozenset[str] = frozenset()
 
 
 class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +88,7 @@ class Control:
     Attributes:
         remotes: the other processes.
         metrics: collects the metrics of all processes.
+        console: returns a URL that lets one browser into the console; None where there is none.
     """
 
     def __init__(
@@ -115,6 +106,7 @@ class Control:
         self._token = token
         self._authority = authority
         self.metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
+        self.console: Callable[[], str] | None = None
         self.remotes = remotes
         self._registry = registry
         # The services of which a process is being replaced.
@@ -134,6 +126,7 @@ class Control:
             ("POST", "actions"): self._act,
             ("GET", "traces"): self._trace,
             ("GET", "observed"): self._observed,
+            ("POST", "console"): self._console,
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
             ("POST", "faults"): self._break_or_heal,
@@ -150,15 +143,23 @@ class Control:
                 return await registry(request)
         try:
             self._check(request)
-            first, _, rest = request.path[1:].partition("/")
-            method = "GET" if request.method == "HEAD" else request.method
-            answer = self._answers.get((method, first))
-            if answer is None or (rest and first not in self._with_argument):
-                raise _unknown(request)
-            value = await answer(request, unquote(rest))
+            value = await self.answer(request)
         except SynchromeshError as error:
             return error_response(error)
         return HttpResponse(200, [("content-type", "application/json")], encode(value))
+
+    async def answer(self, request: HttpRequest) -> object:
+        """Answer one that may ask, and return a value that JSON can carry.
+
+        Raises:
+            SynchromeshError: it asks for what is not there, or is refused.
+        """
+        first, _, rest = request.path[1:].partition("/")
+        method = "GET" if request.method == "HEAD" else request.method
+        answer = self._answers.get((method, first))
+        if answer is None or (rest and first not in self._with_argument):
+            raise _unknown(request)
+        return await answer(request, unquote(rest))
 
     def _check(self, request: HttpRequest) -> None:
         if request.headers.get("host") != self._authority():
@@ -396,22 +397,13 @@ class Control:
         """Return the events that each service takes: by its processes, or by this one's code."""
         return {**self._local.deps.subscribers(), **self._book.taken()}
 
-    async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        if trace_id == LAST:
-            # The gateway may be a process of its own.
-            newest = await asyncio.gather(*(each.spans(LAST) for each in self._all()))
-            asked = [span for each in newest for span in each if span.kind in ASKING]
-            if not asked:
-                raise BadRequest("nobody has asked for anything yet; try: synchromesh call")
-            trace_id = max(asked, key=lambda span: span.started_us).trace_id
-        answers = await asyncio.gather(*(each.spans(trace_id) for each in self._all()))
-        spans = sorted((s for each in answers for s in each), key=lambda span: span.started_us)
-        if not spans:
-            raise BadRequest(
-                f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
-                "newest is: synchromesh trace last"
-            )
-        return {"trace_id": trace_id, "spans": spans}
+    async def _trace(self, _: HttpRequest, trace_id: str) -> Spans:
+        return await find_spans(self._all(), trace_id)
+
+    async def _console(self, _: HttpRequest, __: str) -> object:
+        if self.console is None:
+            raise UnknownOperation("this system serves no console; `synchromesh dev` does")
+        return {"url": self.console()}
 
     async def _observed(self, _: HttpRequest, __: str) -> Observed:
         return Observed.of(await asyncio.gather(*(each.observed() for each in self._all())))

@@ -13,6 +13,17 @@ from synchromesh.errors import BadRequest
 from synchromesh.system.config.descriptions import describe_error
 
 
+class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /call`: one call, its arguments as texts by name, as the command line has them."""
+
+    operation: str
+    arguments: dict[str, str] = {}
+    key: str = ""
+    timeout_s: float = 10.0
+    principal: str = ""
+    scopes: frozenset[str] = frozenset()
+
+
 def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str]) -> bytes:
     """Parse the arguments of an operation from `name=value` texts.
 

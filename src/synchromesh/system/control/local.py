@@ -22,6 +22,7 @@ from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.mirror_status import MirrorStatus
+from synchromesh.system.control.spans import LAST, LISTED_MAX, NEWEST
 from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
@@ -41,9 +42,6 @@ from synchromesh.system.control.status import (
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
 from synchromesh.telemetry.observed import ObservedCall
-
-# Instead of the id of a trace: the newest that was asked for from outside.
-LAST = "last"
 
 
 @dataclass(slots=True)
@@ -197,7 +195,12 @@ class LocalProcess:
         return Answers(answers)
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
-        """Return the spans of a trace that are kept here, or of the `LAST`, ordered by start."""
+        """Return the spans of a trace that are kept here, or of the `LAST`, ordered by start.
+
+        Of the `NEWEST` it is those that the traces began with.
+        """
+        if trace_id == NEWEST:
+            return await self.ring.asked(LISTED_MAX)
         if trace_id == LAST:
             newest = await self.ring.last_trace_id()
             if newest is None:

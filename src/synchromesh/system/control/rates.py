@@ -5,14 +5,19 @@ As Prometheus' `rate` and `histogram_quantile` have them, so that a screen and a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
+from typing import TypeVar
 
 import msgspec
 
 from synchromesh.telemetry.metrics import Family, Sample
 
 ROUTES, OPERATIONS = "http.server.request.duration", "synchromesh.operation.duration"
+CALLS = "synchromesh.call.duration"
+
+
+K = TypeVar("K")
 
 
 class WorkRate(msgspec.Struct, frozen=True):
@@ -35,6 +40,17 @@ class WorkRate(msgspec.Struct, frozen=True):
     p99_s: float
 
 
+class EdgeRate(msgspec.Struct, frozen=True):
+    """What went over an edge between two readings; the figures are those of `WorkRate`."""
+
+    caller: str
+    callee: str
+    per_s: float
+    failed_per_s: float
+    p50_s: float
+    p99_s: float
+
+
 class _Work:
     """Adds up the series of one name."""
 
@@ -47,6 +63,15 @@ class _Work:
         self.counts = [one + more for one, more in zip(self.counts, counts, strict=True)]
         self.failed += sum(counts) * is_failed
 
+    def figures(self, took_s: float) -> tuple[float, float, float, float]:
+        """Return how many ended and failed a second, and what half of them and 99 in 100 took."""
+        return (
+            sum(self.counts) / took_s,
+            self.failed / took_s,
+            quantile(0.5, self.bounds, self.counts),
+            quantile(0.99, self.bounds, self.counts),
+        )
+
 
 def rates(before: Iterable[Family], after: Iterable[Family], took_s: float) -> list[WorkRate]:
     """Return the rates of routes and operations that had something to do, the busiest first.
@@ -55,36 +80,48 @@ def rates(before: Iterable[Family], after: Iterable[Family], took_s: float) -> l
         before: the reading before; what is not in it began at 0.
         took_s: how long after it the other one is, above zero.
     """
+    told = [
+        WorkRate(name, metric == ROUTES, *work.figures(took_s))
+        for (metric, name), work in _worked(before, after, (ROUTES, OPERATIONS), _read).items()
+    ]
+    return sorted(told, key=lambda each: (not each.is_route, -each.per_s, each.name))
+
+
+def edge_rates(before: Iterable[Family], after: Iterable[Family], took_s: float) -> list[EdgeRate]:
+    """Return the rates of edges over which something was called; the arguments are of `rates`."""
+    found = _worked(before, after, (CALLS,), _read_edge)
+    return sorted(
+        (EdgeRate(*edge, *work.figures(took_s)) for (_, edge), work in found.items()),
+        key=lambda each: (each.caller, each.callee),
+    )
+
+
+def _worked(
+    before: Iterable[Family],
+    after: Iterable[Family],
+    metrics: tuple[str, ...],
+    read: Callable[[str, dict[str, str]], tuple[K, bool]],
+) -> dict[tuple[str, K], _Work]:
+    """Return what was done between two readings, by metric and by what is read of its labels."""
     known = {
         (family.metric.name, sample.labels): sample.counts
         for family in before
-        if family.metric.name in (ROUTES, OPERATIONS)
+        if family.metric.name in metrics
         for sample in family.samples
     }
-    found: dict[tuple[bool, str], _Work] = {}
+    found: dict[tuple[str, K], _Work] = {}
     for family in after:
         metric = family.metric
-        if metric.name not in (ROUTES, OPERATIONS):
+        if metric.name not in metrics:
             continue
         for sample in family.samples:
-            labels = dict(zip(metric.labels, sample.labels, strict=True))
-            name, is_failed = _read(metric.name, labels)
-            work = found.setdefault((metric.name == ROUTES, name), _Work(metric.bounds))
+            name, is_failed = read(
+                metric.name, dict(zip(metric.labels, sample.labels, strict=True))
+            )
+            work = found.setdefault((metric.name, name), _Work(metric.bounds))
             counts = _since(known.get((metric.name, sample.labels)), sample)
             work.add(counts, is_failed=is_failed)
-    told = [
-        WorkRate(
-            name,
-            is_route,
-            sum(work.counts) / took_s,
-            work.failed / took_s,
-            quantile(0.5, work.bounds, work.counts),
-            quantile(0.99, work.bounds, work.counts),
-        )
-        for (is_route, name), work in found.items()
-        if sum(work.counts)
-    ]
-    return sorted(told, key=lambda each: (not each.is_route, -each.per_s, each.name))
+    return {name: work for name, work in found.items() if sum(work.counts)}
 
 
 def quantile(share: float, bounds: tuple[float, ...], counts: Iterable[int]) -> float:
@@ -111,6 +148,10 @@ def _read(metric: str, labels: dict[str, str]) -> tuple[str, bool]:
     path = labels["http.route"]
     name = f"{labels['http.request.method']} {path}" if path else "no route"
     return name, labels["http.response.status_code"] >= "500"
+
+
+def _read_edge(_: str, labels: dict[str, str]) -> tuple[tuple[str, str], bool]:
+    return (labels["service.name"], labels["callee"]), labels["outcome"] == "failed"
 
 
 def _since(before: tuple[int, ...] | None, sample: Sample) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.actions import OWN, Action, Answers
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
+from synchromesh.system.control.spans import Spans
 from synchromesh.system.control.status import (
     PROCESS,
     RUNNING,
@@ -45,12 +46,6 @@ T = TypeVar("T")
 
 ASK_WITHIN_S = 2.0
 RELOAD_WITHIN_S = 60.0
-
-
-class Spans(msgspec.Struct, frozen=True):
-    """The answer to `GET /traces`."""
-
-    spans: list[SpanRecord]
 
 
 class MetricsAnswer(msgspec.Struct, frozen=True):

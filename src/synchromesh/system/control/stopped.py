@@ -22,7 +22,7 @@ from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import Answers, ReadAction, parse_request
-from synchromesh.system.control.local import LAST
+from synchromesh.system.control.spans import LAST
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 from synchromesh.telemetry import ASKING, kept_calls, kept_spans
 from synchromesh.telemetry.observed import ObservedCall, merged

@@ -39,6 +39,7 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
+from synchromesh.system.host.console_part import serve_console
 from synchromesh.system.host.engines import StartedEngine
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
@@ -118,6 +119,17 @@ class System:
         if self._info is None:
             raise ConfigError("the system does not run; start it first")
         return self._info
+
+    def console_url(self) -> str:
+        """Return a URL that lets one browser into the console, once.
+
+        Raises:
+            ConfigError: the system does not run.
+        """
+        console = self._host.control.console if self._info is not None else None
+        if console is None:
+            raise ConfigError("the system does not run; start it first")
+        return console()
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
@@ -279,6 +291,7 @@ class System:
             await where.run(GATEWAY)
         enter.callback(host.rundir.withdraw)
         host.admin.is_up = True
+        await serve_console(host, key, definitions.gateway)
         self._info = self._run_info()
         self._publish()
 

@@ -1,0 +1,254 @@
+"""The page Map: services in layers, callers left of what they call, and what goes over edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from synchromesh.console.markup import Child, Markup, tag
+from synchromesh.console.overview import edges_table, health_of
+from synchromesh.console.parts import PageQuery, milliseconds, parts, rate
+from synchromesh.console.source import Source, Told
+
+# More nodes than that are drawn as groups of what their names begin with.
+NODES_MAX = 25
+_COLUMN, _ROW, _WIDTH, _HEIGHT = 260, 76, 150, 44
+_ORDER = ("bad", "busy", "good")
+_SIGNS = {"good": "✓", "busy": "!", "bad": "✕"}
+
+Edge = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlace:
+    """Where the corner of a node is, from the top left."""
+
+    x: int
+    y: int
+
+
+def layers(nodes: Sequence[str], edges: Iterable[Edge]) -> dict[str, int]:
+    """Return how far from the left each node stands: behind all that call it.
+
+    An edge that closes a circle counts for nothing, so that each circle is cut where it is reached
+    first, from the nodes that nobody calls, in the order of names.
+
+    Example:
+        >>> layers(["a", "b", "c"], [("a", "b"), ("b", "c"), ("c", "a"), ("a", "c")])
+        {'a': 0, 'b': 1, 'c': 2}
+    """
+    below: dict[str, list[str]] = {node: [] for node in sorted(nodes)}
+    called = set()
+    for caller, callee in sorted(set(edges)):
+        if caller != callee and caller in below and callee in below:
+            below[caller].append(callee)
+            called.add(callee)
+    ended: list[str] = []
+    state: dict[str, int] = {}
+    forward: list[Edge] = []
+    for start in sorted(below, key=lambda node: (node in called, node)):
+        pending = [] if start in state else [(start, below[start][::-1])]
+        state.setdefault(start, 1)
+        while pending:
+            node, left = pending[-1]
+            if not left:
+                state[node] = 2
+                ended.append(node)
+                pending.pop()
+                continue
+            callee = left.pop()
+            if state.get(callee) != 1:
+                forward.append((node, callee))
+            if callee not in state:
+                state[callee] = 1
+                pending.append((callee, below[callee][::-1]))
+    depth = dict.fromkeys(below, 0)
+    for node in reversed(ended):
+        for caller, callee in forward:
+            if caller == node:
+                depth[callee] = max(depth[callee], depth[node] + 1)
+    return depth
+
+
+def layout(nodes: Sequence[str], edges: Sequence[Edge]) -> dict[str, MapPlace]:
+    """Return the places of nodes; the same ones for the same system.
+
+    In a layer a node stands at about the height of what calls it.
+    """
+    columns: dict[int, list[str]] = {}
+    for node, depth in layers(nodes, edges).items():
+        columns.setdefault(depth, []).append(node)
+    heights: dict[str, float] = {}
+    for depth in sorted(columns):
+        column = columns[depth]
+        if depth:
+            callers = {node: [heights[a] for a, b in edges if b == node and a in heights]
+                       for node in column}  # fmt: skip
+            mean = {node: sum(own) / len(own) if own else 0.0 for node, own in callers.items()}
+            column.sort(key=lambda node: (mean[node], node))
+        heights.update({node: row for row, node in enumerate(column)})
+    return {
+        node: MapPlace(20 + depth * _COLUMN, 20 + row * _ROW)
+        for depth, column in columns.items()
+        for row, node in enumerate(column)
+    }
+
+
+def grouped(nodes: Iterable[str]) -> dict[str, str]:
+    """Return the group of each node: what its name begins with, up to "_" or "-".
+
+    Of more groups than `NODES_MAX` the last ones, by name, are one.
+    """
+    group = {node: node.replace("-", "_").partition("_")[0] for node in nodes}
+    names = sorted(set(group.values()))
+    kept = set(names if len(names) <= NODES_MAX else names[: NODES_MAX - 1])
+    return {node: own if own in kept else "others" for node, own in group.items()}
+
+
+async def fetch_map(source: Source, asked: PageQuery) -> Told:
+    """Return the nodes with their states, and the edges with what went over them."""
+    status, work = await source.ask("GET", "/status"), await source.work()
+    nodes = _nodes(status)
+    edges = _edges(status, work["edges"])
+    for edge in edges:
+        for name in (edge["caller"], edge["callee"]):
+            nodes.setdefault(name, "good")
+        if edge["breaker"] not in ("", "closed"):
+            nodes[edge["callee"]] = _worse(nodes[edge["callee"]], "busy")
+    focus = asked.query.get("focus", "")
+    if focus in nodes:
+        edges = [each for each in edges if focus in (each["caller"], each["callee"])]
+        near = {focus, *(name for e in edges for name in (e["caller"], e["callee"]))}
+        nodes = {name: own for name, own in nodes.items() if name in near}
+    return {
+        "focus": focus if focus in nodes else "",
+        "nodes": nodes,
+        "edges": edges,
+        "over_s": work["over_s"],
+    }
+
+
+def render_map(told: Told, _: PageQuery) -> Markup:
+    """Draw the page Map."""
+    nodes: dict[str, str] = told["nodes"]
+    edges: list[dict[str, Any]] = told["edges"]
+    drawn, between = nodes, [(each["caller"], each["callee"]) for each in edges]
+    is_grouped = len(nodes) > NODES_MAX
+    if is_grouped:
+        group = grouped(nodes)
+        drawn = {}
+        for node, kind in sorted(nodes.items()):
+            drawn[group[node]] = _worse(drawn.get(group[node], "good"), kind)
+        between = [(group[a], group[b]) for a, b in between if group[a] != group[b]]
+    return parts(
+        tag("h1", "Map"),
+        tag("p", f"Only {told['focus']} and its neighbours. ", tag("a", "Show all", href="/map"))
+        if told["focus"] else tag("p", "A service's name shows it with its neighbours alone."),
+        tag("p", f"{len(nodes)} parts, drawn as groups; the table has each edge.")
+        if is_grouped else None,
+        picture(drawn, between, {} if is_grouped else {(e["caller"], e["callee"]): e
+                                                       for e in edges}),
+        edges_table(told),
+    )  # fmt: skip
+
+
+def picture(
+    nodes: Mapping[str, str], edges: Sequence[Edge], figures: Mapping[Edge, Mapping[str, Any]]
+) -> Markup:
+    """Draw nodes and edges as SVG; `figures` are written on their edges."""
+    places = layout(list(nodes), edges)
+    width = max((place.x for place in places.values()), default=0) + _WIDTH + 20
+    height = max((place.y for place in places.values()), default=0) + _HEIGHT + 20
+    return tag(
+        "svg",
+        [
+            _edge(places[a], places[b], figures.get((a, b), {}))
+            for a, b in sorted(set(edges))
+            if a in places and b in places
+        ],
+        [_node(name, kind, places[name]) for name, kind in sorted(nodes.items())],
+        viewBox=f"0 0 {width} {height}",
+        class_="map",
+        role="group",
+        aria_label="Services and what calls what; the table below has the same edges",
+    )
+
+
+def _node(name: str, kind: str, place: MapPlace) -> Markup:
+    return tag(
+        "a",
+        tag("rect", x=place.x, y=place.y, width=_WIDTH, height=_HEIGHT, rx=8, class_=kind),
+        tag("text", name[:18], x=place.x + 10, y=place.y + 27),
+        tag(
+            "text", _SIGNS[kind], x=place.x + _WIDTH - 20, y=place.y + 27, class_=kind,
+            aria_hidden="true",
+        ),
+        href=f"/map?{urlencode({'focus': name}, errors='replace')}",
+        aria_label=f"{name}: {kind}",
+    )  # fmt: skip
+
+
+def _edge(start: MapPlace, end: MapPlace, figures: Mapping[str, Any]) -> Child:
+    x1, y1, x2, y2 = start.x + _WIDTH, start.y + _HEIGHT // 2, end.x, end.y + _HEIGHT // 2
+    middle = (x1 + x2) // 2
+    if x2 - x1 > _COLUMN:
+        # Past the nodes between them, in the gap below the row that it comes from.
+        gap, bend = y1 + _ROW // 2, (_COLUMN - _WIDTH) // 2
+        near, far = x1 + bend, x2 - bend
+        line = (
+            f"M{x1} {y1}C{near} {y1} {x1 + 10} {gap} {near} {gap}L{far} {gap}"
+            f"C{x2 - 10} {gap} {far} {y2} {x2} {y2}"
+        )
+        middle, label_y = (near + far) // 2, gap - 4
+    else:
+        line = f"M{x1} {y1}C{middle} {y1} {middle} {y2} {x2} {y2}"
+        label_y = (y1 + y2) // 2 - 4
+    failed = bool(figures.get("failed_per_s")) or figures.get("breaker", "closed") not in (
+        "", "closed",
+    )  # fmt: skip
+    path = tag(
+        "path", d=line,
+        class_="edge bad" if failed else "edge",
+    )  # fmt: skip
+    if not figures.get("per_s"):
+        return path
+    said = f"{rate(figures['per_s'])}, {milliseconds(figures['p99_s'])}"
+    return [path, tag("text", said, x=middle - 40, y=label_y, class_="figure")]
+
+
+def _nodes(status: Told) -> dict[str, str]:
+    nodes: dict[str, str] = {}
+    for name, own in status["services"].items():
+        kind = "good" if health_of(own) == "ready" else "bad"
+        service = name.partition("#")[0]
+        nodes[service] = _worse(nodes.get(service, kind), kind)
+    for name, own in status["externals"].items():
+        nodes[name] = "bad" if own["down"] else "good"
+    if status["gateway"] is not None:
+        nodes["gateway"] = "good"
+    return nodes
+
+
+def _edges(status: Told, work: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what has a breaker, or had calls of late."""
+    idle = {"per_s": 0.0, "failed_per_s": 0.0, "p50_s": 0.0, "p99_s": 0.0}
+    found: dict[Edge, dict[str, Any]] = {}
+    for caller, own in {**status["services"], **status["clients"]}.items():
+        for callee, breaker in own["breakers"].items():
+            name = caller.partition("#")[0]
+            made = found.setdefault(
+                (name, callee), {"caller": name, "callee": callee, **idle, "breaker": "closed"}
+            )
+            if breaker["state"] != "closed":
+                made["breaker"] = breaker["state"]
+    for each in work:
+        edge = (each["caller"], each["callee"])
+        made = found.setdefault(edge, {"breaker": "", **each})
+        made.update(each)
+    return [found[edge] for edge in sorted(found)]
+
+
+def _worse(one: str, other: str) -> str:
+    return min(one, other, key=_ORDER.index)

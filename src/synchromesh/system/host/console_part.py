@@ -1,0 +1,87 @@
+"""The console of a system: it asks the control API of this process, as the command line does."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+
+import msgspec
+
+from synchromesh.console import Console, Sessions
+from synchromesh.console.source import Told
+from synchromesh.gateway import Gateway
+from synchromesh.http import Headers, HttpRequest
+from synchromesh.system.config.explaining import explain_branches, explain_edges
+from synchromesh.system.config.rundir import user
+from synchromesh.system.config.schema import SystemConfig
+from synchromesh.system.control.api import Control
+from synchromesh.system.control.rates import edge_rates, rates
+from synchromesh.system.host.host import Host
+from synchromesh.telemetry import Family
+
+# Rates are over the time since the reading before; while somebody looks, one is kept so often.
+RATES_OVER_S = 5.0
+
+
+class ControlSource:
+    """Answers the console by the control API, and by what was configured."""
+
+    def __init__(self, control: Control, config: SystemConfig, gateway: Gateway | None) -> None:
+        self._control = control
+        self._config = config
+        self._gateway = gateway
+        # Two readings: rates are over the time since the older one.
+        self._readings: list[tuple[float, list[Family]]] = []
+
+    async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Told:
+        """Ask the control API; the answer is what another process would get of it."""
+        data = b"" if body is None else msgspec.json.encode(body)
+        answer = await self._control.answer(HttpRequest(method, path, path, "", Headers(), data))
+        told: Told = msgspec.json.decode(msgspec.json.encode(answer))
+        return told
+
+    async def work(self) -> Told:
+        """Return what was done since the reading before, which is told beside it."""
+        now_s, after = asyncio.get_running_loop().time(), await self._control.metrics()
+        if not self._readings or now_s - self._readings[-1][0] >= RATES_OVER_S:
+            self._readings = [*self._readings[-1:], (now_s, after)]
+        began_s, before = self._readings[0]
+        took_s = max(now_s - began_s, 0.001)
+        return {
+            "over_s": round(took_s, 1),
+            "work": msgspec.to_builtins(rates(before, after, took_s)),
+            "edges": msgspec.to_builtins(edge_rates(before, after, took_s)),
+        }
+
+    async def policies(self) -> Told:
+        """Return what `config explain` says of edges and branches."""
+        return {
+            "edges": msgspec.to_builtins(explain_edges(self._config, self._gateway)),
+            "branches": msgspec.to_builtins(explain_branches(self._gateway)),
+        }
+
+
+async def serve_console(host: Host, key: bytes, gateway: Gateway | None) -> None:
+    """Serve the console of a whole system, on the port that it had last where that is free.
+
+    Raises:
+        ConfigError: it cannot listen.
+    """
+    runtime, control = host.runtime, host.control
+    source = ControlSource(control, host.config, gateway)
+    # The first page has rates since then.
+    await source.work()
+    console = Console(
+        source,
+        runtime.network,
+        system=host.config.system.name,
+        who=user(),
+        sessions=Sessions(key),
+        new_token=lambda: secrets.token_urlsafe(24),
+        wall_us=runtime.wall_us,
+    )
+    host.exit.push_async_callback(console.close)
+    await console.start(host.rundir.console_port())
+    host.rundir.note_console(console.port)
+    control.console = console.entry
