@@ -67,6 +67,7 @@ FRONT_DOOR = {
 ALIASES = {"Personal": "Personal[T]  # T | Erased", "Subject": "Subject  # str"}
 # What else users import, by package: the documentation's code and servo-works do.
 MODULES = {
+    "asgi": "join current Joined JoinedContext",
     "calls": "Policies Caller InProcessTransport",
     "codec": "to_datetime",
     "context": "new_span_id",
@@ -117,6 +118,7 @@ loop = "auto"
 hang = "30s"
 on_failure = "continue"
 key = "env:SERVO_WORKS_KEY"
+joined = ["shop"]
 """,
     "services": """\
 [services.orders]

@@ -208,7 +208,7 @@ class Dispatcher:
             return Reply.of_error(refused)
         span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
         ids, places, args = (sent.trace_id, span_id, sent.span_id), self._limiter, request.arguments
-        context, limiter = _below(sent, span_id, known[0], began_s), answerer.limiter
+        context, limiter = below(sent, span_id, known[0], began_s), answerer.limiter
         root = Incoming(
             span_id, None, limiter, places, operation=operation, arguments=args, context=context
         )
@@ -437,7 +437,7 @@ async def _take_places(
     return now, {"place_ms": str(round((now - began_s) * 1e3, 3))}
 
 
-def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:
+def below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:
     """Return the context of the handler, which is that of the calls that it makes."""
     deadline_s = sent.deadline_s
     if deadline_s is not None:

@@ -1,6 +1,6 @@
 """HTTP/1.1 on the wire: a strict server that drains, a connection pool, an ASGI adapter."""
 
-from synchromesh.http.asgi import AsgiApp, AsgiHandler
+from synchromesh.http.asgi import AsgiApp, AsgiHandler, Lifespan, Message, Receive, Scope, Send
 from synchromesh.http.body import Body
 from synchromesh.http.client import ClientExchange, ExchangeState
 from synchromesh.http.exchange import FastHandler, HttpExchange
@@ -38,9 +38,14 @@ __all__ = [
     "HttpRequest",
     "HttpResponse",
     "HttpServer",
+    "Lifespan",
     "Limits",
+    "Message",
     "PoolLimits",
     "RawPair",
+    "Receive",
+    "Scope",
+    "Send",
     "Streaming",
     "Switching",
     "asked_to_switch",

@@ -21,9 +21,10 @@ from synchromesh.http.body import Body
 from synchromesh.http.message import Headers, HttpRequest, HttpResponse
 
 Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-AsgiApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _logger = logging.getLogger("synchromesh.http")
 
@@ -65,7 +66,7 @@ class AsgiHandler:
         self._stream_bytes_max = stream_bytes_max
         self._background_max = background_max
         self._background: set[asyncio.Task[None]] = set()
-        self._lifespan: _Lifespan | None = None
+        self._lifespan: Lifespan | None = None
 
     async def startup(self) -> None:
         """Start the application's lifespan, if it has one.
@@ -74,7 +75,8 @@ class AsgiHandler:
             ConfigError: the application says that it cannot start, or raises while it starts.
         """
         if self._lifespan is None:
-            lifespan = _Lifespan(self._app)
+            about = {"version": "3.0", "spec_version": "2.0"}
+            lifespan = Lifespan(self._app, {"type": "lifespan", "asgi": about, "state": {}})
             await lifespan.startup()
             self._lifespan = lifespan
 
@@ -237,22 +239,26 @@ class _StreamedExchange(_Exchange):
         self._stream.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
 
-class _Lifespan:
-    """One run of the lifespan protocol."""
+class Lifespan:
+    """Runs the lifespan of an application once: `startup`, then `shutdown`.
 
-    def __init__(self, app: AsgiApp) -> None:
-        self.state: dict[str, Any] = {}
+    Args:
+        scope: what the application is called with; its "state" is what requests are given.
+    """
+
+    def __init__(self, app: AsgiApp, scope: Scope) -> None:
+        self.state: dict[str, Any] = scope.get("state", {})
         self._events: asyncio.Queue[Message] = asyncio.Queue()
         self._has_received = False
         self._reply: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        scope = {
-            "type": "lifespan",
-            "asgi": {"version": "3.0", "spec_version": "2.0"},
-            "state": self.state,
-        }
         self._task = asyncio.ensure_future(_call(app, scope, self._receive, self._send))
 
     async def startup(self) -> None:
+        """Start the application; one that has no lifespan needs no start.
+
+        Raises:
+            ConfigError: it says that it cannot start, or raises while it starts.
+        """
         try:
             failure = await self._ask("lifespan.startup")
         except asyncio.CancelledError:
@@ -264,6 +270,7 @@ class _Lifespan:
             raise ConfigError(f"the application did not start: {failure}")
 
     async def shutdown(self) -> None:
+        """Have the application end; what it says against it is logged."""
         if not self._task.done():
             failure = await self._ask("lifespan.shutdown")
             if failure is not None:
@@ -294,7 +301,7 @@ class _Lifespan:
         self._reply.set_result(str(message.get("message", "")) or kind if failed else None)
 
 
-def _scope(request: HttpRequest, state: dict[str, Any]) -> MutableMapping[str, Any]:
+def _scope(request: HttpRequest, state: dict[str, Any]) -> Scope:
     host, _, port = request.peer.rpartition(":")
     return {
         "type": "http",
@@ -321,8 +328,6 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-async def _call(
-    app: AsgiApp, scope: MutableMapping[str, Any], receive: Receive, send: Send
-) -> None:
+async def _call(app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
     # Called only once the task runs: one that ends before that leaves no coroutine unawaited.
     await app(scope, receive, send)

@@ -200,7 +200,8 @@ class Context:
                 context = replace(context, undoes="")
             return self._deps.caller.call(call, context=context, timeout_s=timeout_s)
         running = self._writing(f"the command {operation.full_name}")
-        key = _sent_key(running, self._nested(operation.full_name))
+        nested = self._nested(operation.full_name)
+        key = sent_key(running.caller, running.key, nested)
         context = replace(self._context, key=key, undoes="")
         return self._command(running, call, context, timeout_s)
 
@@ -368,17 +369,17 @@ class Context:
         return f"{self._context.key}/{name}#{ordinal}"
 
 
-def _sent_key(running: RunningCommand, nested: str) -> str:
+def sent_key(caller: str, own: str, nested: str) -> str:
     """Return the idempotency key of a nested command; its callee knows only our service's name.
 
     A key is its caller's own: those of two callers must not meet there, nor those of the steps of
     our sagas, whose ids our callers choose: a step's key ends in its number or in "undo".
     """
-    key = f"{nested}@{running.caller}"
+    key = f"{nested}@{caller}"
     if len(key) <= KEY_CHARS_MAX:
         return key
     # Whoever was given a key that can be sent can finish what was begun under it.
-    return f"{digest(running.key.encode())}{nested.removeprefix(running.key)}@{running.caller}"
+    return f"{digest(own.encode())}{nested.removeprefix(own)}@{caller}"
 
 
 async def begin(unit: Unit, running: RunningCommand, keep_s: float) -> None:

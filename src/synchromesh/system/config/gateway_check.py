@@ -72,7 +72,9 @@ async def read_gateway(
     mistakes = [
         *reading.mistakes,
         *_without_operation(reading.entries, services),
-        *_unknown_services(gateway, {*config.services, *config.external}, later),
+        *_unknown_services(
+            gateway, {*config.services, *config.external, *config.system.joined}, later
+        ),
         *health_mistakes(config.gateway.health, reading.entries),
     ]
     if any(isinstance(each, Certificates) for each in gateway.auth) and not (

@@ -77,6 +77,9 @@ def _edges(data: Mapping[str, Any]) -> list[str]:
     """Return every edge that can have a policy."""
     services, external = data.get("services"), data.get("external")
     ours = list(services) if isinstance(services, dict) else []
+    system = data.get("system")
+    joined = system.get("joined") if isinstance(system, dict) else None
+    ours += [each for each in joined if isinstance(each, str)] if isinstance(joined, list) else []
     callees = [*ours, *(external if isinstance(external, dict) else ())]
     return [f"{caller}:{callee}" for caller in (*ours, GATEWAY) for callee in callees]
 
@@ -85,12 +88,15 @@ def _check(config: SystemConfig, layers: Layers) -> None:
     where = layers.where
     if not config.services:
         raise ConfigError(f"{where('services')}: [services] names no service; add [services.NAME]")
-    for section, names in (("services", config.services), ("external", config.external)):
+    joined = config.system.joined
+    for section, names in (
+        ("services", config.services), ("external", config.external), ("system", joined),
+    ):  # fmt: skip
         for name in names:
             if not _NAME.fullmatch(name):
+                place = where("system", "joined") if names is joined else where(section, name)
                 raise ConfigError(
-                    f"{where(section, name)}: {name!r} cannot name a service; use lower-case "
-                    "letters, digits and _"
+                    f"{place}: {name!r} cannot name a service; use lower-case letters, digits and _"
                 )
     twice_named = next((name for name in config.external if name in config.services), None)
     if twice_named is not None:
@@ -98,6 +104,12 @@ def _check(config: SystemConfig, layers: Layers) -> None:
             f"{where('external', twice_named)}: {twice_named!r} is both a service and external; "
             "rename one"
         )
+    for name in joined:
+        if name == GATEWAY or name in config.services or name in config.external:
+            raise ConfigError(
+                f"{where('system', 'joined')}: {name!r} is to join, and is the gateway, a service "
+                "or external too; rename one"
+            )
     _check_numbers(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
     try:
@@ -170,8 +182,8 @@ def _check_gateway(config: SystemConfig, layers: Layers) -> None:
 
 
 def _check_edges(config: SystemConfig, layers: Layers) -> None:
-    where, callers = layers.where, set(config.services)
-    known = {*config.services, *config.external}
+    where, callers = layers.where, {*config.services, *config.system.joined}
+    known = {*callers, *config.external}
     if GATEWAY in known:
         section = "services" if GATEWAY in config.services else "external"
         raise ConfigError(

@@ -58,6 +58,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on_failure: what a part does that fails too often while the system runs: with "continue" it
             is given up and tried again after growing pauses, and the others go on; with "stop" it
             ends the system, with exit code 3.
+        joined: the services that other processes answer for, by `synchromesh.asgi.join`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Secret = ""
     hang: str = "30s"
     on_failure: Literal["continue", "stop"] = "continue"
+    joined: tuple[str, ...] = ()
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -134,7 +134,7 @@ class Process:
 
         def registry_at(pool: HttpPool) -> SharedRegistry | RemoteRegistry:
             return shared or RemoteRegistry(
-                spec.control,
+                lambda: spec.control,
                 pool=pool,
                 credential=lambda: signer.token(
                     part.service, audience=REGISTRY, now_us=runtime.wall_us()

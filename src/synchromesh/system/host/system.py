@@ -262,8 +262,9 @@ class System:
             enter.push_async_callback(shared.close)
             await keep_registry(shared, "registry", host.background)
         host.background.start(Child("code", self._watch_code))
+        # Processes of its own, and applications that join, register there.
+        leases = RegistryServer(memory, verify=verify, started_us=host.runtime.wall_us())
         if self._is_split:
-            leases = RegistryServer(memory, verify=verify, started_us=host.runtime.wall_us())
             self._processes = Processes(
                 host,
                 registry,
@@ -278,7 +279,7 @@ class System:
             await host.serve_control(self._token, remotes, (PATH, leases.handle), book)
             enter.push_async_callback(self._processes.stop)
         else:
-            await host.serve_control(self._token, {})
+            await host.serve_control(self._token, {}, (PATH, leases.handle))
         serve_metrics(host)
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started

@@ -20,6 +20,7 @@ from synchromesh.discovery import Endpoint, LeaseOptions, Registration, Resolved
 from synchromesh.errors import (
     BadRequest,
     CallError,
+    ConfigError,
     DiscoveryError,
     Unauthenticated,
     UnknownInstance,
@@ -39,7 +40,8 @@ class RemoteRegistry:
     """A `Registry` behind the control socket; `run` keeps its list fresh.
 
     Args:
-        url: of the control socket.
+        locate: finds the URL of the control socket, which another start may have elsewhere; raises
+            ConfigError where no system runs.
         pool: holds the connections; whoever made it closes it.
         credential: makes the credential of this service anew, for one lives shorter than a process;
             it signs every request, in place of the one that `register` is given.
@@ -48,15 +50,13 @@ class RemoteRegistry:
 
     def __init__(
         self,
-        url: str,
+        locate: Callable[[], str],
         *,
         pool: HttpPool,
         credential: Callable[[], str],
         runtime: Runtime,
     ) -> None:
-        place = urlsplit(url)
-        self._url = url
-        self._host, self._port = place.hostname or "127.0.0.1", place.port or 80
+        self._locate = locate
         self._pool = pool
         self._credential = credential
         self._rng = runtime.rng
@@ -94,9 +94,7 @@ class RemoteRegistry:
             DiscoveryError: the registry has never answered.
         """
         if self._listing is None:
-            raise DiscoveryError(
-                f"the registry at {self._url} has never answered; is the system still running?"
-            )
+            raise DiscoveryError("the registry has never answered; is the system still running?")
         resolved = self._services.get(service, Resolved(()))
         return Resolved(resolved.endpoints, is_stale=True) if self._is_down else resolved
 
@@ -180,7 +178,7 @@ class RemoteRegistry:
 
     def __repr__(self) -> str:
         state = "down" if self._is_down else "fresh" if self._listing else "never reached"
-        return f"<RemoteRegistry {self._url} {state}>"
+        return f"<RemoteRegistry {state}>"
 
     async def _act(self, act: str, endpoint: Endpoint, incarnation: int) -> None:
         if endpoint in self._unsure:
@@ -200,24 +198,28 @@ class RemoteRegistry:
             headers["content-type"] = "application/json"
         try:
             # A lease may be granted or renewed twice; the later answer counts.
+            place = urlsplit(self._locate())
             response = await self._pool.request(
-                self._host, self._port, method, target, headers.items(), body,
+                place.hostname or "127.0.0.1", place.port or 80, method,
+                target, headers.items(), body,
                 timeout_s=within_s, is_idempotent=True,
             )  # fmt: skip
-        except CallError as error:
+        except (CallError, ConfigError) as error:
             self._note_down(is_down=True)
-            raise DiscoveryError(f"the registry at {self._url} does not answer: {error}") from error
+            raise DiscoveryError(f"the registry does not answer: {error}") from error
         reply = Reply(response.status, response.body)
         if not reply.is_answer:
             failure = reply.to_error(())
             if isinstance(failure, DiscoveryError | Unauthenticated):
                 raise failure
-            raise DiscoveryError(f"the registry at {self._url} refused: {failure}") from failure
+            raise DiscoveryError(f"the registry refused: {failure}") from failure
         try:
             answer = decode(response.body, kind)
         except BadRequest as error:
             self._note_down(is_down=True)
-            raise DiscoveryError(f"{self._url} does not answer as a registry: {error}") from error
+            raise DiscoveryError(
+                f"{place.netloc} does not answer as a registry: {error}"
+            ) from error
         self._note_down(is_down=False)
         return answer
 

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from synchromesh.calls.forwarding import by_http
 from synchromesh.codec import decode, encode
 from synchromesh.context import CREDENTIAL
 from synchromesh.discovery import Endpoint, MemoryRegistry, Resolved
@@ -129,7 +130,12 @@ class RegistryServer:
 
     def _now(self) -> Listing:
         # Listing sweeps, which may move the revision: it is read after that.
-        services = self._registry.listed()
+        listed = self._registry.listed()
+        # Whoever asks is another process: what is in this one is reached by HTTP from there.
+        services = {
+            name: Resolved(tuple(map(by_http, found.endpoints)), found.is_stale)
+            for name, found in listed.items()
+        }
         return Listing(self._revision(), self._is_learning(), services)
 
     def _revision(self) -> str:

@@ -1,0 +1,165 @@
+"""The page "Join a FastAPI app", run: its application under uvicorn and granian, in its system."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pages import ROOT, blocks_of
+from processes import COMMAND, announced, dev
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import CallError, DiscoveryError
+from synchromesh.http import HttpPool, HttpResponse
+from synchromesh.identity import REGISTRY, Signer
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import RunDir
+from synchromesh.system.leases_api.client import RemoteRegistry
+
+pytestmark = pytest.mark.anyio
+
+PAGE = (ROOT / "docs/join-an-app.md").read_text()
+SERVERS = {
+    "uvicorn": ["uvicorn", "main:app", "--port"],
+    "granian": ["granian", "--interface", "asgi", "main:app", "--port"],
+}
+ENDS = {"uvicorn": -signal.SIGTERM, "granian": 0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the page."""
+    for block in blocks_of(PAGE):
+        if block.title:
+            (tmp_path / block.title).write_text(block.body)
+    return tmp_path
+
+
+@contextmanager
+def served(folder: Path, server: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the application by a real server; give its process and its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *SERVERS[server], str(port), *flags],
+        cwd=folder,
+        env={**os.environ, "SHOP_URL": f"http://127.0.0.1:{port}", "PYTHONPATH": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process, port
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def typed(folder: Path, *words: str) -> str:
+    """Return what a command prints; what it imports is no module of this process."""
+    command = [*COMMAND, "--folder", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+async def listed(folder: Path, pool: HttpPool) -> tuple[Endpoint, ...]:
+    """Return the instances of the shop that the registry lists; none where no system runs."""
+    rundir, runtime = RunDir(folder), RealRuntime()
+    signer = Signer(rundir.key())
+    registry = RemoteRegistry(
+        lambda: rundir.read().control,
+        pool=pool,
+        credential=lambda: signer.token("orders", audience=REGISTRY, now_us=runtime.wall_us()),
+        runtime=runtime,
+    )
+    try:
+        await registry.refresh()
+    except DiscoveryError:
+        return ()
+    return (await registry.resolve("shop")).endpoints
+
+
+async def comes(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Look again until it holds."""
+    with anyio.fail_after(60.0):
+        while not await holds():
+            await anyio.sleep(0.02)
+
+
+async def ask(pool: HttpPool, url: str, path: str, *fields: tuple[str, str]) -> HttpResponse:
+    port = int(url.rpartition(":")[2].strip("/"))
+    return await pool.request("127.0.0.1", port, "GET", path, fields, timeout_s=30.0)
+
+
+@pytest.mark.parametrize(("server", "flags"), [("uvicorn", ()), ("granian", ("--split",))])
+async def test_an_application_joins_as_it_is(
+    server: str, flags: tuple[str, ...], folder: Path
+) -> None:
+    """It is called by a service, calls one with its principal, drains, and is off the list."""
+    api_key = typed(folder, "gateway", "key", "add", "alice").strip()
+    asks = [("authorization", f"Bearer {api_key}"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")]
+    async with HttpPool(network=RealRuntime().network) as pool:
+        with dev(folder, "--set", "gateway.port=0", *flags) as system:
+            url = announced(system)["gateway"]
+            with served(folder, server) as (process, _):
+
+                async def is_listed() -> bool:
+                    return bool(await listed(folder, pool))
+
+                await comes(is_listed)
+                quoted = await ask(pool, url, "/quotes/axle")
+                assert (quoted.status, quoted.body) == (200, b"800")
+                offered = await ask(pool, url, "/shop/offers/axle", *asks)
+                assert json.loads(offered.body) == {"for": "alice", "by": "gateway", "left": 7}
+                assert f"/shop/offers/axle\n{offered.body.decode()}\n```" in PAGE
+                assert (await ask(pool, url, "/shop/offers/axle")).status == 401
+                process.terminate()
+                assert process.wait(30.0) == ENDS[server]
+                assert await listed(folder, pool) == ()
+            system.terminate()
+            assert system.wait(30.0) == 0
+    told = typed(folder, "trace", "a" * 32)
+    assert "GET /offers/{sku}" in told
+    assert "inventory.left" in told
+
+
+async def test_it_serves_without_a_system_and_joins_each_that_starts(folder: Path) -> None:
+    """Two systems after each other are joined by both workers, which go with their leases."""
+    async with HttpPool(network=RealRuntime().network) as pool:
+        with served(folder, "uvicorn", "--workers", "2") as (process, port):
+
+            async def serves() -> bool:
+                try:
+                    answer = await ask(pool, f":{port}", "/prices/axle")
+                except CallError:
+                    return False
+                return answer.body == b"400"
+
+            async def are_two() -> bool:
+                found = await listed(folder, pool)
+                return len(found) == 2 and len({each.url for each in found}) == 1
+
+            async def are_gone() -> bool:
+                return not await listed(folder, pool)
+
+            await comes(serves)
+            for is_last in (False, True):
+                # Another start, on other ports.
+                with dev(folder, "--set", "gateway.port=0") as system:
+                    url = announced(system)["gateway"]
+                    await comes(are_two)
+                    assert (await ask(pool, url, "/quotes/axle")).body == b"800"
+                    if is_last:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        await comes(are_gone)
+                    system.terminate()
+                    assert system.wait(30.0) == 0
