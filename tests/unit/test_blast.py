@@ -111,6 +111,42 @@ def test_sagas_and_messages_wait_and_what_was_never_seen_is_unknown() -> None:
     assert found.unknown == ("mail imports the contract of bank, and was not seen to call it",)
 
 
+def test_calls_that_go_round_in_a_circle_hide_nothing() -> None:
+    """Each of a circle is hit by what one of them calls, whichever is asked of first."""
+    seen = [
+        ObservedCall("shop.a", "till.b", 3, 0, 0),
+        ObservedCall("till.b", "shop.a", 3, 0, 0),
+        ObservedCall("shop.a", "bank.x", 3, 2, 0),
+        ObservedCall("till.b", "till.b", 1, 0, 0),
+    ]
+    for calls in (seen, seen[::-1]):
+        for names in (("shop.a", "till.b"), ("till.b", "shop.a")):
+            routes = [route(f"GET /{name}", name) for name in names]
+            found = blast("bank", Declarations(["bank"], routes=routes), calls)
+            assert effects(found) == {"GET /shop.a": "stops", "GET /till.b": "stops or degrades"}
+
+
+def test_a_large_circle_is_looked_at_in_little_time() -> None:
+    """Where everybody calls everybody there are more ways than can be tried."""
+    names = [f"s{number}.x" for number in range(40)]
+    calls = [ObservedCall(a, b, 1, 0, 0) for a in names for b in names]
+    calls.append(ObservedCall(names[-1], "bank.x", 1, 0, 0))
+    routes = [route(f"GET /{name}", name) for name in names]
+    found = blast("bank", Declarations(["bank"], routes=routes), calls)
+    assert len(found.hits) == len(names)
+
+
+def test_a_route_that_may_need_it_unseen_is_not_as_always() -> None:
+    """It is named with the import that nobody has seen used; others are as always."""
+    routes = [route("GET /a", "shop.a"), route("GET /b", "till.b"), route("GET /c", "desk.c")]
+    declared = Declarations(["bank"], routes=routes, imports={"shop": {"bank"}, "till": set()})
+    found = blast("bank", declared, [ObservedCall("desk.c", "shop.a", 1, 0, 0)])
+    assert found.untouched == ("GET /b",)
+    assert found.unknown == (
+        "shop imports the contract of bank, and was not seen to call it: GET /a, GET /c",
+    )
+
+
 def span(span_id: str, parent: str, what: str, status: str = "ok") -> SpanRecord:
     """Return a span of `service kind name`."""
     service, kind, name = what.split(" ", 2)

@@ -103,6 +103,8 @@ def test_a_drill_writes_a_page_and_checks_it(run: Run, folder: Path) -> None:
     [
         (("--part", "bakc"), "did you mean 'back'?"),
         (("--way", "burnt"), "nothing is called 'burnt' in this drill"),
+        (("--part", "registry", "--way", "failing"), "registry is never failing in this drill"),
+        (("--part", "gateway", "--way", "stalled", "--check"), "in this drill, but killed"),
         (("--live",), "synchromesh dev"),
     ],
 )

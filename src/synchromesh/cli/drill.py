@@ -145,7 +145,7 @@ def _chosen(
     """Return the columns of the parts and ways that were named; all of them where none were.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: one is not there, or no part is away in one of these ways.
     """
     known = list(columns)
     for names, there in ((parts, [part for part, _ in known]), (ways, [way for _, way in known])):
@@ -154,11 +154,17 @@ def _chosen(
                 near = difflib.get_close_matches(name, there, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {_listed(there)}"
                 raise ConfigError(f"nothing is called {name!r} in this drill; {hint}")
-    return [
+    chosen = [
         (part, way)
         for part, way in known
         if (not parts or part in parts) and (not ways or way in ways)
     ]
+    if not chosen:
+        there_is = _listed(way for part, way in known if part in parts)
+        raise ConfigError(
+            f"{_listed(parts)} is never {_listed(ways)} in this drill, but {there_is}"
+        )
+    return chosen
 
 
 def _listed(names: Iterable[str]) -> str:

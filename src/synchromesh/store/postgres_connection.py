@@ -90,7 +90,7 @@ async def connect(
             server_settings=settings,
             target_session_attrs="any" if is_read_only else "read-write",
         )  # fmt: skip
-    except (*PostgresFault, ValueError) as error:
+    except (*PostgresFault, ValueError, OverflowError) as error:
         raise _unconnected(error, url) from error
     try:
         version = connection.get_server_version().major
@@ -190,7 +190,7 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
         return StoreUnavailable(
             f"{place} takes no writes, as a standby does: give the address of the one that does"
         )
-    if isinstance(error, (ValueError, asyncpg.ClientConfigurationError)):
+    if isinstance(error, (ValueError, OverflowError, asyncpg.ClientConfigurationError)):
         return StoreBroken(
             f"{place} is no address of a database: write postgresql://user:password@host:5432/name"
         )

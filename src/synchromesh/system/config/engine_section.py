@@ -13,6 +13,7 @@ from synchromesh.system.config.layers import SECRET_FORMS, SecretUrl
 from synchromesh.system.config.secrets import read_secret
 
 _SCHEMES = {"postgres": ("postgresql", "postgres"), "nats": ("nats", "tls", "ws", "wss")}
+_PORT_MAX = 65_535
 
 
 class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,14 +50,29 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if url and not _is_url(url, _SCHEMES[engine]):
             place = f"{given} " if url != given else ""
             raise ConfigError(
-                f"{name}: {place}is no URL of a server; write {_SCHEMES[engine][0]}://HOST:PORT"
+                f"{name}: {place}is no URL of a server; write {_SCHEMES[engine][0]}://HOST:PORT, "
+                "and percent-encode what is odd in a password"
             )
         return url
 
 
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    """Whether it is one with one host or several; a password has not cut it into other parts."""
     try:
         parts = urlsplit(text)
-        return parts.scheme in schemes and bool(parts.netloc or parts.query) and text.isprintable()
     except ValueError:
         return False
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    return (
+        parts.scheme in schemes
+        and bool(parts.netloc or parts.query)
+        and text.isprintable()
+        and all(map(_is_host, hosts))
+        and not parts.fragment
+        and "@" not in parts.path + parts.query
+    )
+
+
+def _is_host(text: str) -> bool:
+    _, colon, port = text.rpartition("]")[2].partition(":")
+    return not colon or (port.isdecimal() and port.isascii() and 1 <= int(port[:6]) <= _PORT_MAX)

@@ -112,7 +112,7 @@ def blast(service: str, declared: Declarations, calls: Sequence[ObservedCall]) -
     for route in declared.routes:
         touched = _route(route, ways)
         if touched is None:
-            untouched.append(route.route)
+            untouched.append(route)
         else:
             hits.append(Hit(route.route, touched.effect.value, touched.why, touched.by))
     for owner, names in declared.sagas.items():
@@ -127,8 +127,20 @@ def blast(service: str, declared: Declarations, calls: Sequence[ObservedCall]) -
                 hits.append(Hit(what, Effect.WAITS.value, touched.why, touched.by))
     hits += _messages(service, declared)
     hits.sort(key=lambda hit: (_ORDER.index(Effect(hit.effect)), hit.what))
-    unknown = tuple(_unknown(service, declared, calls))
-    return Blast(service, tuple(hits), tuple(untouched), unknown, sum(c.seen for c in calls))
+    unknown = (
+        []
+        if calls
+        else ["no call was observed: run the system, or drill it, to learn what handlers call"]
+    )
+    for caller in _unseen_callers(service, declared, calls):
+        line = f"{caller} imports the contract of {service}, and was not seen to call it"
+        below = _Ways(caller, calls)
+        unsure = [route for route in untouched if _route(route, below) is not None]
+        untouched = [route for route in untouched if route not in unsure]
+        names = ", ".join(route.route for route in unsure)
+        unknown.append(f"{line}: {names}" if names else line)
+    as_always = tuple(route.route for route in untouched)
+    return Blast(service, tuple(hits), as_always, tuple(unknown), sum(c.seen for c in calls))
 
 
 class _Ways:
@@ -136,24 +148,31 @@ class _Ways:
 
     def __init__(self, service: str, calls: Sequence[ObservedCall]) -> None:
         self._service = service
-        self._calls: dict[str, list[ObservedCall]] = {}
+        self._known: dict[str, _Touched] = {}
+        by_source: dict[str, list[ObservedCall]] = {}
         for call in calls:
-            self._calls.setdefault(call.source, []).append(call)
-        self._known: dict[str, _Touched | None] = {}
+            by_source.setdefault(call.source, []).append(call)
+        # What is one call away comes first, so that calls may go round in a circle; no way is
+        # longer than there are sources.
+        for _ in by_source:
+            if not self._learn({s: worst([*map(self._through, by_source[s])]) for s in by_source}):
+                break
+
+    def _learn(self, found: Mapping[str, _Touched | None]) -> bool:
+        """Take over what is touched in another way than was known; return whether any is."""
+        news = {}
+        for source, touched in found.items():
+            known = self._known.get(source)
+            if touched and (known is None or known.effect is not touched.effect):
+                news[source] = touched
+        self._known.update(news)
+        return bool(news)
 
     def of(self, target: str) -> _Touched | None:
-        """Return how an operation or saga is touched; None for not at all.
-
-        Calls may go round in a circle: what is asked for already adds nothing to it.
-        """
-        if target in self._known:
-            return self._known[target]
+        """Return how an operation or saga is touched; None for not at all."""
         if target.partition(".")[0] == self._service:
             return _Touched(Effect.STOPS, f"{target} is {self._service}'s")
-        self._known[target] = None
-        found = worst([self._through(call) for call in self._calls.get(target, ())])
-        self._known[target] = found
-        return found
+        return self._known.get(target)
 
     def _through(self, call: ObservedCall) -> _Touched | None:
         below = self.of(call.target)
@@ -253,9 +272,10 @@ def _messages(service: str, declared: Declarations) -> Iterator[Hit]:
                 yield Hit(f"{taker}, taking {event}", Effect.WAITS.value, why, DECLARED)
 
 
-def _unknown(service: str, declared: Declarations, calls: Sequence[ObservedCall]) -> Iterator[str]:
-    if not calls:
-        yield "no call was observed: run the system, or drill it, to learn what handlers call"
+def _unseen_callers(
+    service: str, declared: Declarations, calls: Sequence[ObservedCall]
+) -> Iterator[str]:
+    """Yield who imports the contract of a service, and was not seen to call it."""
     callers = {
         call.source.removeprefix("saga ").partition(".")[0]
         for call in calls
@@ -263,4 +283,4 @@ def _unknown(service: str, declared: Declarations, calls: Sequence[ObservedCall]
     }
     for name, imported in declared.imports.items():
         if service in imported and name not in callers and name != service:
-            yield f"{name} imports the contract of {service}, and was not seen to call it"
+            yield name

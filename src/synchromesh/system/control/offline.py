@@ -113,13 +113,13 @@ async def create_databases(folder: Path, *, is_new_key: bool) -> list[str]:
         ConfigError: databases are files, or the configuration cannot be read.
         StoreError: the server cannot be reached, or refuses.
     """
+    names = [each.name for each in _wanted(folder, "")]
     async with server_at(folder) as server:
         if server is None:
             raise ConfigError(
                 "databases are SQLite files here, which a start makes; name a server: [engine] "
                 'postgres = "env:DATABASE_URL"'
             )
-        names = [each.name for each in _wanted(folder, "")]
         return await server.databases.create(names, is_new_key=is_new_key)
 
 
