@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from notes_app import WITH_GATEWAY, Running, write_config
+from notes_app import TESTS, WITH_GATEWAY, Running, write_config
 from synchromesh.console.markup import escape, tag
 from synchromesh.console.parts import PageQuery, frame
 from synchromesh.console.service_map import NODES_MAX, layers, layout, render_map
@@ -30,13 +30,14 @@ KEPT = frozenset({"at", "started_at", "ended_at", "first_at", "nodes"})
 NAMED = frozenset(
     {
         "behind", "breakers", "children", "code_changed", "down", "externals", "instances",
-        "operations", "sagas", "services",
+        "ignored", "operations", "sagas", "services",
     }
 )  # fmt: skip
 TAGS = {
     *("a", "body", "button", "caption", "circle", "code", "details", "div", "form", "h1", "h2"),
     *("head", "header", "html", "input", "label", "li", "line", "link", "main", "meta", "nav"),
-    *("option", "p", "path", "pre", "rect", "section", "select", "span", "summary", "svg"),
+    *("option", "p", "path", "pre", "rect", "section", "select", "span", "strong", "summary"),
+    *("svg",),
     *("table", "tbody", "td", "text", "th", "thead", "time", "title", "tr", "ul"),
 }
 
@@ -224,8 +225,11 @@ def test_what_is_not_there_is_said_in_words(browser: Browser, path: str, status:
     assert 'class="bad"' in body
 
 
-def test_hostile_names_and_payloads_are_text(running: Running, browser: Browser) -> None:
+def test_hostile_names_and_payloads_are_text(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever a name, a reason or an error is, on each page: no element, attribute, URL of it."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # of the process that looks for advice
     control = http.client.HTTPConnection(
         running.system.info.control.removeprefix("http://"), timeout=30
     )
@@ -269,6 +273,7 @@ def more(path: str) -> dict[str, Any]:
     }  # fmt: skip
     fault = {"target": "notes", "what": "fails", "struck": 1, "left_s": None}
     isolation = {"target": "notes", "who": "me", "why": "so"}
+    advice = dict.fromkeys(("code", "what", "why", "pattern", "page", "change"), "text")
     told: dict[str, dict[str, Any]] = {
         "/now": {
             "findings": ["f"], "work": work, "faults": [fault], "isolations": [isolation],
@@ -280,6 +285,7 @@ def more(path: str) -> dict[str, Any]:
         "/messages": {"set_aside": [letter]},
         "/edge": {"routes": work},
         "/lab": {"faults": [fault]},
+        "/advice": {"advice": [{**advice, "evidence": ["seen"]}], "ignored": {"code": "because"}},
     }  # fmt: skip
     return told.get(path, {})
 

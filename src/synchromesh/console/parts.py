@@ -18,6 +18,7 @@ NAVIGATION = (
     ("/messages", "Messages"),
     ("/edge", "Edge"),
     ("/lab", "Lab"),
+    ("/advice", "Advice"),
 )
 _GOOD = frozenset({"ok", "closed", "completed", "running", "ready", "live"})
 _BUSY = frozenset({"queued", "sleeping", "compensating", "undone", "standby", "half_open"})

@@ -168,7 +168,8 @@ class Console:
             return _with(HttpResponse(200, [("content-type", "application/json")], encode(told)))
         title = f"{found.page.title} {found.name}".strip()
         main = found.page.render(told, asked)
-        return _html(200, frame(title, self._system, found.here, main, live=request.target))
+        live = request.target if found.page.is_live else ""
+        return _html(200, frame(title, self._system, found.here, main, live=live))
 
     def _check_origin(self, request: HttpRequest) -> None:
         """Refuse what another page sent, or what was sent to another name.
@@ -252,6 +253,8 @@ class Console:
             cookie = self._session(request)
             target = urlsplit(_fields(request.query).get("at", "/"))
             found = _found(target.path)
+            if not found.page.is_live:
+                raise BadRequest("this page is made when it is asked for")
             if self._live >= LIVE_MAX:
                 raise BadRequest(f"{LIVE_MAX} pages are kept up to date already; close one")
         except SynchromeshError as error:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from synchromesh.console.advice import fetch_advice, render_advice
 from synchromesh.console.edge import fetch_edge, render_edge
 from synchromesh.console.lab import fetch_lab, render_lab
 from synchromesh.console.markup import Markup
@@ -27,11 +28,15 @@ from synchromesh.console.traces import fetch_trace, fetch_traces, render_trace, 
 
 @dataclass(frozen=True, slots=True)
 class ConsolePage:
-    """A page: `fetch` returns its data, which is its JSON twin too; `render` draws them."""
+    """A page: `fetch` returns its data, which is its JSON twin too; `render` draws them.
+
+    `is_live`: it is kept up to date while it is open.
+    """
 
     title: str
     fetch: Callable[[Source, PageQuery], Awaitable[Told]]
     render: Callable[[Told, PageQuery], Markup]
+    is_live: bool = True
 
 
 # By the first segment of the path: the page of it alone, and that of one thing below it.
@@ -44,6 +49,7 @@ PAGES: dict[str, ConsolePage] = {
     "messages": ConsolePage("Messages", fetch_messages, render_messages),
     "edge": ConsolePage("Edge", fetch_edge, render_edge),
     "lab": ConsolePage("Lab", fetch_lab, render_lab),
+    "advice": ConsolePage("Advice", fetch_advice, render_advice, is_live=False),
 }
 PAGES_OF_ONE: dict[str, ConsolePage] = {
     "services": ConsolePage("Service", fetch_service, render_service),

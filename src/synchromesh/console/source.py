@@ -28,6 +28,14 @@ class Source(Protocol):
         """Return what guards each "edges", and what stands in on each of "branches"."""
         ...
 
+    async def advice(self) -> Told:
+        """Return what `synchromesh advise` says; it takes seconds.
+
+        Raises:
+            SynchromeshError: it failed, or said nothing in time.
+        """
+        ...
+
 
 async def read(source: Source, action: str, **request: object) -> list[Any]:
     """Return what the services answer to an action that reads, joined."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
 from synchromesh.console import Console, Sessions
 from synchromesh.console.source import Told
+from synchromesh.errors import ConfigError, TimedOut
 from synchromesh.gateway import Gateway
 from synchromesh.http import Headers, HttpRequest
 from synchromesh.system.config.explaining import explain_branches, explain_edges
@@ -22,15 +26,20 @@ from synchromesh.telemetry import Family
 
 # Rates are over the time since the reading before; while somebody looks, one is kept so often.
 RATES_OVER_S = 5.0
+ADVICE_WITHIN_S = 30.0
 
 
 class ControlSource:
     """Answers the console by the control API, and by what was configured."""
 
-    def __init__(self, control: Control, config: SystemConfig, gateway: Gateway | None) -> None:
+    def __init__(
+        self, control: Control, config: SystemConfig, folder: Path, gateway: Gateway | None
+    ) -> None:
         self._control = control
         self._config = config
         self._gateway = gateway
+        self._folder = folder
+        self._advising = asyncio.Lock()
         # Two readings: rates are over the time since the older one.
         self._readings: list[tuple[float, list[Family]]] = []
 
@@ -61,6 +70,30 @@ class ControlSource:
             "branches": msgspec.to_builtins(explain_branches(self._gateway)),
         }
 
+    async def advice(self) -> Told:
+        """Return what `synchromesh advise` says: by a process of its own, for it reads much."""
+        async with self._advising:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "synchromesh.cli",
+                "--folder", str(self._folder), "advise", "--json",
+                stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(ADVICE_WITHIN_S):
+                    out, said = await process.communicate()
+            except TimeoutError as error:
+                raise TimedOut(
+                    f"no advice within {ADVICE_WITHIN_S:g} s; ask for it by: synchromesh advise"
+                ) from error
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        if process.returncode not in (0, 1):
+            raise ConfigError(f"synchromesh advise failed: {said.decode(errors='replace')[:500]}")
+        told: Told = msgspec.json.decode(out)
+        return told
+
 
 async def serve_console(host: Host, key: bytes, gateway: Gateway | None) -> None:
     """Serve the console of a whole system, on the port that it had last where that is free.
@@ -69,7 +102,7 @@ async def serve_console(host: Host, key: bytes, gateway: Gateway | None) -> None
         ConfigError: it cannot listen.
     """
     runtime, control = host.runtime, host.control
-    source = ControlSource(control, host.config, gateway)
+    source = ControlSource(control, host.config, host.folder, gateway)
     # The first page has rates since then.
     await source.work()
     console = Console(
