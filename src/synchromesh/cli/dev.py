@@ -14,8 +14,6 @@ from synchromesh.cli.main import IS_PROGRAM
 from synchromesh.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
-    import asyncio
-
     from synchromesh.cli.reload import Reloader
     from synchromesh.system import System
 
@@ -137,6 +135,7 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
     import signal
 
     from synchromesh.cli.terminal import show_failures
+    from synchromesh.system.host.waits import unless
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -150,7 +149,7 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
         stop.set()
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
-    if not await _start(system, stop):
+    if not await unless(stop, system.start()):
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0
     beside = [asyncio.ensure_future(show_failures(folder))]
@@ -168,23 +167,6 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
         click.echo(f"synchromesh: {failure}", err=True)
         return FAILED
     return 0
-
-
-async def _start(system: System, stop: asyncio.Event) -> bool:
-    """Start the system; False where it was stopped meanwhile."""
-    import asyncio
-
-    starting = asyncio.ensure_future(system.start())
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not starting.done():
-        starting.cancel()
-    try:
-        await starting
-    except asyncio.CancelledError:
-        return False
-    return True
 
 
 def _announce(system: System, is_split: bool, is_json: bool) -> None:

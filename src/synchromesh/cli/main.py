@@ -70,6 +70,7 @@ for command in (
     LazyCommand("guide", "guide", "guide", "Say which problem it is, and which pattern mends it."),
     LazyCommand("new", "new", "new", "Make a folder with a system to begin from."),
     LazyCommand("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
+    LazyCommand("run", "run", "run", "Run one replica of a service, or of the gateway."),
     LazyCommand("config", "config", "config", "Explain and check the configuration."),
     LazyCommand("console", "console", "console", "Print a URL of the console of a running system."),
     LazyCommand(

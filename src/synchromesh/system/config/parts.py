@@ -14,7 +14,8 @@ class SystemPart:
     Attributes:
         name: the service's, or, of one of several replicas, its instance's.
         service: whose instance it is; "gateway" for the gateway.
-        instance: the name that the registry lists it by, such as "quoting#2".
+        instance: the name that the registry lists it by, such as "quoting#2", or "quoting#2@NODE"
+            where the host has a name of its own.
 
     Example:
         >>> SystemPart("quoting#2", "quoting", "quoting#2").is_named("quoting")
@@ -27,7 +28,7 @@ class SystemPart:
 
     def is_named(self, name: str) -> bool:
         """Return whether a service's name, or an instance's, means this one, too."""
-        return name in (self.service, self.instance)
+        return name in (self.service, self.instance, self.instance.partition("@")[0])
 
 
 def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
@@ -38,9 +39,10 @@ def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
     section = config.services.get(service)
     if section is None:
         return ()
+    at = f"@{config.system.node}" if config.system.node else ""
     if section.replicas == 1:
-        parts = [SystemPart(service, service, f"{service}#1")]
+        parts = [SystemPart(service, service, f"{service}#1{at}")]
     else:
         names = [f"{service}#{number}" for number in range(1, section.replicas + 1)]
-        parts = [SystemPart(each, service, each) for each in names]
+        parts = [SystemPart(each, service, f"{each}{at}") for each in names]
     return tuple(part for part in parts if part.is_named(name))

@@ -57,11 +57,11 @@ class Blocked(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """The files of one system's runs below its folder."""
+    """The files of one system's runs below its folder, or at a path of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Path | None = None) -> None:
         self.folder = folder
-        self.path = folder / DIR_NAME
+        self.path = path or folder / DIR_NAME
         self.data = self.path / "data"
         self.telemetry = self.path / "telemetry"
         self._info = self.path / "run.json"
@@ -77,7 +77,7 @@ class RunDir:
         """
         try:
             for path in (self.path, self.data, self.telemetry):
-                path.mkdir(mode=0o700, exist_ok=True)
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path.chmod(0o700)
             # Version control must not take in the key, whatever the system's own rules say.
             write_private(self.path / ".gitignore", b"*\n")
@@ -92,20 +92,21 @@ class RunDir:
                 "make the folder writable"
             ) from error
 
-    def lock(self, disk: Disk) -> FileLock:
-        """Lock the directory for the one process that runs this system.
+    def lock(self, disk: Disk, part: str = "") -> FileLock:
+        """Lock the directory for the one process that runs this system, or only a part of it.
 
         Raises:
             ConfigError: another process runs it, or the lock cannot be written.
         """
+        place = str(self.path / (f"run-{part}" if part else "system"))
         try:
-            lock = disk.try_lock(str(self.path / "system"))
+            lock = disk.try_lock(place)
         except OSError as error:
-            raise _unwritable(self.path / "system.lock", error) from error
+            raise _unwritable(Path(f"{place}.lock"), error) from error
         if lock is None:
-            owner = disk.owner_of(str(self.path / "system"))
+            what = repr(part) if part else "the system"
             raise ConfigError(
-                f"the system in {self.path.parent} is already run by {owner}; "
+                f"{what} in {self.path.parent} is already run by {disk.owner_of(place)}; "
                 "stop it first, or use it"
             )
         return lock

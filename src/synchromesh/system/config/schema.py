@@ -48,6 +48,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             loopback.
         advertise: the host name or address by which processes on other hosts reach the services of
             this one; "" is `host`.
+        node: tells instances of this host from those of the same name on others, as in
+            "quoting#1@NODE"; "" where all run on one. `synchromesh run` takes the host's own name.
         control_port: the port of the control socket; 0 takes any free one.
         loop: the event loop: "auto" is uvloop where the extra `fast` is installed, and asyncio's
             own elsewhere; "uvloop" needs the extra.
@@ -64,6 +66,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     host: str = "127.0.0.1"
     advertise: str = ""
+    node: str = ""
     control_port: int = 0
     loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""

@@ -21,10 +21,14 @@ ANSWER_WITHIN_S = 10.0
 async def report_contracts(contracts: ContractsOfPart, spec: ProcessSpec, pool: HttpPool) -> None:
     """Report what this process offers and expects, and return where it is let in.
 
+    One that has no supervisor is compared with nobody.
+
     Raises:
         ConfigError: it would break what others expect; the message says what.
         CallError: the supervisor does not answer, or cannot take the report.
     """
+    if not spec.control:
+        return
     place = urlsplit(spec.control)
     response = await pool.request(
         place.hostname or "",

@@ -159,15 +159,15 @@ class Host:
         self.fits: Fits | None = None
         self.lag = Histogram(LAG_S)
 
-    def begin_log(self) -> None:
-        """Start the log in the run directory, and the watchdog of the event loop.
+    def begin_log(self, *, is_to_stdout: bool = False) -> None:
+        """Start the log in the run directory or on stdout, and the watchdog of the event loop.
 
         Logs that nobody has written for long, such as those of parts that are no more, are removed.
         """
         logs_s = self.config.retention.compile().logs_s
         if not self.name and logs_s is not None:
             self.rundir.forget_logs(self.runtime.wall_us() - int(logs_s * 1e6))
-        self.exit.callback(log_to(self._telemetry("log", "jsonl")))
+        self.exit.callback(log_to(None if is_to_stdout else self._telemetry("log", "jsonl")))
         blocked = lambda by: self.rundir.note_blocked(self.name, by)  # noqa: E731
         self.exit.callback(watch_loop(blocked, self.lag.observe))
 

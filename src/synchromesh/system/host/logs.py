@@ -1,10 +1,11 @@
-"""The log of a running system: JSON lines in a bounded set of files of the run directory."""
+"""The log of a running system: JSON lines in a bounded set of files, or on stdout."""
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
@@ -18,20 +19,13 @@ FILE_BYTES_MAX = 10_000_000
 FILES_MAX = 5
 
 
-def log_to(path: Path) -> Callable[[], None]:
-    """Log `synchromesh` and users' loggers to a file; returns a function that stops it.
+def log_to(path: Path | None) -> Callable[[], None]:
+    """Log `synchromesh` and users' loggers to a file, None for stdout; returns what stops it.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    try:
-        handler = PrivateFile(
-            path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_MAX - 1, encoding="utf-8"
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"the log {path} cannot be written: {error.strerror}; make it writable"
-        ) from error
+    handler = logging.StreamHandler(sys.stdout) if path is None else _file(path)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     before = root.level
@@ -44,6 +38,17 @@ def log_to(path: Path) -> Callable[[], None]:
         handler.close()
 
     return stop
+
+
+def _file(path: Path) -> PrivateFile:
+    try:
+        return PrivateFile(
+            path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_MAX - 1, encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"the log {path} cannot be written: {error.strerror}; make it writable"
+        ) from error
 
 
 class PrivateFile(logging.handlers.RotatingFileHandler):

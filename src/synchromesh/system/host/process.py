@@ -18,8 +18,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import MSG_DONTWAIT, socket
@@ -142,7 +142,8 @@ class Process:
                 runtime=runtime,
             )
 
-        registry = await host.open(definitions, signer, registry_at)
+        fix = shared.fix if shared is not None else lambda *_: None
+        registry = await host.open(definitions, signer, registry_at, fix=fix)
         if isinstance(registry, RemoteRegistry):
             async with asyncio.timeout(REGISTRY_WITHIN_S):
                 await registry.refresh()
@@ -163,7 +164,8 @@ class Process:
         )
         await report_contracts(contracts, spec, host.pool)
         host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
-        await host.run(name)
+        # What others run is said by the supervisor, where there is one.
+        await host.run(*(() if spec.control else config.external), name)
         host.admin.is_up = True
         return Ready(host.control_server.port, host.urls[name], host.admin.url)
 
@@ -214,7 +216,9 @@ async def _started(process: Process) -> Ready | StartFailed:
         return StartFailed(str(error) or "the registry did not answer in time")
 
 
-async def _run(spec: ProcessSpec, link: socket) -> int:
+@contextmanager
+def stopping() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Take the signals that stop a process: the first sets the one event, the next the other."""
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal() -> None:
@@ -222,6 +226,17 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop, hurry
+    finally:
+        # It ends anyway. A loop that closes has no one left to tell of a signal, and one that
+        # comes then would be complained of.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def _run(spec: ProcessSpec, link: socket) -> int:
+    loop = asyncio.get_running_loop()
 
     def on_link() -> None:
         try:
@@ -238,14 +253,13 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
         loop.remove_reader(link)
         stop.set()
 
-    loop.add_reader(link, on_link)
-
     def say(what: Loaded | Ready | StartFailed) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # seen by `on_link`
             link.sendall(msgspec.json.encode(what) + b"\n")
 
     process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
-    try:
+    with stopping() as (stop, hurry):
+        loop.add_reader(link, on_link)
         ready = await _started(process)
         say(ready)
         if isinstance(ready, StartFailed):
@@ -255,11 +269,6 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
             failure = await process.wait(stop)
         finally:
             await process.stop(hurry)
-    finally:
-        # It ends anyway. A loop that closes has no one left to tell of a signal, and one that
-        # comes then would be complained of.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
     if failure:
         sys.stderr.write(f"{FAILED_SAYS}{spec.name}: {failure}\n")
         return FAILED

@@ -20,6 +20,20 @@ async def first_of(*events: asyncio.Event) -> None:
             wait.cancel()
 
 
+async def unless(stop: asyncio.Event, starting: Coroutine[Any, Any, object]) -> bool:
+    """Wait for the end of a start; False where `stop` came first, and it was cancelled."""
+    task, stopped = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
+
+
 async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
     """Run all steps of a shutdown at once; one that fails is logged and stops no other."""
     for outcome in await asyncio.gather(*steps, return_exceptions=True):

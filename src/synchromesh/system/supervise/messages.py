@@ -29,7 +29,8 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         name: which service it is, or which of its replicas, or "gateway".
         config: of the whole system.
         key: signs every hop, in base64.
-        control: the URL of the control socket, where the registry is.
+        control: the URL of the supervisor's control socket, where the registry is, unless that is
+            on NATS; "" where the process has no supervisor.
         token: what the supervisor shows at the admin socket.
         port: where a service listens, if that is free; the configured port goes first.
         handle: the listening socket that the gateway is handed.
