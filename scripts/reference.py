@@ -113,6 +113,7 @@ EXAMPLES = {
 name = "servo-works"
 host = "127.0.0.1"
 advertise = "10.0.0.5"
+node = "host-a"
 control_port = 9100
 loop = "auto"
 hang = "30s"

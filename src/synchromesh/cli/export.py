@@ -15,6 +15,7 @@ from synchromesh.runtime import RealRuntime
 if TYPE_CHECKING:
     from synchromesh.gateway.envoy import Export
     from synchromesh.system.config.envoy_export import ListenAt, Whereabouts
+    from synchromesh.system.config.exports.plan import DeploymentPlan
     from synchromesh.system.config.schema import SystemConfig
 
 FOLLOW_EVERY_S = 1.0
@@ -124,6 +125,110 @@ def grafana(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool
             "[admin] port is 0: it is another one at each start; choose one, and export again",
             err=True,
         )
+    return 0
+
+
+@export.command(short_help="Manifests for Kubernetes, and a Dockerfile.")
+@click.argument("target", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--image", default="", help="The image that containers run; SYSTEM:latest if none.")
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def k8s(folder: Path, target: Path, image: str, settings: tuple[str, ...], is_json: bool) -> int:
+    """Write manifests for Kubernetes 1.31 and newer, and a Dockerfile, into DIR.
+
+    Each service and the gateway get a Deployment and a PodDisruptionBudget, the gateway a Service.
+    Secrets are named, and never written. Files of these names are replaced. Exits 2 with a mistake.
+    """
+    from synchromesh.system.config.exports import kubernetes
+
+    plan = _plan(folder, settings, image)
+    texts = kubernetes.files(plan)
+    secrets = f"variables that the Secret {plan.system}-secrets needs"
+    return _write(target, texts, {secrets: list(plan.secrets)}, plan, is_json)
+
+
+@export.command(short_help="A compose file with PostgreSQL and NATS, and a Dockerfile.")
+@click.argument("target", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--image", default="", help="The image that containers run; SYSTEM:latest if none.")
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def compose(
+    folder: Path, target: Path, image: str, settings: tuple[str, ...], is_json: bool
+) -> int:
+    """Write a compose file for one host, with PostgreSQL and NATS, and a Dockerfile, into DIR.
+
+    Secrets are variables of whoever runs it. Files of these names are replaced. Exits 2 with a
+    mistake.
+    """
+    from synchromesh.system.config.exports import compose as composing
+
+    plan = _plan(folder, settings, image)
+    given = [name for name in plan.secrets if name not in (plan.postgres, plan.nats)]
+    if plan.postgres and plan.has_database:
+        given.append("POSTGRES_PASSWORD")
+    return _write(target, composing.files(plan), {"variables to set": given}, plan, is_json)
+
+
+@export.command(short_help="Units for systemd.")
+@click.argument("target", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def systemd(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Write units for systemd 252 and newer into DIR: a template for each part, and a target.
+
+    They run this system by this program, where both are now. Secrets are in a file that they name.
+    Files of these names are replaced. Exits 2 with a mistake.
+    """
+    import sys
+
+    from synchromesh.system.config.exports import systemd as units
+
+    plan, program = _plan(folder, settings, ""), [sys.executable, "-m", "synchromesh.cli"]
+    texts = units.files(plan, folder=folder, program=program)
+    secrets = f"variables that /etc/{plan.system}.env needs"
+    return _write(target, texts, {secrets: list(plan.secrets)}, plan, is_json)
+
+
+def _plan(folder: Path, settings: tuple[str, ...], image: str) -> DeploymentPlan:
+    import os
+
+    from synchromesh.system.config.definitions import load_services
+    from synchromesh.system.config.exports.plan import plan_of
+    from synchromesh.system.config.reading import load_config
+    from synchromesh.system.supervise.stop_budget import StopBudget
+
+    config = load_config(folder, environment=os.environ, flags=settings)
+    services = load_services(config, folder)
+    return plan_of(config, services, image=image, stop_s=StopBudget().total_s)
+
+
+def _write(
+    target: Path,
+    texts: dict[str, str],
+    needs: dict[str, list[str]],
+    plan: DeploymentPlan,
+    is_json: bool,
+) -> int:
+    """Write files, and say what they need that is not in them."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (target / name).write_text(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {target}: {error.strerror or error}") from error
+    written = [str(target / name) for name in texts]
+    if is_json:
+        print_json({"written": written, "needs": needs, "files": plan.files})
+        return 0
+    for path in written:
+        print_line(f"written: {path}")
+    for what, names in needs.items():
+        print_line(f"{what}: {', '.join(names) or 'none'}")
+    for setting, place in plan.files.items():
+        print_line(f"to be brought: {setting} is in {place}")
     return 0
 
 

@@ -403,6 +403,15 @@ def _leaves(value: Any, kind: Any, name: Name) -> Iterator[tuple[Name, Any, Any]
         yield name, kind, value
 
 
+def secret_references(config: msgspec.Struct) -> dict[str, str]:
+    """Return where each secret of a configuration is, "env:NAME" or "file:PATH", by setting."""
+    return {
+        ".".join(name): value
+        for name, kind, value in _leaves(config, type(config), ())
+        if _is_secret(kind) and value.startswith(SECRET_FORMS)
+    }
+
+
 def _bare(kind: Any) -> Any:
     """Return a type without its annotations, and without None."""
     if get_origin(kind) is Annotated:
