@@ -180,10 +180,11 @@ async def test_nothing_is_lost_while_replicas_come_and_go(
             await system.up("quotes#3")
             assert await drained.end(signal.SIGTERM) == 0
             await until_sold(MANY)
-            # The next writer waits for the lock of the one before.
-            following = await system.start("shop", "--run-dir", str(tmp_path / "next"))
-            assert await shop.end(signal.SIGTERM) == 0
+            # Two writers share the duties of the service for a moment.
+            next_to_it = ("--run-dir", str(tmp_path / "next"), "--set", "system.node=next")
+            following = await system.start("shop", *next_to_it)
             await following.said("serves at")
+            assert await shop.end(signal.SIGTERM) == 0
             await until_sold(MANY)
             over.set()
 
@@ -216,16 +217,18 @@ async def test_nothing_is_lost_while_replicas_come_and_go(
 async def test_a_second_signal_ends_the_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that is under way would be waited for; exit code 0, too, and so while it starts."""
+    """With exit code 0, too; and a part has its run directory for itself, which a second tells."""
     async with spread(tmp_path, monkeypatch) as (system, _):
         (first,) = await system.up("shop")
-        # It waits for the lock of the first.
-        second = await system.start("shop", "--run-dir", str(tmp_path / "next"))
+        second = await system.start(
+            "shop", "--run-dir", str(tmp_path / "next"), "--set", "system.node=next"
+        )
         third = await system.start("shop", "--set", "system.node=elsewhere")
         assert third.process.stdout is not None
         async with asyncio.timeout(WAIT_S):
             assert await third.process.stdout.read() == b""
             assert await third.process.wait() == 2  # its run directory is the first's
+        await second.said("serves at")
         assert await second.end(signal.SIGTERM) == 0
         first.process.send_signal(signal.SIGTERM)
         assert await first.end(signal.SIGTERM) == 0

@@ -123,7 +123,7 @@ def test_a_deployment_is_what_a_replica_needs(tmp_path: Path, run: Run) -> None:
         part: tuple(deployments[f"works-2-{part}"]["spec"]["strategy"]["rollingUpdate"].values())
         for part in PARTS
     }
-    assert rolling == {"shop": (0, 1), "quotes": (1, 0), "gateway": (1, 0)}
+    assert set(rolling.values()) == {(1, 0)}
     (service,) = kind_of(found, "Service").values()
     gateway = deployments["works-2-gateway"]["spec"]["template"]
     assert service["spec"]["selector"].items() <= gateway["metadata"]["labels"].items()

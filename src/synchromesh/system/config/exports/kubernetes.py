@@ -43,8 +43,6 @@ def manifests(plan: DeploymentPlan) -> dict[str, list[dict[str, Any]]]:
 
 def _of(plan: DeploymentPlan, part: DeployedPart) -> list[dict[str, Any]]:
     labels, selector = _labels(plan, part.name), _selector(plan, part.name)
-    # Of a writer the one before has to let go of the database; of others there is no pause.
-    step = (0, 1) if part.is_writer else (1, 0)
     made = [
         {
             "apiVersion": "apps/v1",
@@ -55,7 +53,7 @@ def _of(plan: DeploymentPlan, part: DeployedPart) -> list[dict[str, Any]]:
                 "selector": {"matchLabels": selector},
                 "strategy": {
                     "type": "RollingUpdate",
-                    "rollingUpdate": {"maxSurge": step[0], "maxUnavailable": step[1]},
+                    "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
                 },
                 "template": {"metadata": {"labels": labels}, "spec": _pod(plan, part)},
             },

@@ -26,7 +26,6 @@ class DeployedPart:
         name: as `synchromesh run` takes it.
         label: its name elsewhere, with the system's: a DNS label.
         replicas: how many are run.
-        is_writer: whether it has a database, so that one of its replicas is at work.
         admin_port: where a replica is asked for its health, where it has a host of its own.
         settings: variables that it is given.
         secrets: the names of variables that it is given from where secrets are kept.
@@ -35,7 +34,6 @@ class DeployedPart:
     name: str
     label: str
     replicas: int
-    is_writer: bool
     admin_port: int
     settings: dict[str, str]
     secrets: tuple[str, ...]
@@ -89,8 +87,7 @@ def plan_of(
     system = _label(config.system.name)
     references = secret_references(config)
     names = [*config.services, *([GATEWAY] if config.gateway.app else [])]
-    writers = {service.name for service in services if service.state}
-    parts = tuple(_part(config, system, name, name in writers, references) for name in names)
+    parts = tuple(_part(config, system, name, references) for name in names)
     labels = [part.label for part in parts]
     if twice := {each for each in labels if labels.count(each) > 1}:
         raise ConfigError(
@@ -106,13 +103,11 @@ def plan_of(
         postgres=_variable(config.engine.postgres),
         nats=_variable(config.engine.nats),
         files={name: text for name, text in references.items() if not _variable(text)},
-        has_database=bool(writers),
+        has_database=any(service.state for service in services),
     )
 
 
-def _part(
-    config: SystemConfig, system: str, name: str, is_writer: bool, references: dict[str, str]
-) -> DeployedPart:
+def _part(config: SystemConfig, system: str, name: str, references: dict[str, str]) -> DeployedPart:
     is_gateway, ports = name == GATEWAY, config.admin.ports
     settings = {}
     if not ports.get(name):
@@ -129,7 +124,6 @@ def _part(
         name,
         _label(f"{system}-{name}"),
         GATEWAY_REPLICAS if is_gateway else config.services[name].replicas,
-        is_writer,
         ports.get(name) or config.admin.port or ADMIN_PORT,
         settings,
         tuple(sorted(secrets - {""})),
