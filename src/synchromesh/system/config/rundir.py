@@ -75,9 +75,11 @@ class RunDir:
         Raises:
             ConfigError: the folder cannot be made or written, or belongs to somebody else.
         """
+        # A system's own folder has to be there.
+        is_apart = self.path.parent != self.folder
         try:
             for path in (self.path, self.data, self.telemetry):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, parents=is_apart, exist_ok=True)
                 path.chmod(0o700)
             # Version control must not take in the key, whatever the system's own rules say.
             write_private(self.path / ".gitignore", b"*\n")
