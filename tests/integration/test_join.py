@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+import nats_world
+from nats_server import shared_nats
 from pages import ROOT, blocks_of
 from processes import COMMAND, announced, dev
 from synchromesh.discovery import Endpoint
@@ -163,3 +166,34 @@ async def test_it_serves_without_a_system_and_joins_each_that_starts(folder: Pat
                         await comes(are_gone)
                     system.terminate()
                     assert system.wait(30.0) == 0
+
+
+async def test_on_nats_it_joins_from_a_machine_without_the_run_directory(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration and the key by reference are all it needs; it leaves the list there."""
+    key, name, url = "5a" * 32, f"works-{os.getpid()}", shared_nats().url
+    monkeypatch.setenv("WORKS_KEY", key)
+    toml = folder / "synchromesh.toml"
+    named = toml.read_text().replace('"works"', f'"{name}"\nkey = "env:WORKS_KEY"')
+    toml.write_text(f'{named}\n[engine]\nnats = "{url}"\n')
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(folder, elsewhere, dirs_exist_ok=True)
+    async with (
+        HttpPool(network=RealRuntime().network) as pool,
+        nats_world.running(url, system=name, key=bytes.fromhex(key)) as registry,
+    ):
+        with dev(folder, "--set", "gateway.port=0") as system:
+            gateway = announced(system)["gateway"]
+            with served(elsewhere, "uvicorn") as (process, _):
+
+                async def is_listed() -> bool:
+                    return bool((await registry.resolve("shop")).endpoints)
+
+                await comes(is_listed)
+                assert (await ask(pool, gateway, "/quotes/axle")).body == b"800"
+                process.terminate()
+                assert process.wait(30.0) == ENDS["uvicorn"]
+                await nats_world.listed(registry, service="shop")
+            system.terminate()
+            assert system.wait(30.0) == 0

@@ -1,9 +1,10 @@
 """A member of a running system in a process that the system did not start: its lease, its calls.
 
-Whoever joins runs on the system's machine, for the control socket is on loopback. All that it has
-to know is in the folder of the system: the policies of its calls in `synchromesh.toml`, where the
-registry is in `run.json`, and the key that signs every hop where `[system] key` refers to, else in
-the run directory, which only the user may read whom the system runs as.
+All that it has to know is in the folder of the system: the policies of its calls in
+`synchromesh.toml`, where the registry is in `run.json`, and the key that signs every hop where
+`[system] key` refers to, else in the run directory, which only the user may read whom the system
+runs as. The control socket is on loopback, so that it runs on the system's machine; where the
+registry is in NATS and the key is given by reference, it needs the configuration alone.
 
     configuration → run.json → key → registry → its own address accepts → lease → renewed
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 from synchromesh.calls import Caller
 from synchromesh.discovery import Endpoint, Registration
 from synchromesh.errors import ConfigError, DiscoveryError, SynchromeshError
+from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps
@@ -30,8 +33,11 @@ from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.host.host import Definitions, Host
+from synchromesh.system.host.registries import SharedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.client import RemoteRegistry
 
+# So long the start of an application may wait for a registry elsewhere.
+START_WITHIN_S = 1.0
 PAUSE_S = 0.05
 PAUSE_MAX_S = 1.0
 _PORTS = {"http": 80, "https": 443}
@@ -61,13 +67,15 @@ class Membership:
         self.caller: Caller | None = None
         self._address = (place.hostname, place.port or _PORTS[place.scheme])
         # Of several processes behind one address each is an instance of its own.
-        instance = f"{service}-{self._address[1]}-{os.getpid()}"
+        where = re.sub(r"\W+", "-", f"{place.hostname}-{self._address[1]}")
+        instance = f"{service}-{where}-{os.getpid()}"
         self._endpoint = Endpoint(instance, service, url)
         self._folder = folder
         self.runtime = runtime
         self._host: Host | None = None
         self._key = b""
-        self._registry: RemoteRegistry | None = None
+        self._signer: Signer | None = None
+        self._registry: SharedRegistry | RemoteRegistry | None = None
         self._registration: Registration | None = None
         self._failures = 0
         self._told = ""
@@ -76,7 +84,8 @@ class Membership:
     async def start(self) -> None:
         """Begin to take part; what is lacking of the system does not keep this one from serving."""
         try:
-            await self._open()
+            async with asyncio.timeout(START_WITHIN_S):
+                await self._open()
         except (SynchromeshError, OSError) as error:
             self._tell(error)
         self._task = asyncio.create_task(self._run(), name=f"join/{self._endpoint.service}")
@@ -126,17 +135,19 @@ class Membership:
             OSError: nothing accepts at its own address.
         """
         registry = await self._open()
-        await registry.refresh()
+        if isinstance(registry, RemoteRegistry):
+            await registry.refresh()
         # A server may accept only after the lifespan has begun; nobody is to be sent there before.
         await self.runtime.network.connect(_Knock, *self._address)
-        registration = await registry.register(self._endpoint, credential="")
+        registration = await registry.register(self._endpoint, credential=self._credential())
         self._registration, self._failures, self._told = registration, 0, ""
         _log.info("%s has joined, at %s", self._endpoint.instance, self._endpoint.url)
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(registry.run())
+            if isinstance(registry, RemoteRegistry):
+                loops.create_task(registry.run())
             loops.create_task(registration.run())
 
-    async def _open(self) -> RemoteRegistry:
+    async def _open(self) -> SharedRegistry | RemoteRegistry:
         """Return the registry, as long as the key is the same; raises as `_take_part` does."""
         service, runtime, rundir = self._endpoint.service, self.runtime, RunDir(self._folder)
         config = load_config(self._folder, environment=os.environ)
@@ -145,12 +156,10 @@ class Membership:
                 f"{service!r} does not belong to {config.system.name!r}; let {self._folder}/"
                 f'synchromesh.toml say so: [system] joined = ["{service}"]'
             )
-        if config.engine.nats:
-            raise ConfigError(
-                f"{service!r} cannot join {config.system.name!r}: its registry is in NATS, and "
-                "join() asks that of the control socket; run the system without [engine] nats"
-            )
-        rundir.read()  # the system makes a key before it says that it runs
+        if config.engine.nats and config.system.key:
+            rundir.create()  # the system may run elsewhere
+        else:
+            rundir.read()  # the system makes a key before it says that it runs
         key = signing_key(config.system.key, rundir, self._folder, os.environ)
         if self._registry is not None and key == self._key:
             return self._registry
@@ -158,25 +167,37 @@ class Membership:
             await self._host.close()
         signer = Signer(key)
         host = self._host = Host(config, self._folder, runtime, name=self._endpoint.instance)
-        registry = await host.open(
-            Definitions(()),
-            signer,
-            lambda pool: RemoteRegistry(
+        shared = shared_registry(config, self._folder, signer, runtime)
+
+        def registry_at(pool: HttpPool) -> SharedRegistry | RemoteRegistry:
+            return shared or RemoteRegistry(
                 lambda: rundir.read().control,
                 pool=pool,
-                credential=lambda: signer.token(
-                    service, audience=REGISTRY, now_us=runtime.wall_us()
-                ),
+                credential=self._credential,
                 runtime=runtime,
-            ),
-        )
-        self._key, self._registry = key, registry
+            )
+
+        self._key, self._signer, self._registry = key, signer, None
+        registry = await host.open(Definitions(()), signer, registry_at)
+        if not isinstance(registry, RemoteRegistry):
+            host.exit.push_async_callback(registry.close)
+            await keep_registry(registry, "registry", host.background)
+        self._registry = registry
         self.deps, self.caller = host.deps, host.deps.caller(service)
         return registry
 
+    def _credential(self) -> str:
+        assert self._signer is not None
+        now_us = self.runtime.wall_us()
+        return self._signer.token(self._endpoint.service, audience=REGISTRY, now_us=now_us)
+
     def _tell(self, error: Exception) -> None:
         """Log what keeps it from taking part, once for each reason."""
-        said = error.message if isinstance(error, SynchromeshError) else str(error)
+        said = (
+            error.message
+            if isinstance(error, SynchromeshError)
+            else str(error) or "no answer in time"
+        )
         # How often and how long a registry did not answer is not another reason.
         reason = "registry" if isinstance(error, DiscoveryError) else said
         if reason != self._told:
