@@ -31,6 +31,8 @@ from synchromesh.telemetry.trace_tree import tree_of
 LISTED_MAX = 100
 # More rows would make the page longer than 200 kB; the command line shows all.
 ROWS_MAX = 250
+# Later spans are not looked at, so that a long trace does not hold the loop.
+SPANS_MAX = 1000
 DEPTH_MAX = 12
 _BAR_WIDTH = 400
 _FAILED = "failed"
@@ -95,7 +97,7 @@ async def fetch_trace(source: Source, asked: PageQuery) -> Told:
 def render_trace(told: Told, _: PageQuery) -> Markup:
     """Draw the waterfall of a trace."""
     spans = msgspec.convert(told["spans"], list[SpanRecord])
-    tree = tree_of(spans)
+    tree = tree_of(spans, spans_max=SPANS_MAX)
     walked = tree.walk()
     begin_us = min(tree.began_us.values())
     all_us = max(1, max(tree.ended_us(span) for _, span in walked) - begin_us)

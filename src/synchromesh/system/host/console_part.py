@@ -40,6 +40,8 @@ class ControlSource:
         self._gateway = gateway
         self._folder = folder
         self._advising = asyncio.Lock()
+        # It takes a tenth of a second, once.
+        self._policies: Told = {}
         # Two readings: rates are over the time since the older one.
         self._readings: list[tuple[float, list[Family]]] = []
 
@@ -64,11 +66,14 @@ class ControlSource:
         }
 
     async def policies(self) -> Told:
-        """Return what `config explain` says of edges and branches."""
-        return {
-            "edges": msgspec.to_builtins(explain_edges(self._config, self._gateway)),
-            "branches": msgspec.to_builtins(explain_branches(self._gateway)),
-        }
+        """Return what `config explain` says of edges and branches, as they were at the start."""
+        if not self._policies:
+            edges = explain_edges(self._config, self._gateway)
+            self._policies = {
+                "edges": msgspec.to_builtins(edges),
+                "branches": msgspec.to_builtins(explain_branches(self._gateway)),
+            }
+        return self._policies
 
     async def advice(self) -> Told:
         """Return what `synchromesh advise` says: by a process of its own, for it reads much."""
