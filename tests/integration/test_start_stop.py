@@ -220,7 +220,7 @@ def test_what_a_handler_raises_is_shown_where_the_system_runs(
 
 
 def test_a_hangup_stops_all_of_it(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """SIGHUP too: exit 0, and of the run only databases, logs and keys are left."""
+    """SIGHUP too: exit 0; left are databases, logs, keys, and where the console listened."""
     folder = write_config(tmp_path, TOML + STAYS)
     with dev(folder, *flags) as process:
         told = announced(process)
@@ -234,6 +234,7 @@ def test_a_hangup_stops_all_of_it(tmp_path: Path, flags: tuple[str, ...]) -> Non
     left = {path.name for path in RunDir(folder).path.rglob("*") if path.is_file()}
     assert left - {"log-notes.jsonl", "notes.log"} == {
         ".gitignore",
+        "console.port",
         "log.jsonl",
         "notes.db",
         "notes.db.lock",

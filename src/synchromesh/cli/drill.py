@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -89,6 +87,8 @@ def _simulated(
     ways: Sequence[str],
     is_json: bool,
 ) -> list[Column]:
+    import logging
+
     from synchromesh.drill.simulated import SimulatedDrill
 
     found = SimulatedDrill(config, folder, probes)
@@ -109,6 +109,8 @@ def _live(
     ways: Sequence[str],
     is_json: bool,
 ) -> list[Column]:
+    import asyncio
+
     from synchromesh.drill.live import LiveDrill, credential_of
     from synchromesh.runtime import RealRuntime
 

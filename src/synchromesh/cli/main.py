@@ -98,7 +98,9 @@ for command in (
     ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     LazyCommand("why", "why", "why", "Explain a request or a saga: its time, and its failures."),
-    LazyCommand("blast", "blast", "blast", "What stops, degrades or waits where a service goes."),
+    LazyCommand(
+        "blast", "blast", "blast", "Show what stops, degrades or waits where a service goes."
+    ),
     LazyCommand("drill", "drill", "drill", "Take each part away in turn: what degrades how."),
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
