@@ -21,7 +21,6 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import RemoteFailed
 from synchromesh.http import HttpPool
-from synchromesh.identity import REGISTRY
 from synchromesh.system import System
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.supervise.child_process import ChildProcess
@@ -177,13 +176,10 @@ async def test_a_silent_instance_is_not_resolved_while_another_is_ready(
         registry = system._registry
         (own,) = (await registry.resolve("notes")).endpoints
         other = Endpoint("zz", "notes", own.url)
-        token = system._host.deps.signer.token(
-            "notes", audience=REGISTRY, now_us=system._host.runtime.wall_us()
-        )
 
         async def keep() -> None:
             while True:
-                await registry.grant(other, token)
+                await registry.grant(other)
                 await asyncio.sleep(0.5)
 
         keeping = asyncio.ensure_future(keep())

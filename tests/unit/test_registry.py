@@ -66,6 +66,29 @@ def test_registering_needs_the_systems_credential() -> None:
     run(main)
 
 
+def test_a_lease_that_is_lost_is_granted_again_however_old_its_credential() -> None:
+    """A credential ends within minutes, and a process that has shown one may be away for longer."""
+
+    async def main(_: SimRuntime) -> None:
+        shown: list[str] = []
+        registry = MemoryRegistry(verify=lambda credential: shown.append(verify_once(shown)))
+        registration = await register(registry, "a")
+        registry.evict("billing", lambda _: True)
+        assert await names(registry) == []
+        await registration.renew()
+        assert await names(registry) == ["a"]
+        await registration.drain()
+        await registration.resume()
+        assert await names(registry) == ["a"]
+
+    def verify_once(shown: list[str]) -> str:
+        if shown:
+            raise Unauthenticated("the credential has expired")
+        return "shown"
+
+    run(main)
+
+
 def test_a_service_that_nobody_registered_resolves_to_nothing() -> None:
     """Asking is no error, and leaves nothing behind."""
 
@@ -199,7 +222,7 @@ class Flaky:
         self.is_down = False
         self.renewals = 0
 
-    async def grant(self, endpoint: Endpoint, credential: str) -> int:
+    async def grant(self, endpoint: Endpoint) -> int:
         return 1
 
     async def renew(self, endpoint: Endpoint, incarnation: int) -> None:
@@ -219,7 +242,7 @@ def test_a_registry_that_is_down_is_asked_again_and_that_is_visible() -> None:
 
     async def main(_: SimRuntime) -> None:
         leasing = Flaky()
-        registration = Registration(leasing, at("a"), credential="", incarnation=1)
+        registration = Registration(leasing, at("a"), incarnation=1)
         renewal = asyncio.create_task(registration.run())
         await asyncio.sleep(3.5)
         assert leasing.renewals == 3
@@ -239,7 +262,7 @@ def test_leaving_a_registry_that_has_forgotten_is_no_error() -> None:
     """Draining and ending ask for what is already so."""
 
     async def main(_: SimRuntime) -> None:
-        registration = Registration(Flaky(), at("a"), credential="", incarnation=1)
+        registration = Registration(Flaky(), at("a"), incarnation=1)
         await registration.drain()
         await registration.end()
 

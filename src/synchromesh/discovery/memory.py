@@ -73,8 +73,8 @@ class MemoryRegistry:
             Unauthenticated: the credential is not the system's.
             DiscoveryError: there are as many services, or instances of this one, as there may be.
         """
-        incarnation = await self.grant(endpoint, credential)
-        return Registration(self, endpoint, credential=credential, incarnation=incarnation)
+        self._verify(credential)
+        return Registration(self, endpoint, incarnation=await self.grant(endpoint))
 
     async def resolve(self, service: str) -> Resolved:
         """Return the listed endpoints of a service; none where nobody registered."""
@@ -152,9 +152,8 @@ class MemoryRegistry:
         """Sweep whenever something is due. A supervised child: only cancellation ends it."""
         await sweep_when_due(self._due_moved, self._due_s, self._sweep)
 
-    async def grant(self, endpoint: Endpoint, credential: str) -> int:
-        """Start a lease and return its incarnation; `register` is its public form."""
-        self._verify(credential)
+    async def grant(self, endpoint: Endpoint) -> int:
+        """Start a lease and return its incarnation, as `LeaseBackend.grant` says."""
         return self._manager(endpoint.service).register(endpoint)
 
     async def renew(self, endpoint: Endpoint, incarnation: int) -> None:

@@ -171,15 +171,11 @@ class NatsRegistry:
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
         """Grant the instance a lease, as `Registry.register` says."""
-        incarnation = await self.grant(endpoint, credential)
-        return Registration(self, endpoint, credential=credential, incarnation=incarnation)
-
-    async def grant(self, endpoint: Endpoint, credential: str) -> int:
-        """Start a lease and return its incarnation; `register` is its public form."""
         self._check_credential(endpoint, credential)
-        return await self._grant(endpoint)
+        return Registration(self, endpoint, incarnation=await self.grant(endpoint))
 
-    async def _grant(self, endpoint: Endpoint) -> int:
+    async def grant(self, endpoint: Endpoint) -> int:
+        """Start a lease and return its incarnation, as `LeaseBackend.grant` says."""
         self._view.check_room(endpoint)
         key, place, bucket = _key(endpoint), place_of(endpoint), self._bucket
         self._mine.pop(key, None)
@@ -344,7 +340,7 @@ class NatsRegistry:
         if any(_key(e.endpoint) == key and e.holder != self._holder for e in theirs):
             return  # another process has registered it
         self._announced.add(key)
-        await self._grant(endpoint)
+        await self.grant(endpoint)
 
     async def _keep_watch(self) -> None:
         pause_s = PAUSE_S

@@ -60,8 +60,8 @@ class LeaseBackend(Protocol):
         """How long a lease runs without renewal."""
         ...
 
-    async def grant(self, endpoint: Endpoint, credential: str) -> int:
-        """Start a lease and return its incarnation."""
+    async def grant(self, endpoint: Endpoint) -> int:
+        """Start a lease and return its incarnation, for whoever has shown that it may register."""
         ...
 
     async def renew(self, endpoint: Endpoint, incarnation: int) -> None:
@@ -84,12 +84,9 @@ class Registration:
     meanwhile registers as draining again.
     """
 
-    def __init__(
-        self, leasing: LeaseBackend, endpoint: Endpoint, *, credential: str, incarnation: int
-    ) -> None:
+    def __init__(self, leasing: LeaseBackend, endpoint: Endpoint, *, incarnation: int) -> None:
         self._leasing = leasing
         self._endpoint = endpoint
-        self._credential = credential
         self._incarnation = incarnation
         self._is_draining = False
         self._has_ended = False
@@ -126,7 +123,7 @@ class Registration:
         try:
             await self._leasing.renew(self._endpoint, self._incarnation)
         except UnknownInstance:
-            self._incarnation = await self._leasing.grant(self._endpoint, self._credential)
+            self._incarnation = await self._leasing.grant(self._endpoint)
             if self._is_draining:
                 await self._leasing.drain(self._endpoint, self._incarnation)
 
@@ -150,7 +147,7 @@ class Registration:
             DiscoveryError: it has ended here, or the registry cannot be asked.
         """
         self._check_open()
-        self._incarnation = await self._leasing.grant(self._endpoint, self._credential)
+        self._incarnation = await self._leasing.grant(self._endpoint)
         self._is_draining = False
 
     async def end(self) -> None:

@@ -84,8 +84,8 @@ class RemoteRegistry:
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
         """Grant the instance a lease, as `Registry.register` says."""
-        incarnation = await self.grant(endpoint, credential)
-        return Registration(self, endpoint, credential=credential, incarnation=incarnation)
+        del credential  # every request is signed anew
+        return Registration(self, endpoint, incarnation=await self.grant(endpoint))
 
     async def resolve(self, service: str) -> Resolved:
         """Return the last known endpoints; stale while the registry is down.
@@ -155,9 +155,8 @@ class RemoteRegistry:
             self.lists[service] = (resolved.endpoints, math.inf)
         self._note_change()
 
-    async def grant(self, endpoint: Endpoint, credential: str) -> int:
-        """Start a lease and return its incarnation; `register` is its public form."""
-        del credential  # every request is signed anew
+    async def grant(self, endpoint: Endpoint) -> int:
+        """Start a lease and return its incarnation, as `LeaseBackend.grant` says."""
         self._unsure.add(endpoint)
         granted = await self._post("register", endpoint, Granted)
         self._unsure.discard(endpoint)

@@ -95,12 +95,11 @@ class RegistryServer:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Handle a request of a process."""
         try:
-            token = request.headers.get(CREDENTIAL, "") or ""
-            credential = self._verify(token)
+            credential = self._verify(request.headers.get(CREDENTIAL, "") or "")
             if (request.method, request.path) == ("GET", PATH):
                 answer = encode(await self._listing(request.query))
             elif request.method == "POST":
-                answer = encode(await self._lease(request, credential, token))
+                answer = encode(await self._lease(request, credential))
             else:
                 raise _unknown(request)
         except SynchromeshError as error:
@@ -144,12 +143,12 @@ class RegistryServer:
     def _is_learning(self) -> bool:
         return asyncio.get_running_loop().time() < self._learns_until_s
 
-    async def _lease(self, request: HttpRequest, credential: Credential, token: str) -> object:
+    async def _lease(self, request: HttpRequest, credential: Credential) -> object:
         registry = self._registry
         if request.path == f"{PATH}/register":
             endpoint = _decoded(request.body, Endpoint)
             _check_own(endpoint, credential)
-            incarnation = await registry.grant(endpoint, token)
+            incarnation = await registry.grant(endpoint)
             return Granted(self._base + incarnation, registry.ttl_s)
         act = {
             f"{PATH}/renew": registry.renew,
