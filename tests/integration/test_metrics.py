@@ -143,7 +143,11 @@ async def test_one_page_tells_of_all_processes(
     async with running(tmp_path, WITH_GATEWAY) as system:
         admin = system.info.admin
         assert await order(pool, system.info.gateway, "/slow", b'{"seconds": 0}') == 200
-        every = await shown(pool, admin)
+        counted = {"synchromesh_operation_duration_seconds", "http_server_request_duration_seconds"}
+        async with asyncio.timeout(WAIT_S):
+            # What a process has read a moment ago is told to others, too.
+            while not counted <= set(every := await shown(pool, admin)):
+                continue
         up = every["synchromesh_process_up"].of("")
         assert {dict(own)["process"]: value for own, value in up.items()} == dict.fromkeys(
             ("notebook", "notes", "gateway"), 1.0

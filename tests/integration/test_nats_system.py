@@ -129,7 +129,7 @@ async def test_a_registry_that_cannot_be_used_is_told_before_anything_serves(
 ) -> None:
     """With what to do; nothing is left running."""
     for text, told in (
-        (on_nats(TOML, tmp_path, "nats://127.0.0.1:1"), "cannot be reached"),
+        (on_nats(TOML, tmp_path, "nats://127.0.0.1:1"), r"127\.0\.0\.1:1 did not answer .*; start"),
         (on_nats(TOML, tmp_path, "env:NO_SUCH"), "NO_SUCH is not set"),
         (
             on_nats(TOML, tmp_path).replace("\n[services", 'host = "0.0.0.0"\n\n[services', 1),

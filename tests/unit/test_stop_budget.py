@@ -31,10 +31,10 @@ def test_the_documentation_says_how_a_stop_is_divided() -> None:
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ({"gateway_s": 2.5}, "a stop may take 10 s; make its stages shorter than 10 s"),
+        ({"gateway_s": 2.5}, "a stop may take 10.2 s; make its stages shorter than 10 s"),
         ({"replaced_s": 10.0}, "a process that is replaced may take 10 s; make its bound"),
-        ({"replaced_gateway_s": 8.5}, "replaced may take 9 s; make its stages shorter than 9 s"),
-        ({"replaced_answer_s": 7.0}, "replaced may take 9.1 s; make its stages shorter than 9 s"),
+        ({"replaced_gateway_s": 8.5}, "replaced may take 9.2 s; make its stages shorter than 9 s"),
+        ({"replaced_answer_s": 7.0}, "replaced may take 9.3 s; make its stages shorter than 9 s"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(stages: dict[str, float], said: str) -> None:

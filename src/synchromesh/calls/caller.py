@@ -37,6 +37,7 @@ from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
 from synchromesh.identity import NOBODY, Principal, Signer
+from synchromesh.propagation import KEPT_TRACE, NEW_TRACE
 from synchromesh.resilience import BreakerSnapshot, BreakerState, Edge, Limiter, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
@@ -177,8 +178,10 @@ class Caller:
                 "seconds, or None for no deadline"
             )
         now, propagation = asyncio.get_running_loop().time(), self._shared.tracer.propagation
-        marks_of = propagation.kept if trace_id else propagation.begun
-        trace_id = trace_id or new_trace_id(self._runtime.rng)
+        is_kept, trace_id = bool(trace_id), trace_id or new_trace_id(self._runtime.rng)
+        marks = KEPT_TRACE if is_kept else NEW_TRACE
+        if propagation.sampled_from:  # else all of them are sampled: without its frame
+            marks = (propagation.kept if is_kept else propagation.begun)(trace_id)
         return CallContext(
             trace_id=trace_id,
             span_id="",
@@ -187,7 +190,7 @@ class Caller:
             deadline_s=None if timeout_s is None else now + timeout_s,
             key=self._runtime.new_id() if key is None else key,
             attempts_left=self._policies.attempts_per_tree,
-            marks=marks_of(trace_id),
+            marks=marks,
         )
 
     def call(

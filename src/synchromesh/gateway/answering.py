@@ -200,7 +200,8 @@ class AnsweredExchange:
 
     def refuse(self, told: SynchromeshError, error: Exception | None = None) -> None:
         """Answer with an error that is worded for the outside."""
-        self._close(*outcome_of(error or told))
+        outcome, noted = outcome_of(error or told)
+        self._close(outcome, {**(noted or {}), "status": str(told.status)})
         fields = (*ALWAYS, (TRACE, self.context.trace_id), *self._limits.fields)
         head, body = ready_answer(refused(told, fields, trace_id=self.context.trace_id))
         self._exchange.answer(head + self.told, body)

@@ -397,7 +397,8 @@ class _OnServer:
             return thread.submit(asyncio.run, self._fetch(sql)).result()
 
     async def _fetch(self, sql: str) -> list[tuple[Any, ...]]:
-        import asyncpg  # only where there is a server
+        # Only where there is a server.
+        import asyncpg  # type: ignore[import-untyped, unused-ignore]
 
         try:
             connection = await asyncpg.connect(

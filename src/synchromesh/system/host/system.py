@@ -248,9 +248,9 @@ class System:
         host.rundir.note_engines([engine.name for engine in self._engines])
         for engine in self._engines:
             enter.push_async_callback(engine.stop)
+            await engine.start()
         await host.open(definitions, signer, lambda _: registry, fix=registry.fix)
         for engine in self._engines:
-            await engine.start()
             host.background.start(Child(f"engine/{engine.name}", engine.run))
         server = host.databases.server
         if server is not None and server.databases.has_user:
