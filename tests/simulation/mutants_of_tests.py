@@ -148,9 +148,9 @@ def _crashes_are_no_attempts(begun: Any) -> Any:
     return mutated
 
 
-def _everyone_owns(_: Any) -> Any:
-    async def mutated(unit: Unit, epoch: int) -> bool:
-        return True
+def _nothing_is_lost(_: Any) -> Any:
+    async def mutated(self: Any, unit: Unit) -> tuple[int, ...]:
+        return ()
 
     return mutated
 
@@ -278,8 +278,8 @@ MUTANTS_OF_TESTS: Sequence[Mutant] = (
     ),
     Mutant(
         "an engine that was taken over goes on writing",
-        f"{_SAGA}.tables._owns",
-        _everyone_owns,
+        f"{_SAGA}.shards.SoleShards.lost",
+        _nothing_is_lost,
         test="tests/contract/test_saga_recovery.py::"
         "test_after_a_takeover_no_record_of_the_old_engine_is_accepted",
     ),
