@@ -43,7 +43,7 @@ way_in = Gateway(
 """
 GATE = """
 [gateway]
-app = "doors:way_in"
+app = "client_doors:way_in"
 tls = { certificate = "gate.pem", key = "gate.key", client_ca = "clients.pem", client = "optional" }
 """
 
@@ -52,7 +52,7 @@ tls = { certificate = "gate.pem", key = "gate.key", client_ca = "clients.pem", c
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a gateway that knows certificates into the folder."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    (tmp_path / "doors.py").write_text(APP)
+    (tmp_path / "client_doors.py").write_text(APP)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -152,7 +152,7 @@ async def test_certificates_that_nobody_is_asked_for_are_a_mistake(
 ) -> None:
     """It is named before anything listens."""
     issue(tmp_path, "gate")
-    gate = f'[gateway]\napp = "doors:way_in"\ntls = {{ {tls} }}\n'
+    gate = f'[gateway]\napp = "client_doors:way_in"\ntls = {{ {tls} }}\n'
     with pytest.raises(ConfigError, match=told):
         async with running(tmp_path, f"{TOML}\n{gate}"):
             pass

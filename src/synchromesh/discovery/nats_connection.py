@@ -99,4 +99,7 @@ def _why(error: Exception) -> str:
         return "it refuses the credentials in the URL; write nats://USER:PASSWORD@HOST:PORT"
     if isinstance(error, TimeoutError):
         return f"it has not answered within {CONNECT_WITHIN_S:g} s; is that its clients' port?"
+    if isinstance(error, ConnectionResetError):
+        # It resets a connection that it refuses, and what it said of it may be lost.
+        return "it closed the connection; are the credentials in [engine] nats right?"
     return f"it cannot be reached: {text or type(error).__name__}; start it, or mend [engine] nats"
