@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from metrics_check import read
 from synchromesh.errors import BadRequest
 from synchromesh.http import Headers, HttpRequest
+from synchromesh.runtime import RealRuntime
 from synchromesh.system.control.catalogue import EVERY
 from synchromesh.system.host.metrics_page import OPENMETRICS, TEXT, MetricsPage, choose
 from synchromesh.telemetry.exposition import SERIES_EACH, exposed, label_name, prometheus_name
@@ -27,6 +28,7 @@ from synchromesh.telemetry.metrics import (
     Metric,
     Sample,
 )
+from synchromesh.testing import SimRuntime, run
 
 # As Prometheus 3 asks.
 PROMETHEUS = (
@@ -110,7 +112,7 @@ def test_any_text_is_a_choice_or_is_refused(accept: str) -> None:
 
 def test_the_page_answers_in_what_was_asked_for() -> None:
     """It says which; who takes neither is told what there is."""
-    page = MetricsPage(_families)
+    page = MetricsPage(_families, RealRuntime())
 
     async def ask(*accepts: str) -> tuple[int, str, bytes]:
         headers = Headers([("accept", each) for each in accepts])
@@ -133,8 +135,9 @@ def test_the_page_answers_in_what_was_asked_for() -> None:
 def test_the_library_is_loaded_with_the_first_scrape() -> None:
     """A system that nobody scrapes has none of it."""
     program = (
-        "import sys, synchromesh.system, synchromesh.system.host.metrics_page as page; "
-        "before = 'prometheus_client' in sys.modules; page._library(); "
+        "import asyncio, sys, synchromesh.system, synchromesh.system.host.metrics_page as page; "
+        "from synchromesh.runtime import RealRuntime; "
+        "before = 'prometheus_client' in sys.modules; asyncio.run(page._loaded(RealRuntime())); "
         "print(before, 'prometheus_client' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -202,3 +205,18 @@ def test_names_follow_prometheus_rules() -> None:
         assert len(set(labels)) == len(labels)
         # Prometheus says these itself.
         assert not {"le", "job", "instance", "quantile"} & set(labels)
+
+
+def test_it_is_loaded_in_simulation_too() -> None:
+    """The thread comes from the runtime, so that a simulated system is scraped as any other."""
+
+    async def main(runtime: SimRuntime) -> int:
+        page, headers = MetricsPage(_families, runtime), Headers([])
+        answers = [
+            await page.answer(HttpRequest("GET", "/metrics", "/metrics", "", headers, b""))
+            for _ in range(2)
+        ]
+        assert answers[0].body == answers[1].body
+        return answers[0].status
+
+    assert run(main) == 200

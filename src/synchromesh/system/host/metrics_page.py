@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
 from synchromesh.errors import BadRequest
 from synchromesh.http import HttpRequest, HttpResponse, error_response, problem_response
+from synchromesh.runtime import Runtime
 from synchromesh.system.control.metrics import Collector
 from synchromesh.system.host.host import Host
 from synchromesh.telemetry import Family
@@ -118,10 +121,13 @@ class MetricsPage:
 
     Args:
         collect: returns the metrics.
+        runtime: has the thread that loads what writes them, at the first scrape.
     """
 
-    def __init__(self, collect: Callable[[], Awaitable[list[Family]]]) -> None:
+    def __init__(self, collect: Callable[[], Awaitable[list[Family]]], runtime: Runtime) -> None:
         self._collect = collect
+        self._runtime = runtime
+        self._library: ModuleType | None = None
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer with all metrics; 406 where the client takes neither format."""
@@ -132,10 +138,10 @@ class MetricsPage:
         if kind is None:
             return problem_response(406, f"metrics are told as: {' or '.join(FORMATS)}")
         families = await self._collect()
-        # It takes a tenth of a second to load, once.
-        exposition = await asyncio.to_thread(_library)
+        if self._library is None:
+            self._library = await _loaded(self._runtime)
         parts = []
-        for part in exposition.exposed(families, is_openmetrics=kind is OPENMETRICS):
+        for part in self._library.exposed(families, is_openmetrics=kind is OPENMETRICS):
             parts.append(part)
             await asyncio.sleep(0)  # requests go first
         fields = [("content-type", kind), ("cache-control", "no-store"), ("vary", "accept")]
@@ -152,10 +158,23 @@ def serve_metrics(host: Host) -> None:
         sources=(lambda: [] if host.gateway is None else host.gateway.families(),),
     )
     host.control.metrics = collector.families
-    host.admin.page(PATH, MetricsPage(collector.families).answer)
+    host.admin.page(PATH, MetricsPage(collector.families, host.runtime).answer)
 
 
-def _library() -> ModuleType:
-    from synchromesh.telemetry import exposition
+async def _loaded(runtime: Runtime) -> ModuleType:
+    """Load what writes metrics, which takes a tenth of a second the first time, off the loop."""
+    found: asyncio.Future[ModuleType] = asyncio.get_running_loop().create_future()
 
-    return exposition
+    def load(_: list[None]) -> Callable[[], None]:
+        try:
+            module = import_module("synchromesh.telemetry.exposition")
+        except Exception as error:  # noqa: BLE001 - a worker raises nothing
+            return partial(found.set_exception, error)
+        return partial(found.set_result, module)
+
+    worker = runtime.worker("metrics", load)
+    worker.put(None)
+    try:
+        return await asyncio.shield(found)
+    finally:
+        await worker.close()
