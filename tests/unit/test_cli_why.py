@@ -130,7 +130,9 @@ def test_a_saga_is_explained_by_its_id_also_when_all_is_stopped(
     [
         ("f" * 32, "no spans of trace 'ffffffffffffffffffffffffffffffff' are kept"),
         ("nope", "no saga has the id 'nope'"),
+        ("n" * 5_000, f"no saga has the id '{'n' * 80}'; "),
     ],
+    ids=["trace", "saga", "long"],
 )
 def test_what_is_not_there_is_a_mistake_of_the_user(
     run: Run, folder: Path, wanted: str, told: str
@@ -139,6 +141,7 @@ def test_what_is_not_there_is_a_mistake_of_the_user(
     ran = run(folder, "why", wanted)
     assert ran.code == 2
     assert told in ran.err
+    assert len(ran.err) < 300
 
 
 def test_a_folder_in_which_nothing_ran_says_so(run: Run, tmp_path: Path) -> None:

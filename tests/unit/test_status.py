@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import ClassVar, cast
+
 import msgspec
 
+from synchromesh.calls import Caller
+from synchromesh.resilience.breaker import BreakerSnapshot, BreakerState
+from synchromesh.system.control import local
 from synchromesh.system.control.status import (
     ChildStatus,
     ClientStatus,
@@ -144,3 +150,28 @@ def test_a_subscriber_that_is_gone_is_found_where_something_is_kept_for_it() -> 
             "--service shop --why TEXT"
         ),
     ]
+
+
+def test_no_time_in_a_state_is_negative() -> None:
+    """A breaker whose ramp ends at the moment of the reading has been closed for no time."""
+
+    class Reading:
+        edges: ClassVar = {
+            "billing": BreakerSnapshot(
+                "billing",
+                BreakerState.CLOSED,
+                1,
+                0,
+                0,
+                0,
+                0,
+                1,
+                None,
+                since_s=1e12,  # later
+            )
+        }
+
+    async def main() -> float:
+        return local._breakers(cast("Caller", Reading()))["billing"].in_state_s
+
+    assert repr(asyncio.run(main())) == "0.0"

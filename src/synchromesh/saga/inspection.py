@@ -108,4 +108,4 @@ class StoredRuns:
         return story
 
     def _unknown(self, id: str) -> UnknownSaga:  # noqa: A002
-        return UnknownSaga(f"no saga of {self._service} has the id {id!r}")
+        return UnknownSaga(f"no saga of {self._service} has the id {id[:80]!r}")

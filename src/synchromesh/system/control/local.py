@@ -244,7 +244,10 @@ def _breakers(caller: Caller) -> dict[str, BreakerStatus]:
     now = asyncio.get_running_loop().time()
     return {
         callee: msgspec.convert(
-            {**msgspec.to_builtins(breaker), "in_state_s": round(now - breaker.since_s, 3)},
+            {
+                **msgspec.to_builtins(breaker),
+                "in_state_s": max(0.0, round(now - breaker.since_s, 3)),
+            },
             BreakerStatus,
         )
         for callee, breaker in caller.edges.items()

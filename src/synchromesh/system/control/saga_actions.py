@@ -88,7 +88,7 @@ def _repair(
 
 
 def _unknown(wanted: ShowSaga | RepairSaga) -> UnknownSaga:
-    return UnknownSaga(f"no saga has the id {wanted.id!r}; synchromesh saga list shows them")
+    return UnknownSaga(f"no saga has the id {wanted.id[:80]!r}; synchromesh saga list shows them")
 
 
 ACTIONS: tuple[Action, ...] = (

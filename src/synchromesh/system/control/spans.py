@@ -51,7 +51,7 @@ async def find_spans(processes: Sequence[KeepsSpans], trace_id: str) -> Spans:
     spans = await _gathered(processes, trace_id)
     if not spans:
         raise BadRequest(
-            f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
+            f"no spans of trace {trace_id[:80]!r} are kept; the ring may have wrapped. The "
             "newest is: synchromesh trace last"
         )
     return Spans(spans, trace_id)

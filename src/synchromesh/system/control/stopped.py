@@ -146,8 +146,8 @@ def read_trace(folder: Path, trace_id: str) -> dict[str, Any]:
     spans = [span for file in files for span in kept_spans(str(file), disk, trace_id)]
     if not spans:
         raise BadRequest(
-            f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The newest is: "
-            "synchromesh trace last"
+            f"no spans of trace {trace_id[:80]!r} are kept; the ring may have wrapped. The "
+            "newest is: synchromesh trace last"
         )
     spans.sort(key=lambda span: span.started_us)
     # As it would come from the running system.
