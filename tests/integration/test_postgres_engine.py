@@ -112,6 +112,8 @@ def test_a_server_ends_with_its_system_and_is_read_after_it(
         sell = ("call", "shop.sell", "sku=a", "qty=3")
         assert run(tmp_path, *sell).code == 0
         assert "shop: in order" in run(tmp_path, "db", "verify").out
+        refused = run(tmp_path, "db", "backup")
+        assert (refused.code, "pg_dump" in refused.err) == (2, True)  # no failure of the system's
         process.kill()
         assert ends(server, 30.0)
     listed = run(tmp_path, "events", "list", "--json")

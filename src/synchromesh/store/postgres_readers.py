@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from synchromesh.errors import StoreBroken, StoreError
+from synchromesh.errors import BadRequest, StoreBroken, StoreError
 from synchromesh.runtime import Runtime
 from synchromesh.store.backup import Backup
 from synchromesh.store.dialect import POSTGRES
@@ -138,8 +138,8 @@ class PostgresBeside:
             await own.close()
 
     async def back_up(self, folder: Path, *, system: str) -> Backup:  # noqa: ARG002
-        """Raise `StoreBroken`: the server's own tools make backups of it."""
-        raise StoreBroken(
+        """Raise `BadRequest`: the server's own tools make backups of it."""
+        raise BadRequest(
             f"{place_of(self._url)} is a database of a PostgreSQL server, which is not copied to "
             f"{folder}: back it up with the server's own tools (pg_dump, or pg_basebackup with "
             "its write-ahead log)"

@@ -199,6 +199,7 @@ class Beside(Protocol):
         """Copy the database, which may be in use, to a new folder below `folder`.
 
         Raises:
+            BadRequest: the engine's own tools make backups of it.
             StoreFull: there is no room for it; nothing is kept.
             StoreError: it cannot be read, or the folder not be written; nothing is kept.
         """
