@@ -23,10 +23,12 @@ test: sync chromium ## Everything: ruff, mypy, layers, docs, two at a time, then
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types layers docs
 	@$(RUN) $(PYTEST)
 
-# The console is tested in a browser: Debian's own, installed where this may be done.
+# The console is tested in a browser: Debian's own, installed where this may be done. A fresh machine has no lists of
+# packages, or old ones, which name what is no more.
 chromium:
-	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq install --yes chromium > /dev/null; } || \
-		{ echo "the console is tested in a browser; install it: apt-get install --yes chromium"; exit 1; }
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update > /dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium > /dev/null; } || \
+		{ echo "the console is tested in a browser; install it: apt-get update && apt-get install --yes chromium"; exit 1; }
 
 # Traced line by line the suite takes half as long again, so that it is not part of every run.
 coverage: sync ## The suite with its coverage, of lines and branches

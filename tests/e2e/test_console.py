@@ -19,7 +19,7 @@ from running_works import Works, synchromesh
 from synchromesh.console.site import PAGES
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-INSTALL = "apt-get install --yes chromium"
+INSTALL = "apt-get update && apt-get install --yes chromium"
 SLOW_MS = 60_000.0
 expect.set_options(timeout=SLOW_MS)
 THEMES = ("light", "dark")
