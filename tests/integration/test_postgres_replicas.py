@@ -24,6 +24,8 @@ from synchromesh.saga.repair import RepairWish
 from synchromesh.saga.timetable import tell
 from synchromesh.service import ServiceInstance
 from synchromesh.store.owners import SharedOwners
+from synchromesh.store.postgres_connection import connect
+from synchromesh.store.postgres_errors import PostgresFault
 from synchromesh.testing.serving import InProcess
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +137,7 @@ async def world(anyio_backend: str) -> AsyncIterator[World]:
 class Two:
     """Two instances of the shop in this process, of which the first is called, and one stock."""
 
+    url: str
     served: InProcess
     first: ServiceInstance
     second: ServiceInstance
@@ -158,7 +161,7 @@ async def two(anyio_backend: str) -> AsyncIterator[Two]:
     served = in_process(urls)
     await served.start("stock", "shop")
     second = await ServiceInstance.start(shop, served.deps, name="shop#2")
-    made = Two(served, served.up["shop"], second)
+    made = Two(urls["shop"], served, served.up["shop"], second)
     await made.until_owned(made.first, 30)
     await made.until_owned(second, 30)
     yield made
@@ -216,6 +219,23 @@ async def test_one_that_stood_still_writes_nothing(two: Two) -> None:
     assert first.engine.counts["completed"] == 0
     owned = "select count(*) from sale where n = 1"
     assert await first.store.read(owned) == [(2,)]
+
+
+async def test_what_one_that_stands_still_holds_is_freed(two: Two) -> None:
+    """It has stopped where the server does not take it for idle: after a statement is prepared."""
+    owners = two.first.store.owners
+    assert isinstance(owners, SharedOwners)
+    assert owners._task is not None
+    stopped = await connect(two.url, service="shop", replica=owners._id, limit_s=600.0)
+    write = "insert into tick(id, n) values ('here', 1)"
+    await stopped.execute(f"begin; {write}")
+    await stopped.prepare("select 1")
+    owners._task.cancel()
+    async with asyncio.timeout(WAIT_S):
+        await two.second.store.write(lambda unit: unit.execute(write), name="waits for it")
+    with pytest.raises((*PostgresFault, ConnectionError)):
+        await stopped.execute("commit")
+    assert await two.second.store.read("select n from tick") == [(1,)]
 
 
 async def test_one_that_stops_gives_back_at_once(two: Two) -> None:

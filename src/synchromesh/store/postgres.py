@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
@@ -111,15 +112,18 @@ class PostgresStore(UnitStore):
         self._url = url
         self.vault = AbsentKeys(service)
         self.beside = PostgresBeside(url, service, runtime)
+        life_id = runtime.new_id()[:23]
+        connected = partial(connect, url, service=service, replica=life_id)
+        bounded = partial(connected, limit_s=options.unit_limit_s)
         self._sequencer = postgres_log.Sequencer(
-            lambda: connect(url, service=service), logs, service=service,
-            look_every_s=options.look_every_s,
-        )  # fmt: skip
+            connected, logs, service=service, look_every_s=options.look_every_s
+        )
         self._units = Units(
-            lambda: connect(url, service=service, limit_s=options.unit_limit_s),
+            bounded,
             UnitsOptions(
                 self.place,
                 service,
+                life_id,
                 logs,
                 options.unit_limit_s,
                 options.backlog_max,
@@ -132,25 +136,17 @@ class PostgresStore(UnitStore):
             went=lambda: self._notify(OUTAGE),
         )
         self._submit = self._units.submit
-        self._wakeups = Wakeups(
-            lambda: connect(url, service=service), self._hear, sender=self._units.life_id,
-            service=service,
-        )  # fmt: skip
+        self._wakeups = Wakeups(connected, self._hear, sender=life_id, service=service)
         self._readers = Readers(
-            lambda: connect(url, service=service, limit_s=options.unit_limit_s, is_read_only=True),
+            partial(bounded, is_read_only=True),
             self._units.plans,
             path=self.place,
             connections_max=options.readers_max,
         )
-        self.owners = SharedOwners(
-            PostgresDutyBook(
-                lambda: connect(url, service=service, limit_s=options.unit_limit_s),
-                path=self.place, sender=self._units.life_id, lease_s=options.lease_s,
-            ),
-            self._units.life_id,
-            self.listen,
-            renew_s=options.lease_s / 3,
-        )  # fmt: skip
+        book = PostgresDutyBook(
+            bounded, path=self.place, sender=life_id, lease_s=options.lease_s
+        )
+        self.owners = SharedOwners(book, life_id, self.listen, renew_s=options.lease_s / 3)
         self._is_closed = False
 
     @classmethod

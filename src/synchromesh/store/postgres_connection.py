@@ -23,6 +23,9 @@ VERSION_MIN = 16
 SESSION = "synchromesh.session"
 """A setting that nobody reads; that it is there says that the others are, too."""
 
+SESSIONS_OF = "synchromesh {} "
+"""What the names of a replica's sessions begin with, with its id; they end with its service."""
+
 _STATEMENTS_CACHED = 512
 # As `discard all` does it, but for the statements that the driver has prepared.
 _CLEAR = (
@@ -56,6 +59,7 @@ async def connect(
     url: str,
     *,
     service: str,
+    replica: str = "",
     limit_s: float | None = None,
     is_read_only: bool = False,
     database: str | None = None,
@@ -64,6 +68,7 @@ async def connect(
 
     Args:
         database: another one than the address has, on the same server.
+        replica: whose sessions others may end once its lease is over, by `SESSIONS_OF`.
         limit_s: how long a statement may run; a transaction may be idle for 2 s at most.
 
     Raises:
@@ -71,7 +76,7 @@ async def connect(
         StoreBroken: it refuses the role or has no such database, or is too old.
     """
     settings = {
-        "application_name": f"synchromesh {service}",
+        "application_name": (SESSIONS_OF.format(replica) if replica else "synchromesh ") + service,
         "TimeZone": "UTC",
         "synchronous_commit": "on",
         "jit": "off",

@@ -4,8 +4,12 @@ One connection of its own keeps the lease, so that no backlog of units holds up 
 statements are READ COMMITTED, each a transaction: the row of a duty is what a claim and a unit meet
 at. A unit that writes under an epoch locks the row FOR SHARE; one whose snapshot is older than a
 claim is run again by that lock and then sees who owns it. So a claim waits for the units of the
-owner before, and none of it commits after the claim. What a process holds that was stopped in a
-unit is left for the next turn, until the server ends its session.
+owner before, and none of it commits after the claim.
+
+A process that stands still in a unit keeps its locks. The server ends a session that is idle in a
+transaction, but does not take one for idle that waits after a statement was prepared; and another
+of the same process, which had waited for the lock, has it then. So the others end every session of
+a replica without a lease whose transaction is older than a lease.
 
 A standby takes no renewals, so that none is granted twice over one, as an advisory lock would be.
 """
@@ -17,7 +21,7 @@ from contextlib import asynccontextmanager
 
 from synchromesh.store.owners import TOPIC
 from synchromesh.store.ownership import View
-from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_connection import SESSIONS_OF, Connection
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_wakeups import CHANNEL, told
 
@@ -57,6 +61,11 @@ _LEAVE = (
 # Of processes that died long ago.
 _FORGET = f"delete from sm_replica where until_us < {_NOW} - 3600000000"
 _TELL = "select pg_notify($1, $2)"
+_END_STOPPED = f"""\
+select pg_terminate_backend(session.pid) from pg_stat_activity session join sm_replica r
+on starts_with(session.application_name, '{SESSIONS_OF.format("' || r.id || '")}')
+where r.until_us <= {_NOW} and session.datname = current_database()
+and session.usename = current_user and session.xact_start < clock_timestamp() - $1 * interval '1us'"""
 
 
 class PostgresDutyBook:
@@ -93,6 +102,7 @@ class PostgresDutyBook:
         """Renew the lease of a replica, and return what is told of all of them."""
         async with self._connected() as connection:
             await connection.execute(_RENEW, replica, "\n".join(sorted(able)), self._lease_us)
+            await connection.execute(_END_STOPPED, self._lease_us)
             if self._able != able:
                 await connection.execute(_MAKE, list(able))
                 await connection.execute(_FORGET)

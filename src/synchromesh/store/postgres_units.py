@@ -99,11 +99,13 @@ class UnitsOptions:
 
     Attributes:
         path: where the database is, as messages show it.
+        life_id: what the ids of its units begin with: 23 characters of a UUID.
         logs: tables that are logs.
     """
 
     path: str
     service: str
+    life_id: str
     logs: Sequence[str]
     limit_s: float
     backlog_max: int
@@ -122,7 +124,6 @@ class Units:
     Attributes:
         outage: whether the server can be reached.
         commits: how many units were committed.
-        life_id: what the ids of its units begin with.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class Units:
         self.outage = Outage(options.path)
         self.commits = 0
         self._sweep_at = _SWEEP_EVERY
-        self.life_id = runtime.new_id()[:23]
+        self._life_id = options.life_id
         self._number = 0
         self._turns: Turns[UnitJob] = Turns()
         self._pending: set[UnitJob] = set()
@@ -430,7 +431,7 @@ class Units:
 
     def _id_of(self, number: int) -> str:
         """Return the id of a unit; ids ascend as units begin."""
-        return f"{self.life_id}-{number:012x}"
+        return f"{self._life_id}-{number:012x}"
 
     # -- connections that are lost --------------------------------------------------------------
 
