@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client
 
 from nats_server import JETSTREAM, NatsServer
 from nats_world import KEY, Wire, at, credential, kept, listed, registry_at, running, until
@@ -40,6 +42,12 @@ async def empty(server: NatsServer) -> AsyncIterator[None]:
     with suppress(nats.errors.Error):
         await client.jetstream().delete_stream(STREAM)
     await client.close()
+
+
+async def ask(client: Client, what: str) -> dict[str, Any]:
+    """Ask JetStream."""
+    told: dict[str, Any] = json.loads((await client.request(f"$JS.API.{what}", b"")).data)
+    return told
 
 
 async def test_the_last_known_good_outlives_a_restart_of_the_server(server: NatsServer) -> None:
@@ -119,21 +127,24 @@ async def test_a_watch_that_is_blind_while_its_connection_is_up_is_opened_anew(
     server: NatsServer,
 ) -> None:
     """Its consumer is gone, as with the server that had it: silence is no news, and is noticed."""
-    async with running(server.url) as reader, running(server.url) as holder, kept(holder, "a"):
-        await listed(reader, "a")
+    async with AsyncExitStack() as stack:
         client = await nats.connect(server.url)
-        names = json.loads((await client.request(f"$JS.API.CONSUMER.NAMES.{STREAM}", b"")).data)
-        for name in names["consumers"]:
-            await client.request(f"$JS.API.CONSUMER.DELETE.{STREAM}.{name}", b"")
+        stack.push_async_callback(client.close)
+        reader = await stack.enter_async_context(running(server.url))
+        holder = await stack.enter_async_context(running(server.url))
+        await stack.enter_async_context(kept(holder, "a"))
+        await listed(reader, "a")
+        for name in (await ask(client, f"CONSUMER.NAMES.{STREAM}"))["consumers"]:
+            await ask(client, f"CONSUMER.DELETE.{STREAM}.{name}")
         async with kept(holder, "b"):
             await listed(reader, "a", "b")
         # The bucket is gone, and made anew: revisions begin elsewhere.
-        await client.request(f"$JS.API.STREAM.DELETE.{STREAM}", b"")
-        await until(lambda: holder.is_down)
-        await until(lambda: not holder.is_down)
+        await ask(client, f"STREAM.DELETE.{STREAM}")
+        async with asyncio.timeout(30.0):
+            while "error" in await ask(client, f"STREAM.INFO.{STREAM}"):
+                await asyncio.sleep(0.02)
         async with kept(holder, "c"):
             await listed(reader, "a", "c")
-        await client.close()
 
 
 async def test_a_server_that_stands_still_empties_no_list(server: NatsServer) -> None:

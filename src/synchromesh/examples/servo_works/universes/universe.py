@@ -417,8 +417,6 @@ class Universe:
             del self._last_sends[node.name]
             self.world.count["crash after send"] += 1
             node.crash(0.3)
-        if not (self._doomed or self._last_sends):
-            self.world.on_step = None  # which is asked at each step of each node
         if not self._doomed and not self._last_sends:
             self.world.on_step = None  # it is asked before each step of all nodes
 
