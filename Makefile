@@ -4,8 +4,8 @@ UV := .uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
 BENCH := .bench/venv
 AREAS := calls gateway telemetry memory resilience units saga events
-# One worker a core, and a file's tests in one of them; four are enough to wait for the longest file.
-PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Four workers, for half of the tests wait more than they work; a file's tests are in one of them.
+PYTEST := pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 SEED ?= 0
 N ?= 100
 MINUTES ?= 5
@@ -19,7 +19,7 @@ help: ## Show what can be made
 demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
-test: sync chromium ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run on all cores
+test: sync chromium ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run of four workers
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types layers docs
 	@$(RUN) $(PYTEST)
 

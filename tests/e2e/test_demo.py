@@ -166,21 +166,19 @@ def test_each_customer_has_a_key_or_a_token(kept: Kept) -> None:
     assert not any(b"eyJ" in text or b"Bearer " in text for text in kept_texts)
 
 
-@pytest.mark.parametrize("rate", ["10/s", "2/s"])
-def test_it_passes_however_quick_the_customers_are(tmp_path: Path, rate: str) -> None:
-    """Orders come five times as fast, at a fifth of the rate or less: nothing of it is a finding.
+def test_it_passes_however_quick_the_customers_are(tmp_path: Path) -> None:
+    """Orders come five times as fast, at a small part of the rate: nothing of it is a finding.
 
     What a rate turned away is counted apart, and is no failure.
     """
-    ended = run_in(tmp_path / "kept", "--pace", "5", "--rate", rate)
+    ended = run_in(tmp_path / "kept", "--pace", "5", "--rate", "2/s")
     assert ended.code == 0, ended.said
     seen = accounts.load(ended.folder)
     assert len(seen.told) == ORDERS
     assert not any(failure.reason == "rate_limited" for failure in seen.failures)
-    if rate == "2/s":
-        # Three orders of one customer are among the first twelve, which come at once.
-        assert seen.turned_away["POST /orders"] > 0
-        assert re.search(r"[1-9]\d* turned away by a rate: \d+ POST /orders", ended.said)
+    # Three orders of one customer are among the first twelve, which come at once.
+    assert seen.turned_away["POST /orders"] > 0
+    assert re.search(r"[1-9]\d* turned away by a rate: \d+ POST /orders", ended.said)
 
 
 def test_the_demo_shows_a_trace_across_the_kill_and_a_saga_undone(kept: Kept) -> None:

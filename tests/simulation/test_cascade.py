@@ -1,7 +1,7 @@
 """One service that stalls or drowns does not take its callers along, with nothing configured.
 
-The scenarios are those of `benchmarks.cascade`, a tenth of them and twenty systems drawn from
-seeds. They run in processes of their own, one a core, and are not measured for coverage.
+The scenarios are those of `benchmarks.cascade`, a fifteenth of them and twenty systems drawn
+from seeds. They run in processes of their own, one a core, and are not measured for coverage.
 """
 
 from __future__ import annotations

@@ -96,14 +96,11 @@ def test_nothing_breaks_in_two_thousand_universes() -> None:
 
 
 def test_nothing_breaks_by_a_power_cut_at_any_step() -> None:
-    """For three seeds, with the power cut before each step of each node, nothing breaks."""
-    seeds = (1, 2, 3)
-    said = run_side_by_side(
-        *(["--seed", str(seed), "--count", "1", "--sweep", "--json"] for seed in seeds)
-    )
-    counts = [json.loads(text) for text in said]
-    assert all(count["universes"] > 300 and count["crash"] > 300 for count in counts)
-    assert sum(count.get("saga recovered mid-undo", 0) for count in counts) > 0
+    """With the power cut before each step of each node, nothing breaks."""
+    (said,) = run_side_by_side(["--seed", "1", "--count", "1", "--sweep", "--json"])
+    count = json.loads(said)
+    assert min(count["universes"], count["crash"]) > 300
+    assert count["saga recovered mid-undo"] > 0
 
 
 def test_a_seed_is_one_universe() -> None:

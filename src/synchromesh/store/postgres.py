@@ -143,9 +143,7 @@ class PostgresStore(UnitStore):
             path=self.place,
             connections_max=options.readers_max,
         )
-        book = PostgresDutyBook(
-            bounded, path=self.place, sender=life_id, lease_s=options.lease_s
-        )
+        book = PostgresDutyBook(bounded, path=self.place, sender=life_id, lease_s=options.lease_s)
         self.owners = SharedOwners(book, life_id, self.listen, renew_s=options.lease_s / 3)
         self._is_closed = False
 
