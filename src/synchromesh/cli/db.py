@@ -138,8 +138,10 @@ def restore(folder: Path, service: str, backup: Path, why: str, is_json: bool) -
     """
     import asyncio
 
+    from synchromesh.system.config.reading import load_config
     from synchromesh.system.control.offline import restore_service
 
+    load_config(folder)
     who = actions.say_why(why)
     done = asyncio.run(restore_service(folder, service, folder / backup, who=who, why=why))
     if is_json:
@@ -173,8 +175,10 @@ def migrate(folder: Path, service: str, dry_run: bool, why: str, is_json: bool) 
     """
     import asyncio
 
+    from synchromesh.system.config.reading import load_config
     from synchromesh.system.control.offline import migrate_services, plan_migrations
 
+    load_config(folder)  # a folder without a system is told before what it lacks
     if dry_run:
         found = asyncio.run(plan_migrations(folder, service))
     else:

@@ -110,6 +110,11 @@ def grafana(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool
     from synchromesh.system.config.rundir import RunDir
 
     config, rundir = load_config(folder, environment=os.environ, flags=settings), RunDir(folder)
+    if not (config.admin.port or rundir.is_running()):
+        raise ConfigError(
+            "[admin] port is 0: it is another one at each start, and the system does not run; "
+            "choose one, or start the system and export again"
+        )
     at = rundir.read().admin if rundir.is_running() else config.admin.url
     try:
         written = write(target, system=config.system.name, target=at.removeprefix("http://"))

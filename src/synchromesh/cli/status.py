@@ -14,6 +14,8 @@ from synchromesh.errors import SynchromeshError
 from synchromesh.system.control.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from synchromesh.telemetry.metrics import Family
 
 FINDING = 1
@@ -68,29 +70,41 @@ def _show(last: Status) -> None:
 
 
 def _watch(folder: Path, last: Status) -> Status:
-    """Redraw until Ctrl-C and return the last status; a system that is down is waited for."""
+    """Redraw until Ctrl-C and return the last status; a system that is down is waited for.
+
+    Where it is no terminal that shows it, screens follow each other.
+    """
     import asyncio
     import time
+    from contextlib import ExitStack
+    from functools import partial
 
+    from rich.console import RenderableType
     from rich.live import Live
 
     from synchromesh.cli.screen import screen
     from synchromesh.cli.show import console
     from synchromesh.system.control.rates import rates
 
+    out = console()
+    draw: Callable[[RenderableType], None] = out.print
     try:
         before, before_s = read_metrics(folder), time.monotonic()
-        with Live(screen(last), console=console(), auto_refresh=False) as live:
+        with ExitStack() as enter:
+            if out.is_terminal:
+                live = enter.enter_context(Live(console=out, auto_refresh=False))
+                draw = partial(live.update, refresh=True)
+            draw(screen(last))
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
                     last = ask(folder)
                     after, after_s = read_metrics(folder), time.monotonic()
                 except SynchromeshError as error:
-                    live.update(screen(last, error.message), refresh=True)
+                    draw(screen(last, error.message))
                 else:
                     done = rates(before, after, after_s - before_s)
                     before, before_s = after, after_s
-                    live.update(screen(last, work=done), refresh=True)
+                    draw(screen(last, work=done))
     except KeyboardInterrupt:
         return last
