@@ -65,7 +65,8 @@ _END_STOPPED = f"""\
 select pg_terminate_backend(session.pid) from pg_stat_activity session join sm_replica r
 on starts_with(session.application_name, '{SESSIONS_OF.format("' || r.id || '")}')
 where r.until_us <= {_NOW} and session.datname = current_database()
-and session.usename = current_user and session.xact_start < clock_timestamp() - $1 * interval '1us'"""
+and session.usename = current_user
+and session.xact_start < clock_timestamp() - $1 * interval '1us'"""
 
 
 class PostgresDutyBook:
