@@ -195,3 +195,50 @@ def migrate(folder: Path, service: str, dry_run: bool, why: str, is_json: bool) 
                 for statement in migration.statements:
                     print_line(f"    {' '.join(statement.split())}")
     return FINDING if dry_run and any(each.migrations for each in found) else 0
+
+
+@db.command()
+@click.argument("service", default="")
+@click.option(
+    "--dry-run", is_flag=True, help="Do all of it, and take it back; the system may run meanwhile."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["postgres"]),
+    help="Copy to the server of dev --engine postgres, unless [engine] names one.",
+)
+@actions.why_option
+@json_option
+@click.pass_obj
+def copy(
+    folder: Path, service: str, dry_run: bool, engine: str | None, why: str, is_json: bool
+) -> int:
+    """Copy the SQLite file of SERVICE, or of each, to its database on the server of [engine].
+
+    Its process must not run. The log keeps its id and positions; sagas, messages, projections and
+    schedules go on where they are. Each service is copied whole or not at all, every table is read
+    back and compared, and the file stays as it is. What is cut short is run again.
+    """
+    import asyncio
+
+    from synchromesh.system.control.copying import copy_services
+
+    who = "" if dry_run else actions.say_why(why)
+    done = asyncio.run(
+        copy_services(
+            folder,
+            service,
+            who=who,
+            why=why,
+            is_rehearsal=dry_run,
+            starts_server=engine is not None,
+        )
+    )
+    if is_json:
+        print_json(msgspec.to_builtins(done))
+    else:
+        from synchromesh.cli.show_db import print_copied
+
+        for each in done:
+            print_copied(msgspec.to_builtins(each))
+    return 0

@@ -56,6 +56,28 @@ def print_contents(contents: Mapping[str, Any]) -> None:
     out.print()
 
 
+_SAID = {
+    "copied": "is copied to",
+    "rehearsed": "can be copied to",
+    "there": "was copied before, and has not changed since:",
+}
+
+
+def print_copied(done: Mapping[str, Any]) -> None:
+    """Print what became of a service's data: each table with its rows, and the sum of them."""
+    out = console()
+    out.print(f"{done['service']} {_SAID[done['outcome']]} {done['target']}", markup=False)
+    out.print(f"log {done['log_id']}, as it was", markup=False)
+    if done["tables"]:
+        table = plain_table("table", "rows", "sum on both sides")
+        filled = [each for each in done["tables"] if each["rows"]]
+        for each in filled:
+            table.add_row(Text(each["name"]), f"{each['rows']:,}", each["sum"])
+        out.print(table)
+        out.print(f"and {len(done['tables']) - len(filled)} tables without rows", markup=False)
+    out.print()
+
+
 def bytes_text(size: float) -> str:
     """Format a number of bytes.
 

@@ -14,12 +14,15 @@ from functools import partial
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
 from synchromesh.store import health, inbox, postgres_log, postgres_owners, postgres_units
+from synchromesh.store.copied_file import CopiedFile
+from synchromesh.store.copied_rows import CopiedTable
 from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import PlannedMigration, check_schemas
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.owners import SharedOwners
 from synchromesh.store.postgres_connection import Connection, connect, place_of
+from synchromesh.store.postgres_copy import PostgresCopy
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
@@ -327,6 +330,28 @@ class PostgresStores:
             raise translate(error, path=place_of(url)) from error
         finally:
             connection.terminate()
+
+    async def copy(
+        self,
+        service: str,
+        schemas: Sequence[Schema],
+        file: CopiedFile,
+        *,
+        change: tuple[int, str, str],
+        is_rehearsal: bool,
+        told: Callable[[CopiedTable], None],
+    ) -> list[CopiedTable] | None:
+        """Copy a service's SQLite file to its database, which is empty, as `PostgresCopy.run` says.
+
+        Raises also as `open` does where the server cannot be used.
+        """
+        async with self._connected(service, schemas) as (connection, all_of, place):
+            copying = PostgresCopy(connection, file, all_of, place=place, told=told)
+            return await copying.run(service, change, is_rehearsal=is_rehearsal)
+
+    def place(self, service: str) -> str:
+        """Return where the database of a service is, without a password."""
+        return place_of(self._url(service))
 
     async def open_reader(self, service: str) -> PostgresReader:
         """Open the database of a service to read it, as `PostgresReader.open` says."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from synchromesh.errors import StoreError
 from synchromesh.store.migrations import (
     APPLIED,
     NOTE_APPLIED,
@@ -22,9 +23,11 @@ from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_log import logs_of, prepare_logs
 from synchromesh.store.unit import Migration, Schema
 
-# Of one database: those who start at once come one after the other.
-_LOCK = "select pg_advisory_lock(hashtext('synchromesh.migrations'))"
-_UNLOCK = "select pg_advisory_unlock(hashtext('synchromesh.migrations'))"
+MIGRATING = "hashtext('synchromesh.migrations')"
+"""The advisory lock of a database whose tables are made: one process at a time does it."""
+
+_LOCK = f"select pg_advisory_lock({MIGRATING})"
+_UNLOCK = f"select pg_advisory_unlock({MIGRATING})"
 _IS_MADE = "select to_regclass('sm_migration') is not null"
 
 
@@ -64,10 +67,16 @@ async def _missing(
     return missing_migrations(applied, schemas, path=path)
 
 
-async def _apply(connection: Connection, owner: str, migration: Migration, path: str) -> None:
+async def run_migration(
+    connection: Connection, owner: str, migration: Migration, *, path: str
+) -> None:
+    """Run a migration and record it, in the transaction that is open.
+
+    Raises:
+        StoreError: PostgreSQL refused a statement; the transaction is of no use any more.
+    """
     statement = ""
     try:
-        await connection.execute("begin")
         await connection.execute(render(TABLE, TOKENS))
         for raw in migration.statements:
             statement = render(raw, TOKENS)
@@ -78,13 +87,24 @@ async def _apply(connection: Connection, owner: str, migration: Migration, path:
         await connection.execute(
             to_postgres(NOTE_APPLIED), owner, migration.version, migration.readable_by_min, texts
         )
-        await connection.execute("commit")
-    except BaseException as error:
-        if not isinstance(error, PostgresFault):
-            # Cut somewhere: it is not known to be out of the transaction.
-            connection.terminate()
-            raise
-        if not connection.is_closed():
-            await connection.execute("rollback")
+    except PostgresFault as error:
         where = f"{path}: migration {migration.version} of {owner!r}"
         raise translate(error, path=where, sql=statement) from error
+
+
+async def _apply(connection: Connection, owner: str, migration: Migration, path: str) -> None:
+    try:
+        await connection.execute("begin")
+        await run_migration(connection, owner, migration, path=path)
+        await connection.execute("commit")
+    except (*PostgresFault, StoreError) as error:
+        if not connection.is_closed():
+            await connection.execute("rollback")
+        if isinstance(error, StoreError):
+            raise
+        where = f"{path}: migration {migration.version} of {owner!r}"
+        raise translate(error, path=where) from error
+    except BaseException:
+        # Cut somewhere: it is not known to be out of the transaction.
+        connection.terminate()
+        raise

@@ -83,11 +83,11 @@ async def restore_service(
     runtime, rundir = RealRuntime(), RunDir(folder)
     rundir.create()
     path = rundir.database(service)
-    with _owned(path, service, runtime):
+    with owned(path, service, runtime):
         done = restore(
             path,
             backup,
-            schemas=_schemas(definition),
+            schemas=schemas_of_file(definition),
             adopt=ADOPT,
             log_id=runtime.new_id(),
             change=(runtime.wall_us(), who, why),
@@ -113,7 +113,7 @@ async def create_databases(folder: Path, *, is_new_key: bool) -> list[str]:
         ConfigError: databases are files, or the configuration cannot be read.
         StoreError: the server cannot be reached, or refuses.
     """
-    names = [each.name for each in _wanted(folder, "")]
+    names = [each.name for each in wanted_services(folder, "")]
     async with server_at(folder) as server:
         if server is None:
             raise ConfigError(
@@ -130,7 +130,7 @@ async def plan_migrations(folder: Path, service: str) -> list[Migrated]:
         ConfigError: there is no such service, or it has no database.
         ContractError, StoreError: a start would fail with it.
     """
-    runtime, rundir, wanted = RealRuntime(), RunDir(folder), _wanted(folder, service)
+    runtime, rundir, wanted = RealRuntime(), RunDir(folder), wanted_services(folder, service)
     async with server_at(folder) as server:
         if server is not None:
             return [
@@ -139,7 +139,8 @@ async def plan_migrations(folder: Path, service: str) -> list[Migrated]:
             ]
     return [
         Migrated(
-            each.name, plan_file(rundir.database(each.name), _schemas(each), disk=runtime.disk)
+            each.name,
+            plan_file(rundir.database(each.name), schemas_of_file(each), disk=runtime.disk),
         )
         for each in wanted
     ]
@@ -152,7 +153,7 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
         ConfigError, ContractError, StoreError: as `plan_migrations` does.
         StoreLocked: the process of a service runs, which has its file; on a server it may.
     """
-    runtime, rundir, wanted = RealRuntime(), RunDir(folder), _wanted(folder, service)
+    runtime, rundir, wanted = RealRuntime(), RunDir(folder), wanted_services(folder, service)
     rundir.create()
     done = []
     async with server_at(folder) as server:
@@ -163,10 +164,10 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
             return done
     for each in wanted:
         path = rundir.database(each.name)
-        with _owned(path, each.name, runtime):
+        with owned(path, each.name, runtime):
             ran = migrate_file(
                 path,
-                _schemas(each),
+                schemas_of_file(each),
                 change=(runtime.wall_us(), who, why),
                 log_id=runtime.new_id(),
                 disk=runtime.disk,
@@ -175,7 +176,8 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
     return done
 
 
-def _wanted(folder: Path, service: str) -> Sequence[Service]:
+def wanted_services(folder: Path, service: str) -> Sequence[Service]:
+    """Return a service, or of "" each that has a database. Raises ConfigError."""
     config = load_config(folder, environment=os.environ)
     if service:
         return [_known(config, folder, service)]
@@ -191,12 +193,14 @@ def _known(config: SystemConfig, folder: Path, service: str) -> Service:
     return found[service]
 
 
-def _schemas(service: Service) -> tuple[Schema, ...]:
+def schemas_of_file(service: Service) -> tuple[Schema, ...]:
+    """Return the schemas of a service's SQLite file, the store's own first."""
     return (STORE_SCHEMA, *schemas_of(service))
 
 
 @contextlib.contextmanager
-def _owned(path: str, service: str, runtime: RealRuntime) -> Iterator[None]:
+def owned(path: str, service: str, runtime: RealRuntime) -> Iterator[None]:
+    """Hold the lock of a service's SQLite file. Raises StoreLocked where its process runs."""
     lock = runtime.disk.try_lock(path)
     if lock is None:
         raise StoreLocked(

@@ -57,10 +57,13 @@ async def stores_at(folder: Path) -> AsyncIterator[StoreFactory]:
 
 
 @contextlib.asynccontextmanager
-async def server_at(folder: Path) -> AsyncIterator[Server | None]:
+async def server_at(folder: Path, *, starts: bool = False) -> AsyncIterator[Server | None]:
     """Return the databases of the system in a folder on their server; None where they are files.
 
     A server that was started with the system, and stopped with it, is started meanwhile.
+
+    Args:
+        starts: start one as `dev --engine postgres` does, also where none has been.
 
     Raises:
         ConfigError, MissingExtra: as `databases_by` does.
@@ -70,7 +73,7 @@ async def server_at(folder: Path) -> AsyncIterator[Server | None]:
         yield None
         return
     async with contextlib.AsyncExitStack() as stack:
-        if not config.engine.postgres and POSTGRES in rundir.engines():
+        if not config.engine.postgres and (starts or POSTGRES in rundir.engines()):
             engine = PostgresEngine(rundir.path)
             if not engine.is_running:
                 stack.push_async_callback(engine.stop)
