@@ -43,6 +43,8 @@ VARIABLE = (
     (re.compile(r"\b\d\d:\d\d:\d\d UTC"), "TIME UTC"),
     (re.compile(r"^(\w+ -> \w+ .*?) \d+ +\d+ *$"), r"\1 N N"),  # calls in a breaker's window
     (re.compile(r"^(\S+ +\d+% errors .*?) \d+ *$"), r"\1 N"),  # attempts that a fault has struck
+    # How many fit in before a breaker opens.
+    (re.compile(r"\d+ attempts, last "), "last "),
     (re.compile(r"█+"), " "),
     (re.compile(r" +"), " "),
 )

@@ -176,6 +176,23 @@ def test_the_same_id_and_input_is_the_same_run() -> None:
     run(main)
 
 
+def test_a_start_that_is_repeated_meanwhile_hides_no_conclusion() -> None:
+    """Who asks how a run ended is told so, whoever starts it again at that moment."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with at_work(runtime, Participants()) as engine:
+            result = await (await start(engine, THREE)).result(FOREVER_S)
+            again = asyncio.create_task(start(engine, THREE))
+            while not engine._executions:
+                await asyncio.sleep(0)
+            ended = await engine.conclusion("A-1", FOREVER_S)
+            assert ended is not None
+            assert ended.status.value == "completed"
+            assert await (await again).result(0.0) == result
+
+    run(main)
+
+
 def test_the_semantic_lock_admits_one_unfinished_run_a_key() -> None:
     """A second run of the key waits for the end of the first."""
 

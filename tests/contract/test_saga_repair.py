@@ -89,6 +89,27 @@ def test_a_refusal_past_the_pivot_is_retried_under_a_key_of_its_own() -> None:
     run(main)
 
 
+def test_a_start_that_is_repeated_meanwhile_is_no_run_at_work() -> None:
+    """A client asks again and again: what it asks for looks as if it began, until it is known."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(refuses={"plant.book"})
+        async with at_work(runtime, others) as engine:
+            await left(engine, PLACE)
+            others.refuses.clear()
+            again = asyncio.create_task(
+                engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
+            )
+            while not engine._executions:
+                await asyncio.sleep(0)
+            story = await engine.repair("A-1", RETRY, ADA)
+            assert story.summary.status == "running"
+            await again
+            await ends(engine, SagaStatus.COMPLETED)
+
+    run(main)
+
+
 def test_an_undo_that_was_refused_is_retried_under_a_key_of_its_own() -> None:
     """One that may have been done keeps its key: it must not be done twice."""
 

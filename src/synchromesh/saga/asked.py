@@ -105,7 +105,8 @@ class AskedRuns:
             self._back.backlog.drop(id)
         elif self._back.is_ahead(id):
             await self._back.hasten(id, _FALLS_ASLEEP_S)
-        execution = self._executions.get(id)
+        while (execution := self._executions.get(id)) and not execution.durable.is_set():
+            await execution.durable.wait()  # a start of what there may be already
         if execution is not None and execution.asleep is not None:
             await execution.wait(_FALLS_ASLEEP_S)
             execution = self._executions.get(id)

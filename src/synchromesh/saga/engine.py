@@ -435,11 +435,13 @@ class Engine(StoredRuns):
         while True:
             execution = self._executions.get(id)
             if execution is not None:
+                is_start = not execution.durable.is_set()
                 if not await execution.wait(until_s - time()):
                     return None
                 if execution.conclusion is not None:
                     return execution.conclusion
-                if execution.asleep is None and self._is_alone:
+                # The start of a run that there is already ends without one.
+                if execution.asleep is None and self._is_alone and not is_start:
                     raise gone(id)
             row = await self.find(id)
             if row.status in ENDED or row.status is SagaStatus.STUCK:
