@@ -22,7 +22,7 @@ from synchromesh.telemetry.log import LogRow
 from synchromesh.telemetry.span import SpanRow
 
 # Spans or records that are encoded in one go, in some 50 µs.
-SLICE: Final = 32
+SLICE: Final = 16
 
 _NAMES_MAX: Final = 4096
 _INTERNAL, _SERVER, _CLIENT, _PRODUCER, _CONSUMER = range(1, 6)
