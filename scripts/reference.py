@@ -61,6 +61,7 @@ FRONT_DOOR = {
     "BreakerOptions deadline",
     "API gateway": "Gateway Route Aggregate Branch Each Cache Forward Split Mirror ApiKeys JWT "
     "Certificates AuthFunction Principal Rate Cors Stale Static OpenApi",
+    "Calls from outside": "Client SyncClient",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
 # Names of types, with what they stand for.

@@ -23,7 +23,7 @@ from synchromesh.context import to_headers
 from synchromesh.http import AsgiHandler, Headers, HttpRequest
 from synchromesh.identity import NOBODY, Credential, Principal, Signer
 from synchromesh.service import Service
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.reading import load_config
 from synchromesh.testing import InProcess, SimRuntime
 

@@ -19,7 +19,7 @@ from synchromesh.http import HttpPool
 from synchromesh.resilience import Policy
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System, SystemConfig, load_config
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.supervise.child_process import ChildProcess
 
 WAIT_S = 30.0

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from synchromesh.service import Service as Service
     from synchromesh.service import Transaction as Transaction
     from synchromesh.store import Migration as Migration
+    from synchromesh.system.client import Client as Client
+    from synchromesh.system.client import SyncClient as SyncClient
 
 _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
@@ -77,6 +79,7 @@ _ROOMS = {
     "saga": "Saga SagaPolicy SagaRun Unknown",
     "service": "Context Service Transaction",
     "store": "Migration",
+    "system.client": "Client SyncClient",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -35,6 +35,7 @@ from synchromesh.calls import Call
 from synchromesh.calls.dispatcher import below
 from synchromesh.calls.tree import tree_of
 from synchromesh.calls.wire import ATTEMPTS_USED
+from synchromesh.clients import ClientCredential
 from synchromesh.context import CREDENTIAL, CallContext, from_headers, new_span_id, own_headers
 from synchromesh.errors import (
     ConfigError,
@@ -283,6 +284,7 @@ class Joined:
 
         Raises:
             Unauthenticated: the credential is foreign, expired, or for another service.
+            Forbidden: a client from outside may not call all of this service.
             DeadlineExceeded: the sender waits no longer.
             UnknownOperation: it is the undo of a command.
             BadRequest: what travels with the call is malformed.
@@ -301,7 +303,9 @@ class Joined:
             return parent_id, None, replace(root, span_id=span_id, caller="", marks=sent.marks)
         if deps is None:
             raise Unauthenticated(f"{self._service!r} has not found its system yet; ask again")
-        who = deps.signer.verify(own[CREDENTIAL], audience=self._service, now_us=now_us)
+        who = deps.signer.admit(own[CREDENTIAL], audience=self._service, now_us=now_us)
+        if isinstance(who, ClientCredential):
+            who.check(self._service)  # which operation a request is, only the application knows
         sent = from_headers(
             own, now=now, wall_us=now_us, rng=runtime.rng, propagation=deps.propagation
         )

@@ -20,7 +20,7 @@ import hashlib
 import hmac
 import logging
 import re
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -179,8 +179,19 @@ class Credential(msgspec.Struct, frozen=True):
     priority: Priority = Priority.INTERACTIVE
 
 
+class Admits(Protocol):
+    """Admits callers that are no process of the system: clients from outside."""
+
+    def admit(self, token: str, *, audience: str, now_us: int) -> Credential:
+        """Return what a token of theirs says. Raises Unauthenticated, Forbidden."""
+        ...
+
+
 class Signer:
     """Signs and verifies the credentials of one system.
+
+    Attributes:
+        clients: admits clients from outside; None where there are none.
 
     Example:
         >>> signer = Signer(b"0" * 32)
@@ -201,6 +212,11 @@ class Signer:
         self._made: dict[tuple[str, Principal, str, Priority], tuple[str, int]] = {}
         self._verified: dict[str, Credential] = {}
         self._told: dict[tuple[str, frozenset[str], str], tuple[str, int]] = {}
+        self.clients: Admits | None = None
+
+    def client_key(self, client_id: str) -> bytes:
+        """Return the key by which a client from outside signs; it is of use to nobody else."""
+        return hmac.new(self._key, f"client:{client_id}".encode(), hashlib.sha256).digest()
 
     def principal_key(self, audience: str) -> bytes:
         """Return the key by which an upstream verifies who asks; it is for that upstream alone."""
@@ -306,6 +322,18 @@ class Signer:
         if now_us > credential.expires_us + int(SKEW_S * 1e6):
             raise Unauthenticated("the credential of this call has expired; make a new one")
         return credential
+
+    def admit(self, token: str, *, audience: str, now_us: int) -> Credential:
+        """Verify a token of a process of the system, or of a client from outside.
+
+        Raises:
+            Unauthenticated: as `verify`; or the client's credential has expired or is revoked.
+            Forbidden: the client may not call the audience.
+        """
+        # What we sign has one dot, and a JWT has two.
+        if self.clients is not None and token.count(".") == 2:
+            return self.clients.admit(token, audience=audience, now_us=now_us)
+        return self.verify(token, audience=audience, now_us=now_us)
 
     def seal(self, data: bytes, *, audience: str) -> bytes:
         """Return data with a mac, which `unseal` verifies for the same audience alone.

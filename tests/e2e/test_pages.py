@@ -60,6 +60,15 @@ def test_somebody_elses_api_is_called_as_the_page_says(tmp_path: Path) -> None:
     assert verbs == {"dev", "call", "break", "heal"}
 
 
+def test_a_system_is_called_from_outside_as_the_page_says(tmp_path: Path) -> None:
+    """By a job and by a script, each within its scopes; a credential is taken back."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    with reading(tmp_path) as reader:
+        follow(reader, DOCS / "call-from-outside.md", **{"9100": port})
+    assert reader.typed.count("python nightly.py") == 2
+
+
 def test_a_service_is_taken_out_of_a_monolith_as_the_page_says(tmp_path: Path) -> None:
     """Passed on, copied, compared, switched and gone; the page begins with the shipped example."""
     page = DOCS / "strangler.md"

@@ -10,7 +10,7 @@ import pytest
 
 from blast_agreement import disagreements
 from synchromesh.drill import Probe
-from synchromesh.drill.course import Client, Column, DrillPace, take_away
+from synchromesh.drill.course import Column, DrillClient, DrillPace, take_away
 from synchromesh.drill.probes import Says
 from synchromesh.http import HttpPool
 from synchromesh.system import load_config
@@ -129,7 +129,7 @@ def test_a_drill_sees_what_blast_says(
 
         await system.start()
         async with HttpPool(network=system.world.network) as pool:
-            client = Client(pool, ("127.0.0.1", system.ports["gateway"]), lambda _: "")
+            client = DrillClient(pool, ("127.0.0.1", system.ports["gateway"]), lambda _: "")
             return await take_away(system, client, probes, part, way, pace=PACE, told=told)
 
     column = system.world.run(main())

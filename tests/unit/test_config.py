@@ -31,10 +31,10 @@ from synchromesh.system.config.definitions import (
     load_gateway,
     load_opening,
     load_services,
-    policies_of,
     retention_of,
     saga_places_of,
 )
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.schema import (
     BreakerSection,
     BudgetSection,

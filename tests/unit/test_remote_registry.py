@@ -84,8 +84,8 @@ class Town:
         )
         server = RegistryServer(
             self.registry,
-            verify=lambda token: signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us()),
-            started_us=runtime.wall_us(),
+            admit=lambda token, to: signer.admit(token, audience=to, now_us=runtime.wall_us()),
+            wall_us=runtime.wall_us,
         )
         await HttpServer(server.handle, network=runtime.network).start(port=PORT)
         await self.registry.run()

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from synchromesh.calls.admission import admitted
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.tree import Incoming, Places, Root, running
 from synchromesh.calls.wire import Reply, Request
@@ -183,6 +184,7 @@ class Dispatcher:
 
         Raises:
             Unauthenticated: the credential is missing, forged, expired or for another service (C4).
+            Forbidden: it is that of a client from outside who may call nothing here.
         """
         known = self._known.get(credential)
         if known is None or now >= known[1]:
@@ -202,7 +204,7 @@ class Dispatcher:
         try:
             known = self._known.get(request.credential)
             if known is None or began_s >= known[1]:
-                known = self._verified(request.credential, began_s)
+                known = self._verified(request.credential, began_s, operation)
             answerer = self._answering.get(operation) or self._answerer(operation)
         except NotExecuted as refused:
             return Reply.of_error(refused)
@@ -281,14 +283,16 @@ class Dispatcher:
         draining = ", draining" if self._is_draining else ""
         return f"<Dispatcher {self.service}: {self.in_flight} in flight{draining}>"
 
-    def _verified(self, credential: str, now: float) -> tuple[Credential, float]:
+    def _verified(
+        self, credential: str, now: float, operation: Operation[..., Any] | None = None
+    ) -> tuple[Credential, float]:
         """Return the caller's credential, and until when it is valid, on the loop's clock."""
         if self._is_external:
             return _STRANGER, math.inf
         now_us = self._runtime.wall_us()
-        who = self._signer.verify(credential, audience=self.service, now_us=now_us)
+        who, may_keep = admitted(self._signer, credential, self.service, operation, now_us)
         # The wall clock may be set: it is looked at once in a while, and before its end.
-        left_s = (who.expires_us - now_us) / 1e6
+        left_s = (who.expires_us - now_us) / 1e6 * may_keep
         if len(self._known) >= KNOWN_MAX:
             self._known.clear()
         known = self._known[credential] = (who, now + min(LOOK_S, max(0.0, left_s)))

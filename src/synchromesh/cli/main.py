@@ -85,6 +85,9 @@ for command in (
         "gateway",
         "Check and explain the gateway; manage its API keys.",
     ),
+    LazyCommand(
+        "client", "client", "client", "Make, list and revoke credentials for calls from outside."
+    ),
     LazyCommand("openapi", "openapi", "openapi", "Print the OpenAPI document of the gateway."),
     LazyCommand("export", "export", "export", "Write a system down for other tools."),
     LazyCommand("test", "test", "test", "Run the tests, or the opening under faults."),

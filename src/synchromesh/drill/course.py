@@ -86,7 +86,7 @@ class Column:
     whole_s: float
 
 
-class Client:
+class DrillClient:
     """A client at the gateway.
 
     Args:
@@ -162,7 +162,7 @@ class Client:
 
 async def take_away(
     subject: Subject,
-    client: Client,
+    client: DrillClient,
     probes: Sequence[Probe],
     part: str,
     way: str,
@@ -217,7 +217,7 @@ class _Traffic:
     """What clients ask while a part is away, and which breakers open meanwhile."""
 
     def __init__(
-        self, subject: Subject, client: Client, probes: Sequence[Probe], pace: DrillPace
+        self, subject: Subject, client: DrillClient, probes: Sequence[Probe], pace: DrillPace
     ) -> None:
         self._subject, self._client, self._pace = subject, client, pace
         self._probes = probes
@@ -267,7 +267,7 @@ class _Traffic:
         return asyncio.ensure_future(self._client.ask(probe, number))
 
 
-async def _usual(client: Client, probes: Sequence[Probe]) -> dict[str, str]:
+async def _usual(client: DrillClient, probes: Sequence[Probe]) -> dict[str, str]:
     """Return what is answered while all is well.
 
     Raises:
@@ -286,7 +286,7 @@ async def _usual(client: Client, probes: Sequence[Probe]) -> dict[str, str]:
 
 
 async def _whole_s(
-    client: Client, probes: Sequence[Probe], usual: dict[str, str], back_s: float
+    client: DrillClient, probes: Sequence[Probe], usual: dict[str, str], back_s: float
 ) -> float:
     """Return how long after its return all was as always."""
     clock = asyncio.get_running_loop().time
@@ -299,7 +299,7 @@ async def _whole_s(
 
 
 async def _became(
-    client: Client,
+    client: DrillClient,
     probe: Probe,
     follow: Follow,
     usual: dict[str, str],

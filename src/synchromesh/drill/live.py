@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from synchromesh.drill.course import Client, Column, DrillPace, take_away
+from synchromesh.drill.course import Column, DrillClient, DrillPace, take_away
 from synchromesh.drill.probes import FILE_NAME, Probe
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -79,7 +79,7 @@ class LiveDrill:
             )
         place = (url.hostname or "127.0.0.1", url.port or 80)
         async with HttpPool(network=self._network) as pool:
-            client = Client(pool, place, self._credential, first=self._first)
+            client = DrillClient(pool, place, self._credential, first=self._first)
             try:
                 return await take_away(self, client, self._probes, part, way, pace=self._pace)
             finally:

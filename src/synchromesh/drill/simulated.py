@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from synchromesh.calls import Call
-from synchromesh.drill.course import Client, Column, Heard, take_away
+from synchromesh.drill.course import Column, DrillClient, Heard, take_away
 from synchromesh.drill.probes import FILE_NAME, Probes
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -90,7 +90,7 @@ class SimulatedDrill:
             await system.start()
             async with HttpPool(network=system.world.network) as pool:
                 place = ("127.0.0.1", system.ports[GATEWAY])
-                client = Client(pool, place, lambda probe: probe.principal, heard=heard)
+                client = DrillClient(pool, place, lambda probe: probe.principal, heard=heard)
                 told = None if stages is None else stages(system)
                 return await take_away(system, client, self._probes.probe, part, way, told=told)
 

@@ -29,7 +29,8 @@ from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.service.deps import PLACES
 from synchromesh.service.erasure import erase
 from synchromesh.store import SqliteStores
-from synchromesh.system.config.definitions import places_of, policies_of, saga_places_of
+from synchromesh.system.config.definitions import places_of, saga_places_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing.doors import HttpDoors, passed_to

@@ -277,16 +277,13 @@ class SimSystem:
     # -- the nodes -------------------------------------------------------------------------------
 
     async def _run_registry(self, runtime: SimRuntime) -> None:
-        def verify(token: str) -> Credential:
-            return self._signer.verify(token, audience=TO_REGISTRY, now_us=runtime.wall_us())
+        def admit(token: str, audience: str) -> Credential:
+            return self._signer.admit(token, audience=audience, now_us=runtime.wall_us())
 
-        def check(token: str) -> None:
-            verify(token)
-
-        registry = self._registry = MemoryRegistry(verify=check)
+        registry = self._registry = MemoryRegistry(verify=lambda token: admit(token, TO_REGISTRY))
         for name in self.externals:
             registry.fix(Endpoint(name, name, self._url_of(name)))
-        server = RegistryServer(registry, verify=verify, started_us=runtime.wall_us())
+        server = RegistryServer(registry, admit=admit, wall_us=runtime.wall_us)
 
         async def handle(request: HttpRequest) -> HttpResponse:
             if request.path.startswith("/services/"):

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import Policies
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway import Gateway
 from synchromesh.resilience import LimitOptions
@@ -118,19 +117,6 @@ def _place_of(error: BaseException, folder: Path) -> str:
     below = str(folder.resolve())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(below)]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-
-
-def policies_of(config: SystemConfig, service: str) -> Policies:
-    """Return the policies of one service's edges, as configured."""
-    edges, operations, balancers = {}, {}, {}
-    for edge, section in config.policies.items():
-        caller, _, callee = edge.partition(":")
-        if caller == service:
-            edges[callee] = section.compile()
-            balancers[callee] = section.compile_balancer()
-            for name, policy in section.compile_operations().items():
-                operations[f"{callee}.{name}"] = policy
-    return Policies(edges=edges, operations=operations, balancers=balancers)
 
 
 def places_of(config: SystemConfig, service: str) -> LimitOptions:

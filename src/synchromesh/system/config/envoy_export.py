@@ -28,7 +28,7 @@ from synchromesh.gateway.envoy import (
     eds_file,
     export,
 )
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.external_section import ExternalSection
 from synchromesh.system.config.rundir import write_private
 from synchromesh.system.config.schema import GATEWAY, SystemConfig

@@ -8,7 +8,7 @@ from synchromesh.gateway import Aggregate, Cache, Forward, Gateway, Stale, Stati
 from synchromesh.gateway.changes import name_of
 from synchromesh.gateway.check import compiled
 from synchromesh.resilience import Policy
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.policy_check import uses_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 

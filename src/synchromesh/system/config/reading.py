@@ -17,7 +17,13 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
 from synchromesh.system.config.parts import parts_of
-from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, SystemConfig
+from synchromesh.system.config.schema import (
+    FILE_NAME,
+    GATEWAY,
+    OUTSIDE,
+    REPLICAS_MAX,
+    SystemConfig,
+)
 
 HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
@@ -81,7 +87,7 @@ def _edges(data: Mapping[str, Any]) -> list[str]:
     joined = system.get("joined") if isinstance(system, dict) else None
     ours += [each for each in joined if isinstance(each, str)] if isinstance(joined, list) else []
     callees = [*ours, *(external if isinstance(external, dict) else ())]
-    return [f"{caller}:{callee}" for caller in (*ours, GATEWAY) for callee in callees]
+    return [f"{caller}:{callee}" for caller in (*ours, GATEWAY, OUTSIDE) for callee in callees]
 
 
 def _check(config: SystemConfig, layers: Layers) -> None:
@@ -190,6 +196,7 @@ def _check_edges(config: SystemConfig, layers: Layers) -> None:
             f"{where(section, GATEWAY)}: {GATEWAY!r} is the name of the gateway itself; "
             "rename this one"
         )
+    callers.add(OUTSIDE)
     if config.gateway.app:
         callers.add(GATEWAY)
     for edge, policy in config.policies.items():

@@ -68,6 +68,7 @@ class RunDir:
         self._key = self.path / "system.key"
         self._engines = self.path / "engines.json"
         self._console = self.path / "console.port"
+        self.clients = self.path / "clients.json"
 
     def create(self) -> None:
         """Create the directory, private to this user; what exists is kept.

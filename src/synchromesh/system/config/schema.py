@@ -34,6 +34,8 @@ FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
 GATEWAY = "gateway"
 CLIENT = "control"
+# Whose edges those of clients from outside are.
+OUTSIDE = "client"
 QUANTILES = ("p90", "p95", "p99")
 BALANCERS = ("peak_ewma", "round_robin")
 REPLICAS_MAX = 64
@@ -320,7 +322,8 @@ class OperationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[policies."CALLER:CALLEE"]`: what differs from the default policy on that edge.
 
-    The callers are the services and `gateway`; the callees are services and external ones.
+    The callers are the services, `gateway`, and `client` for clients from outside; the callees are
+    services and external ones.
 
     Attributes:
         timeout: how long one attempt may take.

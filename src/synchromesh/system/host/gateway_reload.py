@@ -22,7 +22,7 @@ from synchromesh.gateway.changes import GatewayChange, definition_changes
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.expectations import contracts_of_gateway
 from synchromesh.system.config.gateway_check import read_gateway
 from synchromesh.system.config.gateway_keys import own_keys_path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
+from synchromesh.clients import ClientBook
 from synchromesh.discovery import Endpoint, Registry, UpstreamHealth
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
@@ -30,10 +31,10 @@ from synchromesh.store.archive import Archive
 from synchromesh.system.config.databases import Databases, databases_by
 from synchromesh.system.config.definitions import (
     places_of,
-    policies_of,
     retention_of,
     saga_places_of,
 )
+from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
@@ -138,9 +139,7 @@ class Host:
         succeeds: Succeeds | None = None,
         budget: StopBudget | None = None,
     ) -> None:
-        self.config = config
-        self.folder = folder
-        self.runtime = runtime
+        self.config, self.folder, self.runtime = config, folder, runtime
         self.name = name
         self.rundir = RunDir(folder)
         self.budget = budget or StopBudget()
@@ -209,7 +208,7 @@ class Host:
             transports["https"] = HttpTransport(by_tls, runtime=runtime)
         if self._inproc is not None:
             transports["inproc"] = self._inproc
-        table = FaultTable()
+        table, signer.clients = FaultTable(), ClientBook(self.rundir.clients, signer.client_key)
         self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,

@@ -31,6 +31,7 @@ from synchromesh.system.config.definitions import (
     load_services,
     retention_of,
 )
+from synchromesh.system.config.edge_policies import sections_of
 from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.policy_check import check_policies
@@ -239,10 +240,10 @@ class System:
         key = self._take_folder()
         signer, self._token = Signer(key), secrets.token_urlsafe(32)
 
-        def verify(token: str) -> Credential:
-            return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
+        def admit(token: str, audience: str) -> Credential:
+            return signer.admit(token, audience=audience, now_us=host.runtime.wall_us())
 
-        memory = MemoryRegistry(verify=verify)
+        memory = MemoryRegistry(verify=lambda token: admit(token, REGISTRY))
         shared = shared_registry(config, host.folder, signer, host.runtime)
         registry = self._registry = shared or memory
         host.rundir.note_engines([engine.name for engine in self._engines])
@@ -263,7 +264,12 @@ class System:
             await keep_registry(shared, "registry", host.background)
         host.background.start(Child("code", self._watch_code))
         # Processes of its own, and applications that join, register there.
-        leases = RegistryServer(memory, verify=verify, started_us=host.runtime.wall_us())
+        leases = RegistryServer(
+            memory,
+            admit=admit,
+            wall_us=host.runtime.wall_us,
+            policies=lambda caller: sections_of(config, caller),
+        )
         if self._is_split:
             self._processes = Processes(
                 host,

@@ -27,6 +27,7 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpPool
 from synchromesh.runtime import Runtime
+from synchromesh.system.config.schema import PolicySection
 from synchromesh.system.leases_api.server import PATH, POLL_WAIT_S, Granted, Held, Listing
 
 T = TypeVar("T")
@@ -154,6 +155,16 @@ class RemoteRegistry:
         for service, resolved in self._services.items():
             self.lists[service] = (resolved.endpoints, math.inf)
         self._note_change()
+
+    async def policies(self) -> dict[str, PolicySection]:
+        """Return what the system configures of the calls of who asks, by the callee.
+
+        Raises:
+            DiscoveryError: the registry does not answer.
+        """
+        return await self._ask(
+            "GET", f"{PATH}/policies", b"", dict[str, PolicySection], ASK_WITHIN_S
+        )
 
     async def grant(self, endpoint: Endpoint) -> int:
         """Start a lease and return its incarnation, as `LeaseBackend.grant` says."""

@@ -3,8 +3,11 @@
     POST /registry/register   an endpoint                     → its incarnation and the ttl
     POST /registry/renew | drain | end   endpoint, incarnation → {}
     GET  /registry?after=REVISION        answered when there is another revision, or after a while
+    GET  /registry/policies              → how the calls of who asks are guarded, by the callee
+    POST /registry/verify     a credential, an operation  → who calls
 
-Who asks shows the credential of the service that it speaks for (R3). A registry that starts anew
+Who asks shows the credential of the service that it speaks for (R3), or that of a client from
+outside, which registers what its grant says that it serves. A registry that starts anew
 knows nobody: for one ttl it *learns*, and says so, and those who resolve keep what they knew (R4).
 Its incarnations go on above those of before, so that who was replaced then stays replaced (R2).
 
@@ -14,13 +17,14 @@ Source: Gray & Cheriton, "Leases", SOSP 1989; guarantees R1 to R6.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
 
 from synchromesh.calls.forwarding import by_http
+from synchromesh.clients import ClientCredential
 from synchromesh.codec import decode, encode
 from synchromesh.context import CREDENTIAL
 from synchromesh.discovery import Endpoint, MemoryRegistry, Resolved
@@ -33,13 +37,16 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.http import HttpRequest, HttpResponse, error_response
-from synchromesh.identity import Credential
+from synchromesh.identity import REGISTRY, Credential, Principal
+from synchromesh.system.config.schema import OUTSIDE, PolicySection
 
 T = TypeVar("T")
 
 PATH = "/registry"
 POLL_WAIT_S = 10.0
 POLLS_MAX = 1024
+# So long may be kept what was verified of a client, whose grant may be taken back.
+KEEP_CLIENT_S = 1.0
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -70,34 +77,62 @@ class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     incarnation: int
 
 
+class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request for a service carried, for who cannot verify it.
+
+    Attributes:
+        credential: its `Synchromesh-Credential`.
+        operation: what it asks for, such as "quote"; "" where a client has to be let in to all.
+    """
+
+    credential: str
+    operation: str = ""
+
+
+class VerifiedCaller(msgspec.Struct, frozen=True):
+    """Who calls: for how many seconds that may be kept, and on whose behalf."""
+
+    caller: str
+    keep_s: float
+    principal: Principal
+
+
 class RegistryServer:
     """Serves the registry to the processes of one system; `handle` is an HTTP handler.
 
     Args:
         registry: keeps the leases.
-        verify: reads a credential; raises Unauthenticated.
-        started_us: the wall clock at this start, which names it.
+        admit: reads a credential for an audience; raises Unauthenticated, Forbidden.
+        wall_us: the wall clock; what it says now names this start.
+        policies: returns what is configured of a caller's edges, by the callee.
     """
 
     def __init__(
         self,
         registry: MemoryRegistry,
         *,
-        verify: Callable[[str], Credential],
-        started_us: int,
+        admit: Callable[[str, str], Credential],
+        wall_us: Callable[[], int],
+        policies: Callable[[str], Mapping[str, PolicySection]] = lambda _: {},
     ) -> None:
         self._registry = registry
-        self._verify = verify
-        self._base = started_us
+        self._admit = admit
+        self._wall_us = wall_us
+        self._policies = policies
+        self._base = wall_us()
         self._polls = 0
         self._learns_until_s = asyncio.get_running_loop().time() + registry.ttl_s
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Handle a request of a process."""
         try:
-            credential = self._verify(request.headers.get(CREDENTIAL, "") or "")
+            credential = self._admit(request.headers.get(CREDENTIAL, "") or "", REGISTRY)
             if (request.method, request.path) == ("GET", PATH):
                 answer = encode(await self._listing(request.query))
+            elif (request.method, request.path) == ("GET", f"{PATH}/policies"):
+                answer = encode(self._policies(_edges_of(credential)))
+            elif (request.method, request.path) == ("POST", f"{PATH}/verify"):
+                answer = encode(self._verified(_decoded(request.body, Shown), credential))
             elif request.method == "POST":
                 answer = encode(await self._lease(request, credential))
             else:
@@ -143,6 +178,14 @@ class RegistryServer:
     def _is_learning(self) -> bool:
         return asyncio.get_running_loop().time() < self._learns_until_s
 
+    def _verified(self, shown: Shown, asks: Credential) -> VerifiedCaller:
+        who = self._admit(shown.credential, asks.service)
+        keep_s = (who.expires_us - self._wall_us()) / 1e6
+        if isinstance(who, ClientCredential):
+            who.check(asks.service, shown.operation)
+            keep_s = min(keep_s, KEEP_CLIENT_S)
+        return VerifiedCaller(who.service, max(0.0, keep_s), who.principal)
+
     async def _lease(self, request: HttpRequest, credential: Credential) -> object:
         registry = self._registry
         if request.path == f"{PATH}/register":
@@ -170,7 +213,22 @@ def _decoded(body: bytes, kind: type[T]) -> T:
         raise BadRequest(error.message) from error  # an endpoint that cannot be one
 
 
+def _edges_of(credential: Credential) -> str:
+    """Return whose policies guard the calls of who asks."""
+    is_apart = isinstance(credential, ClientCredential) and not credential.grant.serves
+    return OUTSIDE if is_apart else credential.service
+
+
 def _check_own(endpoint: Endpoint, credential: Credential) -> None:
+    if isinstance(credential, ClientCredential):
+        if credential.grant.serves != endpoint.service:
+            raise Forbidden(
+                f"client {credential.grant.name!r} asks for a lease of {endpoint.service!r}, and "
+                f"serves {credential.grant.serves or 'nothing'}; whoever runs the system makes "
+                f"another credential: synchromesh client add NAME --serves {endpoint.service}"
+            )
+        if endpoint.scheme not in ("http", "https"):
+            raise BadRequest(f"the url {endpoint.url!r} is not that of an HTTP server")
     if credential.service != endpoint.service:
         raise Forbidden(
             f"{credential.service!r} asks for a lease of {endpoint.service!r}; a service registers "
