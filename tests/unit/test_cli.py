@@ -377,7 +377,9 @@ def test_folders_are_named_in_full(
     monkeypatch.chdir(tmp_path)
     assert f"no system runs in {tmp_path};" in run(Path(), "status").err
     assert f"no system has run in {tmp_path} yet;" in run(Path(), "saga", "list").err
-    assert f"there is no synchromesh.toml in {tmp_path};" in run(Path(), "dev").err
+    # It is told before what else is missing, such as a reason.
+    for words in (["dev"], ["db", "migrate"], ["db", "restore", "orders", "kept"]):
+        assert f"there is no synchromesh.toml in {tmp_path};" in run(Path(), *words).err
 
 
 def claim(folder: Path, control: str, pid: int) -> None:
