@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
 BENCH := .bench/venv
-AREAS := calls gateway telemetry memory resilience units saga events
+AREAS := calls gateway telemetry memory resilience units saga events postgres
 # Four workers, for half of the tests wait more than they work; a file's tests are in one of them.
 PYTEST := pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 SEED ?= 0
@@ -16,7 +16,7 @@ MINUTES ?= 5
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres
+demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres|all
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
 test: sync chromium ## Everything: ruff, mypy, layers, docs, two at a time, then one pytest run of four workers
@@ -72,7 +72,7 @@ $(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
 
 # Peers have an environment of their own, so that no test ever runs with them installed.
 $(BENCH)/.synced: Makefile pyproject.toml uv.lock $(UV)
-	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench --extra jwt
+	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench --extra jwt --extra engines
 	@touch $@
 
 sync: .venv/.synced

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -167,11 +168,16 @@ class Order(Aggregate):  # type: ignore[misc]  # as untyped as what it comes fro
 
 
 class Theirs:
-    """An application of `eventsourcing` with its own SQLite recorder."""
+    """An application of `eventsourcing` with its own recorder, as its environment says."""
 
-    def __init__(self, path: Path) -> None:
-        self._app = Application(
-            env={
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._app = Application(env=dict(environment))
+
+    @classmethod
+    def on_sqlite(cls, path: Path) -> Theirs:
+        """Open a file."""
+        return cls(
+            {
                 "PERSISTENCE_MODULE": "eventsourcing.sqlite",
                 "SQLITE_DBNAME": str(path),
                 "SQLITE_LOCK_TIMEOUT": "10",
@@ -280,7 +286,9 @@ WRITERS = (1, 8, 64)
 THREADS = 8
 
 
-async def appends(ours: Ours, theirs: Theirs, writers: int) -> Results:
+async def appends(
+    ours: Ours, theirs: Theirs, writers: int, *, rounds: int = size(41, 2)
+) -> Results:
     """Measure events a second by so many writers."""
     ours_each = size({1: 80, 8: 30, 64: 15}[writers], 10)
     threads = min(writers, THREADS)
@@ -301,7 +309,7 @@ async def appends(ours: Ours, theirs: Theirs, writers: int) -> Results:
     if threads == 1:
         sides[f"{PEER}, blocking"] = run_directly
     # Many short rounds: how long a sync takes changes from one second to the next.
-    return await in_turn_async(sides, rounds=size(41, 2))
+    return await in_turn_async(sides, rounds=rounds)
 
 
 async def loads(ours: Ours, theirs: Theirs, expected: State) -> Results:
@@ -365,7 +373,7 @@ async def main() -> None:
     goals = {1: at_least(1.3), 8: at_least(4), 64: at_least(10)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        theirs = Theirs(folder / "theirs.db")
+        theirs = Theirs.on_sqlite(folder / "theirs.db")
         async with product.open_store(folder / "ours.db") as store:
             ours = Ours(store)
             await prove(ours, theirs, folder)
@@ -378,7 +386,7 @@ async def main() -> None:
                     report.against(figure, "/s", results, "rate", peer=peer)
         theirs.close()
         durability.forget()
-        theirs = Theirs(folder / "theirs-read.db")
+        theirs = Theirs.on_sqlite(folder / "theirs-read.db")
         async with product.open_store(folder / "ours-read.db") as store:
             ours = Ours(store)
             results = await loads(ours, theirs, state_of(STREAM_EVENTS))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -36,16 +37,42 @@ _CONTEXT = CallContext(trace_id="0af7651916cd43dd8448eb211c80319c", span_id="b7a
 @asynccontextmanager
 async def open_store(path: Path, migrations: Sequence[Migration] = ()) -> AsyncIterator[Store]:
     """Open a service's database with its event log, sagas and its own tables."""
-    schemas = [EVENTS_SCHEMA, SAGA_SCHEMA]
-    if migrations:
-        schemas.append(Schema("bench", tuple(migrations)))
     store = await SqliteStore.open(
-        str(path), service="bench", schemas=schemas, runtime=RealRuntime()
+        str(path), service="bench", schemas=_schemas(migrations), runtime=RealRuntime()
     )
     try:
         yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def open_postgres(
+    url: str, migrations: Sequence[Migration] = (), *, connections: int = 0
+) -> AsyncIterator[Store]:
+    """Open the same on a PostgreSQL server; by default with as many connections as a service."""
+    # Only where the extra is there.
+    from synchromesh.store.postgres import PostgresOptions, PostgresStore
+
+    usual = PostgresOptions()
+    store = await PostgresStore.open(
+        url,
+        service="bench",
+        schemas=_schemas(migrations),
+        runtime=RealRuntime(),
+        options=replace(usual, connections_max=connections or usual.connections_max),
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _schemas(migrations: Sequence[Migration]) -> list[Schema]:
+    schemas = [EVENTS_SCHEMA, SAGA_SCHEMA]
+    if migrations:
+        schemas.append(Schema("bench", tuple(migrations)))
+    return schemas
 
 
 Answer = Callable[[str, str], Awaitable[bytes]]
@@ -105,14 +132,20 @@ class Sagas:
 
 @asynccontextmanager
 async def saga_engine(
-    folder: Path, saga: SagaDefinition[Any, Any], answer: Answer
+    folder: Path,
+    saga: SagaDefinition[Any, Any],
+    answer: Answer,
+    opened: AbstractAsyncContextManager[Store] | None = None,
 ) -> AsyncIterator[Sagas]:
-    """Run a saga engine over `orders.db`; runs that it finds unfinished there are continued."""
+    """Run a saga engine over `orders.db`, or a store that is given.
+
+    Runs that it finds unfinished there are continued.
+    """
     runtime = RealRuntime()
     async with AsyncExitStack() as enter:
         ring = SqliteRing(str(folder / "spans.db"), runtime)
         enter.push_async_callback(ring.close)
-        store = await enter.enter_async_context(open_store(folder / "orders.db"))
+        store = await enter.enter_async_context(opened or open_store(folder / "orders.db"))
         engine = Engine(
             store,
             _Stub(answer),

@@ -60,23 +60,25 @@ def is_refused(order: str) -> bool:
 # -- ours ----------------------------------------------------------------------------------------
 
 
-async def _answer(operation: str, _: str) -> bytes:
+async def answered(operation: str, _: str) -> bytes:
+    """Answer a step of ours at once."""
     participant, _, name = operation.partition(".")
     (undone if name == "undo" else entered)[participant] += 1
-    return encode(Hold(_HOLD))
+    return encode(Hold(HELD))
 
 
 async def _refuse_a_third(operation: str, key: str) -> bytes:
-    answer = await _answer(operation, key)
+    answer = await answered(operation, key)
     if operation == Production.take.full_name and is_refused(key.partition("/")[0]):
         raise Booked("no slot is free")
     return answer
 
 
-_HOLD = "hold"
+HELD = "hold"
 
 
-async def _ours(sagas: product.Sagas, order: str, hold: str) -> None:
+async def ours_once(sagas: product.Sagas, order: str, hold: str) -> None:
+    """Run a saga to its end, and check its answer."""
     run = await sagas.start(place, order, id=order)
     check(await run.result(within_s=WITHIN_S), placed(hold), "a saga of ours")
 
@@ -84,8 +86,8 @@ async def _ours(sagas: product.Sagas, order: str, hold: str) -> None:
 @asynccontextmanager
 async def ours_stubbed(folder: Path) -> AsyncIterator[Once]:
     """Run our saga engine; its steps are answered at once."""
-    async with product.saga_engine(folder, place, _answer) as sagas:
-        yield lambda order: _ours(sagas, order, _HOLD)
+    async with product.saga_engine(folder, place, answered) as sagas:
+        yield lambda order: ours_once(sagas, order, HELD)
 
 
 @asynccontextmanager
@@ -95,7 +97,7 @@ async def ours_third(folder: Path) -> AsyncIterator[Once]:
 
         async def once(order: str) -> None:
             try:
-                await _ours(sagas, order, _HOLD)
+                await ours_once(sagas, order, HELD)
             except Booked:
                 check(is_refused(order), True, "a saga of ours that was refused")
             else:
@@ -109,7 +111,7 @@ async def ours_real(folder: Path) -> AsyncIterator[Once]:
     """Run four services as `synchromesh dev` does."""
     services = ("orders", *PARTICIPANTS)
     async with product.running(folder, "benchmarks.saga_services", services) as sagas:
-        yield lambda order: _ours(sagas, order, order)
+        yield lambda order: ours_once(sagas, order, order)
 
 
 # -- DBOS ----------------------------------------------------------------------------------------
@@ -185,10 +187,17 @@ def _dbos(folder: Path) -> Iterator[None]:
     connection = sqlite3.connect(path)
     connection.execute("pragma journal_mode = wal")
     connection.close()
+    with dbos_at(f"sqlite:///{path}"):
+        yield
+
+
+@contextmanager
+def dbos_at(url: str) -> Iterator[None]:
+    """Run DBOS on a database until the block ends."""
     DBOS(
         config={
             "name": "bench",
-            "system_database_url": f"sqlite:///{path}",
+            "system_database_url": url,
             "log_level": "ERROR",
             "application_version": "1",
             "executor_id": "bench",
@@ -201,7 +210,8 @@ def _dbos(folder: Path) -> Iterator[None]:
         DBOS.destroy()
 
 
-async def _dbos_once(order: str) -> None:
+async def dbos_once(order: str) -> None:
+    """Run a workflow to its end, and check its answer."""
     with SetWorkflowID(order):
         answer = await _place(order)
     check(answer, placed(order), "a workflow of DBOS")
@@ -211,7 +221,7 @@ async def _dbos_once(order: str) -> None:
 async def dbos_stubbed(folder: Path) -> AsyncIterator[Once]:
     """Run workflows of three steps that return at once."""
     with _dbos(folder):
-        yield _dbos_once
+        yield dbos_once
 
 
 @asynccontextmanager
@@ -222,7 +232,7 @@ async def dbos_third(folder: Path) -> AsyncIterator[Once]:
 
     async def once(order: str) -> None:
         try:
-            await _dbos_once(order)
+            await dbos_once(order)
         except _NoSlot:
             check(is_refused(order), True, "a workflow of DBOS that was refused")
         else:
@@ -237,7 +247,7 @@ async def dbos_real(folder: Path) -> AsyncIterator[Once]:
     """Run workflows whose steps each commit to a database of their own, once for each order."""
     connections = [_participant(folder, name) for name in PARTICIPANTS]
     with _dbos(folder):
-        yield _dbos_once
+        yield dbos_once
     for connection in connections:
         connection.close()
 
@@ -374,7 +384,7 @@ async def ours_pending(folder: Path) -> None:
     """Leave sagas of ours in their second step."""
 
     async def hang(operation: str, key: str) -> bytes:
-        answer = await _answer(operation, key)
+        answer = await answered(operation, key)
         if operation.startswith("billing."):
             await _held.wait()
         return answer
@@ -390,10 +400,10 @@ async def ours_pending(folder: Path) -> None:
 async def ours_recovery(folder: Path) -> float:
     """Measure until they are all done."""
     began_s = time.perf_counter()
-    async with product.saga_engine(folder, place, _answer) as sagas:
+    async with product.saga_engine(folder, place, answered) as sagas:
         for number in range(PENDING):
             # Started before: the same run.
-            await _ours(sagas, f"p-{number}", _HOLD)
+            await ours_once(sagas, f"p-{number}", HELD)
         took_s = time.perf_counter() - began_s
     check(entered, {"billing": PENDING, "production": PENDING}, "our recovery")
     return took_s

@@ -55,8 +55,13 @@ class Ours:
     async def opened(cls, path: Path) -> AsyncIterator[Ours]:
         """Open the database and put the articles on the shelf."""
         async with product.open_store(path, [Migration(1, TABLES, readable_by_min=1)]) as store:
-            await store.write(cls._fill, name="fill")
-            yield cls(store)
+            yield await cls.on(store)
+
+    @classmethod
+    async def on(cls, store: Store) -> Ours:
+        """Put the articles on the shelf of a store that has the tables."""
+        await store.write(cls._fill, name="fill")
+        return cls(store)
 
     async def reserve(self, key: str, sku: str) -> object:
         """Run the unit once under the key; return when it is durable."""
