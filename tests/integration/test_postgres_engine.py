@@ -24,7 +24,9 @@ from shop_app import TOML
 from synchromesh.errors import ConfigError, MissingExtra
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.host.engines import engines_of
 from synchromesh.system.supervise import postgres_engine
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
@@ -98,6 +100,17 @@ def test_what_cannot_be_run_says_the_mend(
     ran = run(tmp_path, "db", "create")
     assert ran.code == 2
     assert "databases are SQLite files here" in ran.err
+
+
+def test_all_are_those_that_no_url_is_configured_for(tmp_path: Path) -> None:
+    """PostgreSQL and NATS, once each, however often they are asked for."""
+    (tmp_path / "synchromesh.toml").write_text(TOML)
+    RunDir(tmp_path).create()
+    both = engines_of(["postgres", "all"], load_config(tmp_path), tmp_path)
+    assert sorted(each.name for each in both) == ["nats", "postgres"]
+    (tmp_path / "synchromesh.toml").write_text(f"{TOML}\n[engine]\nnats = 'nats://host:4222'\n")
+    named = load_config(tmp_path)
+    assert [each.name for each in engines_of(["all"], named, tmp_path)] == ["postgres"]
 
 
 def test_a_server_ends_with_its_system_and_is_read_after_it(

@@ -28,9 +28,9 @@ CUT = 130
 @click.option(
     "--engine",
     "engines",
-    type=click.Choice(["postgres", "nats"]),
+    type=click.Choice(["postgres", "nats", "all"]),
     multiple=True,
-    help="Start this server, unless [engine] has its URL.",
+    help="Start this server, or all, unless [engine] has its URL.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the URLs as one JSON object.")
 @click.pass_obj
@@ -50,7 +50,8 @@ def dev(
 
     With --engine postgres (extra `engines`) databases are on a PostgreSQL server, which is started
     and stopped with the system; its data is kept in .synchromesh/postgres. With --engine nats the
-    service registry is on a NATS server, in .synchromesh/nats; both may be given.
+    service registry is on a NATS server, which carries messages, too, in .synchromesh/nats. With
+    --engine all the system is on both.
 
     What raises is shown here, with its trace and your own frames; `synchromesh logs` has all of it.
     A part that fails too often is given up alone, see `synchromesh status`; with

@@ -47,9 +47,13 @@ _ENGINES: dict[str, Callable[[Path], StartedEngine]] = {
 def engines_of(names: Sequence[str], config: SystemConfig, folder: Path) -> list[StartedEngine]:
     """Return the servers to start, of those that are asked for; not one whose URL is configured.
 
+    Args:
+        names: keys of `[engine]`, or "all".
+
     Raises:
         MissingExtra: one is not installed.
         ConfigError: one cannot be run here.
     """
-    wanted = [name for name in dict.fromkeys(names) if not getattr(config.engine, name)]
+    asked = _ENGINES if "all" in names else dict.fromkeys(names)
+    wanted = [name for name in asked if not getattr(config.engine, name)]
     return [_ENGINES[name](RunDir(folder).path) for name in wanted]

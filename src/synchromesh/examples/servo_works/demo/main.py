@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pace", type=int, default=1, metavar="N", help="orders come N times as fast, by default 1"
     )
-    parser.add_argument("--engine", choices=["postgres"], default="", help="by default SQLite")
+    parser.add_argument(
+        "--engine",
+        choices=["postgres", "all"],
+        default="",
+        help="by default SQLite; all: with NATS",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what --keep left in DIR")
     options = parser.parse_args(arguments)

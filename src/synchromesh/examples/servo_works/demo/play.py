@@ -65,7 +65,7 @@ async def play(
     Args:
         pace: how many times as fast orders come: from as many times as many customers at once, and
             one after the other in as many times less time.
-        engine: the server that keeps the databases; "" for SQLite files.
+        engine: "postgres", which keeps the databases, or "all", for NATS too; "" for SQLite files.
 
     Raises:
         SystemEnded: the system ended by itself.

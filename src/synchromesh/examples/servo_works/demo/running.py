@@ -60,7 +60,7 @@ class RunningSystem:
         folder: made by `copy_shipped`.
         pool: how its HTTP interfaces are reached; whoever made it closes it.
         flags: of `synchromesh dev`, such as "--split".
-        engine: the server that keeps its databases, "postgres"; "" for SQLite files.
+        engine: "postgres", which keeps its databases, or "all"; "" for SQLite files.
     """
 
     def __init__(self, folder: Path, pool: HttpPool, *flags: str, engine: str = "") -> None:
