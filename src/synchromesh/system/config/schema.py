@@ -62,7 +62,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on_failure: what a part does that fails too often while the system runs: with "continue" it
             is given up and tried again after growing pauses, and the others go on; with "stop" it
             ends the system, with exit code 3.
-        joined: the services that other processes answer for, by `synchromesh.asgi.join`.
+        joined: the services that other processes answer for, by `synchromesh.asgi.join` or by HTTP.
     """
 
     name: str
