@@ -68,6 +68,10 @@ FRONT_DOOR = {
 ALIASES = {"Personal": "Personal[T]  # T | Erased", "Subject": "Subject  # str"}
 # What else users import, by package: the documentation's code and servo-works do.
 MODULES = {
+    "alone": (
+        "Alone AloneUnit AloneOptions Delivered DeliverOptions upgrade_statements "
+        "downgrade_statements include_name"
+    ),
     "asgi": "join current Joined JoinedContext",
     "calls": "Policies Caller InProcessTransport",
     "codec": "to_datetime",

@@ -40,6 +40,10 @@ _PUT = (
     "kind = excluded.kind, digest = excluded.digest, body = excluded.body, "
     "expires_us = excluded.expires_us"
 )
+_CLAIM = (
+    "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
+    "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing returning 1"
+)
 _PUT_TOMBSTONE = (
     "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
     "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing"
@@ -76,6 +80,30 @@ async def recall(unit: Unit, once: Once) -> Recorded | None:
         return known
     _check_digest(known, once.key, once.digest)
     return None if known.kind is InboxState.BEGUN else known
+
+
+async def claim(unit: Unit, once: Once) -> Recorded | None:
+    """Record a key as done and return None; return its record where it has one.
+
+    It is for a transaction beside others that may be at the same key, at any isolation: it waits
+    for the end of whichever came first. One that reads as of its beginning is then told of a
+    conflict by the engine.
+
+    Raises:
+        KeyReused: the key is recorded with another digest (a tombstone has none).
+    """
+    expires_us = _expiry_us(unit, once.keep_s)
+    kind, digest = InboxState.ANSWER.value, once.digest
+    while True:
+        rows = await unit.execute(_CLAIM, once.caller, once.key, kind, digest, b"null", expires_us)
+        if rows:
+            return None
+        # It may have been swept in between.
+        known = await look_up(unit, once.caller, once.key)
+        if known is not None:
+            if known.kind is not InboxState.TOMBSTONE:
+                _check_digest(known, once.key, once.digest)
+            return known
 
 
 async def begin(

@@ -232,6 +232,10 @@ class PostgresStore(UnitStore):
         await self._sequencer.close()
         await self._wakeups.close()
 
+    def look(self, topics: set[str]) -> None:
+        """Number what others have committed, and notify the listeners of topics of it."""
+        self._sequencer.number(lambda: self._tell(topics))
+
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
         return f"<PostgresStore {self.service} {state} commits {self.commits}>"

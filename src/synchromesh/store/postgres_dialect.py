@@ -52,6 +52,7 @@ class Translation:
     """A statement in the server's words.
 
     Attributes:
+        parts: what stands before, between and after its marks.
         places: how many values it takes.
         has_log: it inserts into a log.
         has_session: it may leave something in the session, which outlives its transaction.
@@ -59,15 +60,15 @@ class Translation:
     """
 
     __slots__ = (
-        "_parts", "_plain", "_variants", "cast", "has_log", "has_session", "places", "sql",
+        "_plain", "_variants", "cast", "has_log", "has_session", "parts", "places", "sql",
     )  # fmt: skip
 
     def __init__(self, sql: str, *, has_log: bool = False) -> None:
         self.sql = sql
         self.has_log = has_log
         self.has_session = _SESSION.search(sql) is not None
-        self._parts = _parts_of(sql)
-        self.places = len(self._parts) - 1
+        self.parts = _parts_of(sql)
+        self.places = len(self.parts) - 1
         self.cast: frozenset[int] = frozenset()
         self._plain = self._text(())
         self._variants: dict[tuple[type, ...], str] = {}
@@ -124,8 +125,8 @@ class Translation:
                 )
 
     def _text(self, kinds: Sequence[type]) -> str:
-        text = self._parts[0]
-        for at, part in enumerate(self._parts[1:]):
+        text = self.parts[0]
+        for at, part in enumerate(self.parts[1:]):
             cast = _CASTS.get(kinds[at], "") if kinds else ""
             text += f"${at + 1}::{cast}{part}" if cast else f"${at + 1}{part}"
         return text

@@ -1,0 +1,251 @@
+"""`Alone`: one application's outbox, inbox and event log, in its own database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from synchromesh.alone.borrowing import borrow
+from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
+from synchromesh.alone.sweeping import sweep_for_ever
+from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
+from synchromesh.alone.unit import WEEK_S, AloneUnit
+from synchromesh.errors import (
+    ContractError,
+    LogGap,
+    LogReplaced,
+    MissingExtra,
+    StoreBroken,
+    StoreError,
+)
+from synchromesh.events import EventTypes
+from synchromesh.events.log import TOPIC
+from synchromesh.messaging import Relay, RelayOptions
+from synchromesh.runtime import RealRuntime, Runtime
+from synchromesh.store import Store
+from synchromesh.store.postgres_dialect import Translations
+from synchromesh.telemetry import MemoryRing, Tracer, current_span
+
+if TYPE_CHECKING:
+    from synchromesh.store.postgres import PostgresStore
+
+# As SQLAlchemy writes it, with the driver.
+_DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)")
+# Where the log is of no use before a person has looked at it.
+_FINAL = (LogReplaced, LogGap, StoreBroken)
+_PAUSE_S = 1.0
+_DELIVER = DeliverOptions()
+_log = logging.getLogger("synchromesh.alone")
+
+
+@dataclass(frozen=True, slots=True)
+class AloneOptions:
+    """Bounds what is kept and how often is looked; times in seconds.
+
+    Attributes:
+        look_every_s: how often it is looked for what others have committed.
+        keep_s: how long keys are kept, and messages that all functions have got.
+
+    Example:
+        >>> AloneOptions().keep_s
+        604800.0
+    """
+
+    look_every_s: float = 0.25
+    keep_s: float = WEEK_S
+
+
+class Alone:
+    """Has an outbox, an inbox and an event log in an application's own PostgreSQL database.
+
+    `unit` writes, in a transaction that the application has begun; `open` and `deliver` do what
+    comes after the commit, in any number of processes, of which one at a time delivers.
+
+    Args:
+        name: that of the application; stored names of events begin with it, so that it stays.
+        events: the classes of what is published or appended, structs or dataclasses.
+        runtime: clock and ids; those of the machine by default.
+
+    Example:
+        >>> import msgspec
+        >>> class OrderPlaced(msgspec.Struct, frozen=True):
+        ...     order_id: str
+        >>> shop = Alone("shop", OrderPlaced)
+        >>> async def place(session: object, order_id: str) -> None:
+        ...     async with shop.unit(session) as unit:  # in a transaction of the session
+        ...         await unit.publish(OrderPlaced(order_id), key=order_id)
+        >>> shop.names
+        ('shop.order_placed',)
+    """
+
+    def __init__(self, name: str, *events: type, runtime: Runtime | None = None) -> None:
+        check_name(name)
+        self.name = name
+        self._types = EventTypes(name, *events)
+        self._runtime = runtime or RealRuntime()
+        self._plans = Translations(("sm_event",))
+        self._events = events
+        self._opened: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored names of its events."""
+        return tuple(self._types.name_of(each) for each in self._events)
+
+    @property
+    def types(self) -> EventTypes:
+        """What decodes its stored events."""
+        return self._types
+
+    @asynccontextmanager
+    async def unit(self, session: Any, *, trace_id: str = "") -> AsyncIterator[AloneUnit]:
+        """Open a unit in the transaction that a session is in; the session's owner commits it.
+
+        At the end of the block the session is flushed, and it is checked that the transaction still
+        stands. Where an error leaves the block, the transaction is rolled back, so that nobody
+        commits a part of the unit; within a savepoint of the session only that is.
+
+        READ COMMITTED is enough for all that a unit does by itself: it takes the locks that it
+        needs. What your own statements read and write is protected as your transaction has it.
+
+        Args:
+            session: a `sqlalchemy.ext.asyncio.AsyncSession`.
+            trace_id: what events and messages carry; by default the trace that goes on here.
+
+        Raises:
+            ContractError: the session is in no transaction, or in autocommit, or is none.
+            StoreReadOnly: the transaction is read only.
+            StatementFailed: a statement of it was refused before, so that it can commit nothing.
+            StoreBroken: the tables are not there.
+        """
+        borrowed = borrow(session)
+        await borrowed.begin()
+        around = current_span.get()
+        unit = AloneUnit(
+            borrowed, self._types, service=self.name, runtime=self._runtime, plans=self._plans,
+            trace_id=trace_id or (around.trace_id if around is not None else ""),
+        )  # fmt: skip
+        try:
+            yield unit
+            await borrowed.end()
+        except BaseException:
+            unit.close()
+            try:
+                await borrowed.undo()
+            except Exception as error:  # noqa: BLE001 - the block's own error is what is told
+                _log.warning("a unit could not be rolled back, its connection is lost: %r", error)
+            raise
+        unit.close()
+        if unit.has_appended:
+            borrowed.after_commit(self._look)
+
+    @asynccontextmanager
+    async def open(
+        self, url: str, *, options: AloneOptions = AloneOptions()
+    ) -> AsyncIterator[Store]:
+        """Open the database beside its sessions: what is committed gets its place in the log.
+
+        At least one process has it open at a time; else nothing is delivered, or seen by readers
+        of the log. It sweeps what was kept long enough, and makes no tables.
+
+        Args:
+            url: the database's, as SQLAlchemy or asyncpg writes it; not that of a PgBouncer.
+
+        Raises:
+            StoreBroken: the tables are not there, or are another application's.
+            StoreUnavailable: the server cannot be reached.
+            MissingExtra: asyncpg is not installed.
+        """
+        store = await self._open(_DRIVER.sub(r"\1", url), options)
+        self._opened[store] = asyncio.get_running_loop()
+        sweeping = asyncio.get_running_loop().create_task(
+            store.owners.run("sweep", partial(sweep_for_ever, store, keep_s=options.keep_s)),
+            name=f"sweep of {self.name}",
+        )
+        try:
+            yield store
+        finally:
+            del self._opened[store]
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+            await store.close()
+
+    async def deliver(
+        self,
+        store: Store,
+        name: str,
+        function: Callable[[Delivered], Awaitable[None]],
+        *,
+        events: tuple[type, ...] = (),
+        options: DeliverOptions = _DELIVER,
+    ) -> None:
+        """Deliver all committed messages to a function, until cancelled; outages are waited for.
+
+        At least once, in order for each key; of all processes that deliver under a name one does,
+        and another goes on where it ended. A function that raises gets the message again, and later
+        ones of its key wait behind it. What it does once, it does by `AloneUnit.once`.
+
+        Args:
+            name: what the place in the log is kept under; it stays. A new one begins with the log.
+            events: the classes that it wants; by default all.
+
+        Raises:
+            ContractError: the name is none, or a class was not given to `Alone`.
+            LogReplaced, LogGap, StoreBroken: a person has to look at the log first.
+        """
+        check_name(name)
+        names = frozenset(self._types.name_of(each) for each in events or self._events)
+        if not names:
+            raise ContractError(f"{self!r} has no events to deliver: give it their classes")
+        relay = Relay(
+            store,
+            FunctionDelivery(name, function, self._types, options),
+            subscriber=name,
+            names=names,
+            tracer=Tracer(self.name, self._runtime, MemoryRing(1)),
+            runtime=self._runtime,
+            options=RelayOptions(in_flight_max=options.in_flight_max, poll_s=options.poll_s),
+        )
+        while True:
+            try:
+                await store.owners.run(relay.checkpoint_name, relay.run)
+            except _FINAL:
+                raise
+            except StoreError as error:
+                _log.warning("%s is delivered nothing for now: %s", name, error.message)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _open(self, url: str, options: AloneOptions) -> PostgresStore:
+        try:
+            from synchromesh.store.postgres import PostgresOptions, PostgresStore, PostgresStores
+        except ImportError as error:
+            raise MissingExtra("postgres", needed_for="a pattern alone") from error
+        missing = await PostgresStores(self._runtime, lambda _: url).plan(self.name, SCHEMAS)
+        if missing:
+            raise StoreBroken(
+                f"the tables of Synchromesh are not there, or not those of this release: run "
+                f"upgrade_statements({self.name!r}, {VERSION}) in a migration before the process "
+                "starts"
+            )
+        return await PostgresStore.open(
+            url, service=self.name, schemas=SCHEMAS, runtime=self._runtime,
+            options=PostgresOptions(look_every_s=options.look_every_s),
+        )  # fmt: skip
+
+    def _look(self) -> None:
+        """Have what was committed in this process numbered and told at once: a hint."""
+        with suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+            for store, loop in [*self._opened.items()]:
+                if loop is here:
+                    store.look({TOPIC})
+
+    def __repr__(self) -> str:
+        return f"<Alone {self.name}: {', '.join(self.names) or 'no events'}>"
