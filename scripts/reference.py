@@ -222,6 +222,7 @@ client = "optional"
     "admin": """\
 [admin]
 host = "10.0.0.5"
+advertise = "admin.shop.example"
 port = 9101
 ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
 """,

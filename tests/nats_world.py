@@ -59,6 +59,24 @@ async def kept(
         await asyncio.gather(task, return_exceptions=True)
 
 
+@asynccontextmanager
+async def kept_at(registry: NatsRegistry, key: bytes, *endpoints: Endpoint) -> AsyncIterator[None]:
+    """Register endpoints of a system with that key, and renew them as their processes would."""
+    tasks = []
+    for each in endpoints:
+        shown = credential(each.service, key)
+        registration = await registry.register(each, credential=shown)
+        tasks.append(asyncio.create_task(registration.run()))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in endpoints:
+            registry.evict(each.service, lambda found: found in endpoints)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(FOR_GOOD_S):

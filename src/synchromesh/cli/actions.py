@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from synchromesh.cli.control import ControlClient
-from synchromesh.system.config.rundir import RunDir, user
+from synchromesh.cli.operating import client_of, control_of
+from synchromesh.system.config.rundir import user
 
 why_option = click.option("--why", default="", help="Why; recorded with your name.")
 
@@ -18,16 +18,17 @@ def read(folder: Path, name: str, /, *, within_s: float = 0.0, **request: object
 
     A system that is stopped is read from its databases.
     """
-    if RunDir(folder).is_running():
-        return _told(ControlClient(folder).post(f"/actions/{name}", request, within_s=within_s))
+    client = client_of(folder)
+    if client is not None:
+        return _told(client.post(f"/actions/{name}", request, within_s=within_s))
     import asyncio
 
     import msgspec
 
     from synchromesh.system.control.stopped import read_stopped
 
-    found = asyncio.run(read_stopped(folder, name, msgspec.json.encode(request)))
-    return found.answers
+    stopped = asyncio.run(read_stopped(folder, name, msgspec.json.encode(request)))
+    return stopped.answers
 
 
 def repair(
@@ -39,7 +40,7 @@ def repair(
         UsageError: nobody says why.
     """
     asked = {**request, "who": say_why(why), "why": why}
-    return _told(ControlClient(folder).post(f"/actions/{name}", asked, within_s=within_s))
+    return _told(control_of(folder).post(f"/actions/{name}", asked, within_s=within_s))
 
 
 def say_why(why: str) -> str:

@@ -13,10 +13,9 @@ import click
 import msgspec
 
 from synchromesh.cli import actions
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import client_of
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
-from synchromesh.system.config.rundir import RunDir
 
 if TYPE_CHECKING:
     from synchromesh.system.control.blast import Blast
@@ -59,8 +58,9 @@ def blast(folder: Path, service: str, is_json: bool) -> int:
 def _observed(folder: Path) -> list[ObservedCall]:
     from synchromesh.telemetry.observed import ObservedCall
 
-    if RunDir(folder).is_running():
-        calls = ControlClient(folder).get("/observed")["calls"]
+    client = client_of(folder)
+    if client is not None:
+        calls = client.get("/observed")["calls"]
         return msgspec.convert(calls, list[ObservedCall])
     from synchromesh.system.control.stopped import read_observed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from synchromesh.cli.actions import say_why, why_option
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import control_of, say_silent
 from synchromesh.cli.output import print_json, print_line
 
 
@@ -28,13 +28,13 @@ def isolate(folder: Path, target: str, why: str, is_json: bool) -> int:
     their fallbacks. It holds over restarts of processes, and ends with the system.
     """
     asked = {"target": target, "who": say_why(why), "why": why}
-    answer = ControlClient(folder).post("/breakers", asked)
+    answer = control_of(folder).post("/breakers", asked)
     if is_json:
         print_json(answer)
     else:
         print_line(f"isolated: {', '.join(answer['isolated'])}")
         print_line(f"release it with: synchromesh breaker release {target} --why TEXT")
-    return 0
+    return say_silent(answer)
 
 
 @breaker.command()
@@ -48,12 +48,12 @@ def release(folder: Path, target: str, why: str, is_json: bool) -> int:
     Nothing to release is no mistake.
     """
     asked = {"target": target, "who": say_why(why), "why": why}
-    answer = ControlClient(folder).post("/breakers/release", asked)
+    answer = control_of(folder).post("/breakers/release", asked)
     if is_json:
         print_json(answer)
-        return 0
+        return say_silent(answer)
     released = ", ".join(each["target"] for each in answer["released"])
     print_line(f"released: {released or 'nothing was isolated there'}")
     if answer["isolated"]:
         print_line(f"still isolated: {', '.join(answer['isolated'])}")
-    return 0
+    return say_silent(answer)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import control_of, say_silent
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.system.control.status import FaultStatus
 
@@ -45,15 +45,15 @@ def break_on_purpose(
         "stall": stall,
         "for": duration,
     }
-    fault = ControlClient(folder).post("/faults", request)
+    fault = control_of(folder).post("/faults", request)
     if is_json:
         print_json(fault)
-        return 0
+        return say_silent(fault)
     from synchromesh.cli.show import console, faults_table
 
     console().print(faults_table([msgspec.convert(fault, FaultStatus)]))
-    print_line(f"heal it with: synchromesh heal {target}")
-    return 0
+    print_line(f"heal it with: synchromesh heal {fault['target']}")
+    return say_silent(fault)
 
 
 @click.command()
@@ -62,14 +62,14 @@ def break_on_purpose(
 @click.pass_obj
 def heal(folder: Path, target: str, is_json: bool) -> int:
     """Remove injected faults: of a service, an edge, or all. Nothing to heal is no mistake."""
-    answer = ControlClient(folder).post("/faults/heal", {"target": target})
+    answer = control_of(folder).post("/faults/heal", {"target": target})
     if is_json:
         print_json(answer)
-        return 0
+        return say_silent(answer)
     print_line(f"healed: {_targets(answer['healed']) or 'nothing was broken there'}")
     if answer["in_force"]:
         print_line(f"still broken: {_targets(answer['in_force'])}")
-    return 0
+    return say_silent(answer)
 
 
 def _targets(faults: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ())
 
     `unreachable` is why the status is not current; `work` what was done since the last look.
     """
-    head = f"{status.system}  process {status.pid}"
+    head = f"{status.system}  {f'process {status.pid}' if status.pid else 'replicas'}"
     if status.spans_dropped:
         head += f"  {status.spans_dropped} spans dropped"
     parts: list[RenderableType] = [Text(head, style="bold")]
@@ -81,11 +81,13 @@ def _services(status: Status) -> Table:
     is_split = any(service.pid != status.pid for service in status.services.values())
     has_parked = any(service.parked for service in status.services.values())
     process, parked = ["pid"] * is_split, ["parked"] * has_parked
+    has_duties = any(service.duties for service in status.services.values())
+    duties = ["duties"] * has_duties
     # An idle system has none; who looks at a busy one wants to see who has them.
     has_calls = any(service.in_flight for service in status.services.values())
     calls = ["in flight"] * has_calls
     table = plain_table(
-        "service", *process, "health", *calls, "instances", "sagas", "behind", *parked
+        "service", *process, "health", *calls, "instances", "sagas", "behind", *parked, *duties
     )
 
     def add(
@@ -106,6 +108,7 @@ def _services(status: Status) -> Table:
             _counts(service.sagas),
             _behind(service.behind),
             *[Text(str(service.parked), style="red" if service.parked else "")] * has_parked,
+            *[_duties(service.duties)] * has_duties,
             in_flight=str(service.in_flight),
         )
     for name, external in status.externals.items():
@@ -115,11 +118,23 @@ def _services(status: Status) -> Table:
             up = external.checked - len(external.down)
             health = Text(f"{up} of {external.checked} up", style="red")
         add(name, None, health, _instances(external.instances))
-    if status.gateway:
-        own = status.children.items()
-        children = {name: state for name, state in own if name.partition("/")[0] == "gateway"}
-        add("gateway", status.gateway.pid, _health(children), Text(status.gateway.url))
+    gateways = status.gateways
+    if status.gateway and not gateways:
+        gateways = {"gateway": status.gateway}
+    for name, gateway in gateways.items():
+        children = _of_gateway(name, status.children)
+        add(name, gateway.pid, _health(children), Text(gateway.url))
     return table
+
+
+def _of_gateway(name: str, children: Mapping[str, ChildStatus]) -> dict[str, ChildStatus]:
+    """Return the children of a gateway: of several, by the names of their hosts."""
+    at = name.partition("@")[2]
+    return {
+        child: state
+        for child, state in children.items()
+        if child.partition("/")[0].partition("@")[0] == "gateway" and child.partition("@")[2] == at
+    }
 
 
 def _health(children: Mapping[str, ChildStatus], *, is_draining: bool = False) -> Text:
@@ -139,6 +154,13 @@ def _instances(instances: list[ListedInstance]) -> Text:
     if instances[0].is_stale:
         return Text("\n".join(f"{line} stale" for line in lines), style="yellow")
     return Text("\n".join(lines))
+
+
+def _duties(duties: Sequence[str]) -> Text:
+    """Render what a replica does for all, with its shards of sagas as a number."""
+    shards = sum(each.startswith("sagas/") for each in duties)
+    others = [each for each in duties if not each.startswith("sagas/")]
+    return Text(", ".join([*([f"{shards} of sagas"] if shards else []), *others]) or "-")
 
 
 def _behind(behind: Mapping[str, int]) -> Text:

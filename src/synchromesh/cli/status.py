@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import control_of
 from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
 from synchromesh.system.control.status import Status
@@ -52,14 +52,14 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
 
 def ask(folder: Path) -> Status:
     """Return the status of the system that runs in a folder."""
-    return msgspec.convert(ControlClient(folder).get("/status"), Status)
+    return msgspec.convert(control_of(folder).get("/status"), Status)
 
 
 def read_metrics(folder: Path) -> list[Family]:
     """Return the metrics of the system that runs in a folder."""
     from synchromesh.telemetry.metrics import Family
 
-    return msgspec.convert(ControlClient(folder).get("/metrics")["families"], list[Family])
+    return msgspec.convert(control_of(folder).get("/metrics")["families"], list[Family])
 
 
 def _show(last: Status) -> None:

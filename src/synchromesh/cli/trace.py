@@ -9,9 +9,8 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import client_of
 from synchromesh.cli.output import print_json, print_line
-from synchromesh.system.config.rundir import RunDir
 
 if TYPE_CHECKING:
     from synchromesh.telemetry import SpanRecord
@@ -53,8 +52,9 @@ def spans_of(folder: Path, trace_id: str) -> tuple[dict[str, Any], list[SpanReco
     from synchromesh.telemetry import SpanRecord
 
     answer: dict[str, Any]
-    if RunDir(folder).is_running():
-        answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
+    path, client = f"/traces/{quote(trace_id, safe='')}", client_of(folder)
+    if client is not None:
+        answer = client.get(path)
     else:
         from synchromesh.system.control.stopped import read_trace
 

@@ -167,6 +167,16 @@ class NatsRegistry:
         found = {name: self._view.listed(name) for name in self._view.services()}
         return {**{name: each for name, each in found.items() if each.endpoints}, **self._fixed}
 
+    def entries(self) -> list[InstanceEntry]:
+        """Return all that is registered, by service and instance, also what is not to be called."""
+        view = self._view
+        found = [kept.entry for name in view.services() for kept in view.of(name)]
+        return sorted(found, key=lambda each: _key(each.endpoint))
+
+    def instances(self) -> list[str]:
+        """Return the names of all that are registered."""
+        return [each.endpoint.instance for each in self.entries()]
+
     # -- who registers -------------------------------------------------------------------------
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:

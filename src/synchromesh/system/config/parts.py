@@ -33,13 +33,13 @@ class SystemPart:
 
 def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
     """Return the parts that run a service, or the one of that name; none for another name."""
+    at = f"@{config.system.node}" if config.system.node else ""
     if name == GATEWAY:
-        return (SystemPart(GATEWAY, GATEWAY, GATEWAY),)
+        return (SystemPart(GATEWAY, GATEWAY, f"{GATEWAY}{at}"),)
     service = name.partition("#")[0]
     section = config.services.get(service)
     if section is None:
         return ()
-    at = f"@{config.system.node}" if config.system.node else ""
     if section.replicas == 1:
         parts = [SystemPart(service, service, f"{service}#1{at}")]
     else:

@@ -47,7 +47,7 @@ from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
-from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess
+from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
 from synchromesh.system.control.spans import Spans, find_spans
 from synchromesh.system.control.status import FaultsStatus, Status
 from synchromesh.telemetry import Family
@@ -380,7 +380,8 @@ class Control:
         if isinstance(action, RepairAction) and action.check is not None:
             action.check(self._taken(), wanted)
         found = await asyncio.gather(
-            *(each.act(action, wanted, request.body) for each in self._all())
+            self._local.act(action, wanted, request.body),
+            *(act_of(each, action, wanted, request.body) for each in self._by_service()),
         )
         answers = {service: own for each in found for service, own in each.answers.items()}
         silent = [name for each in found for name in each.silent]
@@ -392,6 +393,12 @@ class Control:
         if not answers and action.unknown is not None and request.query != OWN:
             raise action.unknown(wanted)
         return Answers(answers, silent)
+
+    def _by_service(self) -> list[list[RemoteProcess]]:
+        found: dict[str, list[RemoteProcess]] = {}
+        for process in self.remotes.values():
+            found.setdefault(process.part.service, []).append(process)
+        return list(found.values())
 
     def _taken(self) -> dict[str, frozenset[str]]:
         """Return the events that each service takes: by its processes, or by this one's code."""

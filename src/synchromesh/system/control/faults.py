@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -55,6 +55,9 @@ class FaultInjector:
         table: the faults in force, which the callers of the system look at.
         callers: who calls: the services, and the clients that are part of the system.
         callees: who is called: the services, their instances, and the external ones.
+
+    Attributes:
+        elsewhere: returns the instances that run on other hosts.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class FaultInjector:
         self._table = table
         self._callers = callers
         self._callees = callees
+        self.elsewhere: Callable[[], Collection[str]] = tuple
 
     @property
     def callers(self) -> Collection[str]:
@@ -139,7 +143,7 @@ class FaultInjector:
             _check_name(caller, self._callers, "caller", target)
         else:
             callee = caller
-        _check_name(callee, self._callees, "service", target)
+        _check_name(callee, (*self._callees, *self.elsewhere()), "service", target)
 
 
 def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:

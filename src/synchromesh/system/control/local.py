@@ -17,6 +17,7 @@ from synchromesh.discovery import Endpoint, UpstreamHealth
 from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
 from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
+from synchromesh.store.owners import SharedOwners
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
@@ -144,6 +145,7 @@ class LocalProcess:
             breakers=_breakers(instance.caller),
             holds=_holds(instance.caller),
             ejected=_ejected(instance.caller),
+            duties=_duties(instance),
             instances=await self._listed(instance.service.name, name),
         )
         try:
@@ -185,8 +187,11 @@ class LocalProcess:
 
     async def act(self, action: Action, wanted: Any, _: bytes) -> Answers:
         """Run an action for the services here that have a database, as far as they are asked."""
-        answers = {}
-        for service, instance in self.instances.items():
+        answers: dict[str, Any] = {}
+        for instance in self.instances.values():
+            service = instance.service.name
+            if service in answers:
+                continue  # of several replicas, which have one database, one is enough
             if wanted.service in ("", service) and instance.has_database:
                 run: Any = action.run
                 of = instance.store if isinstance(action, ReadAction) else instance
@@ -252,6 +257,11 @@ def _breakers(caller: Caller) -> dict[str, BreakerStatus]:
         )
         for callee, breaker in caller.edges.items()
     }
+
+
+def _duties(instance: ServiceInstance) -> list[str]:
+    owners = instance.store.owners if instance.has_database else None
+    return sorted(owners.owned) if isinstance(owners, SharedOwners) else []
 
 
 def _outside(endpoint: Endpoint) -> str:

@@ -5,7 +5,7 @@ A process that does not answer is shown as one that is down; the others' answers
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +25,7 @@ from synchromesh.errors import (
 from synchromesh.http import HttpPool
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
-from synchromesh.system.control.actions import OWN, Action, Answers
+from synchromesh.system.control.actions import OWN, Action, Answers, RepairAction
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.spans import Spans
 from synchromesh.system.control.status import (
@@ -233,3 +233,21 @@ class RemoteProcess:
 
     def __repr__(self) -> str:
         return f"<RemoteProcess {self.name}, {self.child!r}>"
+
+
+async def act_of(
+    processes: Sequence[RemoteProcess], action: Action, wanted: Any, body: bytes
+) -> Answers:
+    """Run an action at one process of a service: those of a database would each do it.
+
+    What reads is tried at the next one where the first does not answer; what changes something may
+    have been done by then.
+
+    Raises:
+        SynchromeshError: what the action raised.
+    """
+    for process in processes:
+        found = await process.act(action, wanted, body)
+        if not found.silent or isinstance(action, RepairAction):
+            break
+    return found

@@ -141,6 +141,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     `in_flight` is how many calls it runs; `ejected` names the instances that it does not call for
     now, by their service. `admin` is the admin listener of its process. `parked` is how many
     messages were set aside, with those that wait behind others; `set_aside` is what they wait for.
+    `duties` are those that it has, where several processes share them.
     """
 
     pid: int | None
@@ -161,6 +162,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     ejected: dict[str, list[str]] = {}
     instances: list[ListedInstance] = []
     admin: str = ""
+    duties: list[str] = []
 
 
 class ExternalStatus(msgspec.Struct, frozen=True):
@@ -272,6 +274,7 @@ class Status(msgspec.Struct, frozen=True):
         pid: the process; of a whole system, its supervisor.
         admin: where that process tells of its health.
         gateway: the way in; None where there is none, or it is another process.
+        gateways: all of them by name, where nobody supervises them; `gateway` is one of these.
         services: by name; of a service with replicas each of them, as "quoting#1".
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
@@ -302,6 +305,7 @@ class Status(msgspec.Struct, frozen=True):
     code_changed: dict[str, list[str]] = {}
     findings: list[str] = []
     admin: str = ""
+    gateways: dict[str, GatewayStatus] = {}
 
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:

@@ -6,7 +6,8 @@
     /metrics         its metrics, for Prometheus (`metrics_page`)
 
 It is asked for no credential, so that it listens on loopback unless it is configured otherwise; and
-it is never a server that clients come to. What is shown under other paths is added by `page`.
+it is never a server that clients come to. What is shown under other paths is added by `page`, and
+what may change something, by `room`, which asks for a credential itself.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class AdminListener:
     ) -> None:
         self._host, self._port = host, port
         self._pages: dict[str, Page] = {}
+        self._rooms: dict[str, Page] = {}
         self._server = HttpServer(self._answer, network=network, limits=_LIMITS, wall_us=wall_us)
         self._is_listening = False
         self.parts: dict[str, WhyNot] = {}
@@ -82,6 +84,10 @@ class AdminListener:
     def page(self, path: str, page: Page) -> None:
         """Show something more under a path of its own; `page` answers each GET and HEAD."""
         self._pages[path] = page
+
+    def room(self, path: str, answer: Page) -> None:
+        """Have all below a path answered, by whatever method; `answer` sees who may ask."""
+        self._rooms[f"{path}/"] = answer
 
     async def start(self) -> None:
         """Listen.
@@ -118,6 +124,9 @@ class AdminListener:
         return "it drains" if self.is_draining else self.parts[name]()
 
     async def _answer(self, request: HttpRequest) -> HttpResponse:
+        for path, answer in self._rooms.items():
+            if request.path.startswith(path):
+                return await answer(request)
         page, told = self._pages.get(request.path), self._health(request.path)
         if told is None and page is None:
             parts = (f"{READY}/{name}" for name in self.parts)

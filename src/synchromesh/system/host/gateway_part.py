@@ -37,6 +37,7 @@ from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.mirror_status import DifferentStatus, MirrorStatus
 from synchromesh.system.host.access_file import AccessFile
+from synchromesh.system.host.listed_gateway import ListedGateway
 from synchromesh.telemetry import Family
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class GatewayPart:
         self._externals = frozenset(config.external)
         self._is_draining = False
         self.access: AccessFile | None = None
+        self.listed: ListedGateway | None = None
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._authenticators: list[tuple[Auth, Authenticator]] = []
@@ -304,6 +306,8 @@ class GatewayPart:
         about to send it could not know whether it was run.
         """
         self._is_draining = True
+        if self.listed is not None:
+            await self.listed.leave()
         if self._server is not None:
             await self._server.drain(within_s, idle_s=within_s * _IDLE_SHARE)
 

@@ -51,6 +51,7 @@ from synchromesh.system.host.exporting import open_ring
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import Fits, GatewayReload
+from synchromesh.system.host.listed_gateway import ListedGateway
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
 from synchromesh.system.host.securing import secured_network, terminated
@@ -114,6 +115,8 @@ class Host:
         databases: where the services keep what they have.
         fits: raises where the contracts of a gateway that is reloaded do not fit; None where all
             parts have loaded the same.
+        operated_at: the URL by which operators reach the admin listener; "" where they ask a
+            supervisor.
     """
 
     deps: Deps
@@ -156,6 +159,7 @@ class Host:
         self._failed = asyncio.Event()
         self._failure = ""
         self.fits: Fits | None = None
+        self.operated_at = ""
         self.lag = Histogram(LAG_S)
 
     def begin_log(self, *, is_to_stdout: bool = False) -> None:
@@ -357,7 +361,7 @@ class Host:
             SynchromeshError: it could not be started.
         """
         if name in self.services:
-            await self._restart_service(self.services[name])
+            await self.services[name].restart(self.budget)
             return True
         external = next((each for each in self._externals if each.name == name), None)
         if external is not None:
@@ -371,22 +375,6 @@ class Host:
             await self.background.restart(name)
             return True
         return False
-
-    async def _restart_service(self, part: ServicePart) -> None:
-        budget, kept = self.budget, f"service/{part.name}"
-        await self.background.stop(kept)
-        try:
-            await part.leave(0.0)
-            await part.answer(budget.answer_s)
-            await part.instance.drain(budget.drain_s)
-            await part.stop()
-            await part.start()
-            await part.open()
-        except BaseException:
-            await part.stop()
-            raise
-        finally:
-            self.background.start(Child(kept, part.run))
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
@@ -460,6 +448,12 @@ class Host:
         self.local.gateway_url = self.urls[GATEWAY] = part.url
         self.local.gateway_warnings = part.warnings
         self.local.gateway_mirrors = part.mirrors
+        if self.operated_at:
+            at = Listening(advertise=config.system.advertise, operated_at=self.operated_at)
+            listed = part.listed = ListedGateway(config, self._registry, at, part.url)
+            await listed.open(self.deps.signer, self.runtime.wall_us())
+            self.exit.push_async_callback(listed.leave)
+            self.background.start(Child("lease/gateway", listed.run))
 
     def _note_gateway(self, part: GatewayPart) -> None:
         """Take over what of a gateway may be another one after a reload."""
@@ -475,7 +469,9 @@ class Host:
             part,
             self.deps,
             self._registry,
-            listening=Listening(own.host, config.services[part.service].port, port, own.advertise),
+            listening=Listening(
+                own.host, config.services[part.service].port, port, own.advertise, self.operated_at
+            ),
             inproc=self._inproc,
             background=self.background,
             up=lambda instance: self._note_up(part.name, instance),

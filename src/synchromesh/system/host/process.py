@@ -42,6 +42,7 @@ from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.host.metrics_page import serve_metrics
+from synchromesh.system.host.operated import serve_operators
 from synchromesh.system.host.registries import SharedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.messages import (
@@ -72,6 +73,7 @@ class Process:
 
     Attributes:
         host: runs the part.
+        drain: has the process drain and end, for an operator; None where a supervisor does that.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Process:
         self._load_gateway = gateway
         succeeds = Succeeds(loaded, spec.port, spec.handle)
         self.host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
+        self.drain: Callable[[], None] | None = None
 
     async def start(self) -> Ready:
         """Start the part; when this returns, it is registered and serves.
@@ -155,6 +158,10 @@ class Process:
         host.deps.isolations.resume(spec.isolations)
         await host.serve_control(spec.token, {})
         serve_metrics(host)
+        if self.drain is not None:
+            serve_operators(host, signer, part.instance, drain=self.drain)
+            if shared is not None:
+                host.local.faults.elsewhere = shared.instances
         contracts = (
             contracts_of_gateway(definitions.entries)
             if name == GATEWAY

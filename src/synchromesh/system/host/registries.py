@@ -48,6 +48,10 @@ class SharedRegistry(SupervisedRegistry, Protocol):
         """Connect. Raises ConfigError, MissingExtra."""
         ...
 
+    def instances(self) -> list[str]:
+        """Return the names of all instances that are registered."""
+        ...
+
     async def known(self) -> None:
         """Wait until it was asked who is there."""
         ...

@@ -75,6 +75,7 @@ async def run_replica(spec: ProcessSpec, folder: Path, rundir: RunDir) -> str:
             host.begin_log(is_to_stdout=True)
             # Whoever has its port would be asked in its place.
             refuse_taken(spec.config.admin)
+            process.drain = stop.set
             if not await unless(stop, process.start()):
                 return ""
             _log.info("%s serves at %s; admin: %s", spec.name, host.urls[spec.name], host.admin.url)

@@ -28,6 +28,8 @@ from synchromesh.service import (
     dry_run_migrations,
 )
 from synchromesh.system.config.parts import SystemPart
+from synchromesh.system.control.replicas import ADMIN, PID
+from synchromesh.system.supervise.stop_budget import StopBudget
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
@@ -54,19 +56,28 @@ class Listening:
         port: the configured one; 0 takes any that is free.
         before: the port that it had by chance, taken again where it is free.
         advertise: the host by which others reach it; "" for the one it listens on.
+        operated_at: where operators find the admin listener of the process; "" where they ask its
+            supervisor.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     before: int = 0
     advertise: str = ""
+    operated_at: str = ""
 
-    def url_of(self, server: HttpServer) -> str:
-        """Return the URL by which callers reach a server that listens there."""
+    def url_of(self, url: str) -> str:
+        """Return the URL by which callers reach a server that listens at one."""
         if not self.advertise:
-            return server.url
+            return url
         host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise
-        return f"http://{host}:{server.port}"
+        return f"http://{host}:{url.rpartition(':')[2]}"
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What the registry is told of the process: by its number a supervisor ends its lease."""
+        pid = (PID, pid_at_host(os.getpid()))
+        return (pid, (ADMIN, self.operated_at)) if self.operated_at else (pid,)
 
 
 class ServicePart:
@@ -154,15 +165,13 @@ class ServicePart:
 
     async def open(self) -> None:
         """Register the service and start serving."""
-        deps, url = self._deps, self._listening.url_of(self._server)
+        deps, url = self._deps, self._listening.url_of(self._server.url)
         takes = declaration_of(deps.services[self._part.service].subscriptions)
         instance, service = self._part.instance, self._part.service
         if self._inproc is not None:
             endpoint = Endpoint(instance, service, f"inproc://{instance}", ((HTTP, url), takes))
         else:
-            # The number of the process tells the supervisor whose lease to end when it has ended.
-            process = ("pid", pid_at_host(os.getpid()))
-            endpoint = Endpoint(instance, service, url, (process, takes))
+            endpoint = Endpoint(instance, service, url, (*self._listening.facts, takes))
         token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
@@ -195,6 +204,23 @@ class ServicePart:
         """End the lease and stop the server and the instance, as far as they were started."""
         await self._exit.aclose()
         self._registration = None
+
+    async def restart(self, budget: StopBudget) -> None:
+        """Drain it, and start it anew; one that cannot be started is tried again by itself."""
+        kept = f"service/{self.name}"
+        await self._background.stop(kept)
+        try:
+            await self.leave(0.0)
+            await self.answer(budget.answer_s)
+            await self.instance.drain(budget.drain_s)
+            await self.stop()
+            await self.start()
+            await self.open()
+        except BaseException:
+            await self.stop()
+            raise
+        finally:
+            self._background.start(Child(kept, self.run))
 
     async def run(self) -> None:
         """Start it again where it does not run; a supervised loop."""

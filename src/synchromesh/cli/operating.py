@@ -1,0 +1,127 @@
+"""The control of the system of a folder: of `dev` that runs here, or of replicas on any hosts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.errors import (
+    ConfigError,
+    DiscoveryError,
+    MissingExtra,
+    RemoteFailed,
+    SynchromeshError,
+)
+from synchromesh.system.config.rundir import RunDir, user
+
+if TYPE_CHECKING:
+    from synchromesh.system.config.schema import SystemConfig
+
+
+FINDING = 1
+
+
+class ReplicasClient:
+    """A client of all replicas of a system that nobody supervises, like a `ControlClient`."""
+
+    def __init__(self, config: SystemConfig, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+
+    def is_anybody_there(self) -> bool:
+        """Return whether a replica is registered."""
+        import asyncio
+
+        from synchromesh.system.control.spread import all_replicas
+
+        async def look() -> bool:
+            async with all_replicas(self._config, self._folder, user()) as replicas:
+                return bool(replicas.replicas)
+
+        return asyncio.run(look())
+
+    def get(self, path: str) -> Any:
+        """Send a GET request and return the answer."""
+        return self._ask("GET", path, b"")
+
+    def post(self, path: str, body: object, *, within_s: float = 0.0) -> Any:  # noqa: ARG002
+        """Send a POST request and return the answer; each verb has a bound of its own."""
+        import msgspec
+
+        return self._ask("POST", path, msgspec.json.encode(body))
+
+    def _ask(self, method: str, path: str, body: bytes) -> Any:
+        """Return the answer as it would come over HTTP.
+
+        Raises:
+            ConfigError: nobody is there to be asked, or what was asked for is wrong.
+            RemoteFailed: a replica failed.
+        """
+        import asyncio
+
+        import msgspec
+
+        from synchromesh.system.control.spread import all_replicas
+
+        async def ask() -> object:
+            async with all_replicas(self._config, self._folder, user()) as replicas:
+                return await replicas.answer(method, path, body)
+
+        try:
+            answer = asyncio.run(ask())
+        except (ConfigError, MissingExtra, RemoteFailed):
+            raise
+        except SynchromeshError as error:
+            if error.status >= 500:
+                raise RemoteFailed(error.message) from error
+            raise
+        return msgspec.json.decode(msgspec.json.encode(answer))
+
+
+def client_of(folder: Path) -> ControlClient | ReplicasClient | None:
+    """Return a client of the system of a folder; None where it is stopped.
+
+    A registry that cannot be asked who runs is told of, and taken for one in which nobody is.
+    """
+    if RunDir(folder).is_running():
+        return ControlClient(folder)
+    client = _client_elsewhere(folder)
+    try:
+        return client if client is not None and client.is_anybody_there() else None
+    except (ConfigError, DiscoveryError) as error:
+        click.echo(f"replicas were not asked: {error.message}", err=True)
+        return None
+
+
+def control_of(folder: Path) -> ControlClient | ReplicasClient:
+    """Return a client of the system of a folder.
+
+    Raises:
+        ConfigError: no system runs in the folder, and its replicas could not be found elsewhere.
+    """
+    return _client_elsewhere(folder) or ControlClient(folder)
+
+
+def say_silent(answer: dict[str, Any]) -> int:
+    """Say which replicas did not do what all of them were to; return the exit code."""
+    silent = answer.get("silent", ())
+    for each in silent:
+        click.echo(f"not done by {each}", err=True)
+    return FINDING if silent else 0
+
+
+def _client_elsewhere(folder: Path) -> ReplicasClient | None:
+    """Return a client of replicas elsewhere; None where none can be, or a system runs here."""
+    if RunDir(folder).is_running():
+        return None
+    from synchromesh.system.config.reading import load_config
+
+    try:
+        config = load_config(folder, environment=os.environ)
+    except ConfigError:
+        return None  # that nothing runs here is said
+    return ReplicasClient(config, folder) if config.engine.nats and config.system.key else None

@@ -1,0 +1,64 @@
+"""The entry of a gateway in the registry: nobody calls it, and operators find it there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from synchromesh.discovery import Endpoint, Registration, Registry
+from synchromesh.errors import DiscoveryError, StaleIncarnation
+from synchromesh.identity import REGISTRY, Signer
+from synchromesh.system.config.parts import parts_of
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.host.service_part import Listening
+
+_log = logging.getLogger("synchromesh.system")
+
+
+class ListedGateway:
+    """Keeps the entry of a gateway; `open`, then `run`, then `leave`.
+
+    Another gateway of the same name may take its place there, and takes no client from it.
+    """
+
+    def __init__(
+        self, config: SystemConfig, registry: Registry, listening: Listening, url: str
+    ) -> None:
+        (part,) = parts_of(config, GATEWAY)
+        self._registry = registry
+        self._endpoint = Endpoint(part.instance, GATEWAY, listening.url_of(url), listening.facts)
+        self._registration: Registration | None = None
+
+    async def open(self, signer: Signer, now_us: int) -> None:
+        """Register it.
+
+        Raises:
+            DiscoveryError: the registry does not answer.
+        """
+        credential = signer.token(GATEWAY, audience=REGISTRY, now_us=now_us)
+        self._registration = await self._registry.register(self._endpoint, credential=credential)
+
+    async def run(self) -> None:
+        """Renew its lease; a supervised loop."""
+        assert self._registration is not None, "it is open"
+        try:
+            await self._registration.run()
+        except StaleIncarnation as error:
+            _log.warning(
+                "operators do not find this gateway any more: %s; name its host by [system] node",
+                error,
+            )
+        await asyncio.Event().wait()
+
+    async def leave(self) -> None:
+        """Take it off; may be repeated."""
+        registration, self._registration = self._registration, None
+        if registration is None:
+            return
+        try:
+            await registration.end()
+        except DiscoveryError as error:
+            _log.info("the registry was not told that the gateway leaves: %s", error)
+
+    def __repr__(self) -> str:
+        return f"<ListedGateway {self._endpoint.instance}>"

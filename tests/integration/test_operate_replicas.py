@@ -1,0 +1,308 @@
+"""Verbs from any host: replicas by `synchromesh run` are found on NATS, and asked one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import pytest
+
+from cli_runs import Ran, Run, runner
+from nats_server import shared_nats
+from nats_world import kept_at, running
+from notes_app import TESTS
+from operated_app import TOML
+from postgres_server import shared_server
+from processes import COMMAND, until
+from synchromesh.cli.status import read_metrics
+from synchromesh.discovery import Endpoint, nats_connection
+from synchromesh.http import HttpPool
+from synchromesh.identity import Signer
+from synchromesh.runtime import RealRuntime
+from synchromesh.store.postgres_databases import PostgresDatabases
+from synchromesh.system.control import replicas
+from synchromesh.system.control.catalogue import UP
+from synchromesh.system.control.operator import Operator
+
+pytestmark = pytest.mark.anyio
+
+KEY = "11" * 32
+WAIT_S = 120.0
+NODE = os.uname().nodename
+FIRST, SECOND, GATEWAY = f"tills#1@{NODE}", f"tills#2@{NODE}", f"gateway@{NODE}"
+
+
+@dataclass
+class Spread:
+    """Replicas that nobody supervises, by the name that each was started under."""
+
+    folder: Path
+    port: int
+    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    count: int = 0
+
+    def start(self, *names: str) -> None:
+        """Start some, and wait until they serve."""
+        for log in [self._start(name) for name in names]:
+            assert until(lambda log=log: "serves at" in log.read_text(), WAIT_S), log.read_text()
+
+    def _start(self, name: str) -> Path:
+        self.count += 1
+        log = self.folder / f"{self.count}.log"
+        with log.open("wb") as out:
+            self.started[name] = subprocess.Popen(
+                [
+                    *(*COMMAND, "--folder", self.folder, "run", name),
+                    *("--run-dir", self.folder / f"run-{self.count}"),
+                ],
+                stdout=out,
+                stderr=out,
+            )
+        return log
+
+    def stop(self) -> None:
+        """End what is left."""
+        for process in self.started.values():
+            process.kill()
+            process.wait()
+
+    def ask(self, method: str = "GET", body: object = None) -> tuple[int, str]:
+        """Ask the gateway; return status and trace."""
+        headers = {"content-type": "application/json", "idempotency-key": str(body)}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/tills",
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers,
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+                return answer.status, answer.headers.get("traceparent", "")
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+
+def free_port() -> int:
+    with create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
+    folder = tmp_path_factory.mktemp("operated")
+    name = f"operated-{os.getpid()}"
+    server = shared_server().url("postgres")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("MESH_KEY", KEY)
+        patch.setenv("NATS_URL", shared_nats().url)
+        patch.setenv("DATABASE_URL", server.replace("postgres@", ""))
+        port = free_port()
+        (folder / "synchromesh.toml").write_text(TOML.format(name=name, port=port))
+        password = Signer(bytes.fromhex(KEY)).database_password
+        databases = PostgresDatabases(server, system=name, password=password)
+        asyncio.run(databases.create(["tills"]))
+        system = Spread(folder, port)
+        try:
+            system.start("tills#1", "tills#2", "gateway")
+            yield system
+        finally:
+            system.stop()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+def ok(ran: Ran) -> Any:
+    assert (ran.code, ran.err) == (0, "")
+    return json.loads(ran.out)
+
+
+def test_the_status_of_all_replicas_is_on_one_screen(spread: Spread, run: Run) -> None:
+    """Each tells of itself, and who owns what; what is in their database is told once."""
+    status = ok(run(spread.folder, "status", "--json"))
+    assert sorted(status["services"]) == [FIRST, SECOND]
+    assert sorted(status["gateways"]) == [GATEWAY]
+    pids = {name: each["pid"] for name, each in status["services"].items()}
+    assert pids == {
+        FIRST: spread.started["tills#1"].pid,
+        SECOND: spread.started["tills#2"].pid,
+    }
+    (instance,) = status["services"][FIRST]["instances"]
+    assert instance["instance"] == FIRST
+    assert status["findings"] == []
+
+    def owned() -> list[str]:
+        told = ok(run(spread.folder, "status", "--json"))["services"]
+        return [duty for each in told.values() for duty in each["duties"]]
+
+    assert until(lambda: sum(each.startswith("sagas/") for each in owned()) == 60)
+    shown = run(spread.folder, "status")
+    assert shown.code == 0
+    assert all(name in shown.out for name in (FIRST, SECOND, GATEWAY, "nothing needs a person"))
+    assert run(spread.folder, "blast", "tills").code == 0
+    up = next(each for each in read_metrics(spread.folder) if each.metric.name == UP.name)
+    assert sorted(each.labels[0] for each in up.samples) == ["gateway", "tills#1", "tills#2"]
+
+
+def test_an_edge_is_broken_in_all_replicas_and_healed(spread: Spread, run: Run) -> None:
+    """A mistake is refused with a hint; what holds is on the status."""
+    assert spread.ask()[0] == 200
+    broken = ok(run(spread.folder, "break", "gateway:tills", "--errors", "100%", "--json"))
+    assert (broken["target"], broken["silent"]) == ("gateway:tills", [])
+    assert spread.ask()[0] >= 500
+    (fault,) = ok(run(spread.folder, "status", "--json"))["faults"]["in_force"]
+    assert fault["target"] == "gateway:tills"
+    assert fault["struck"] >= 1
+    healed = ok(run(spread.folder, "heal", "--json"))
+    assert [each["target"] for each in healed["healed"]] == ["gateway:tills"]
+    assert until(lambda: spread.ask()[0] == 200)
+    one = ok(run(spread.folder, "break", "tills#2", "--latency", "1ms", "--json"))
+    assert one["target"] == SECOND
+    assert run(spread.folder, "heal", "tills#2").out == f"healed: {SECOND}\n"
+    mistaken = run(spread.folder, "break", "till", "--stall")
+    assert (mistaken.code, "did you mean 'tills'?" in mistaken.err) == (2, True)
+    isolated = ok(run(spread.folder, "breaker", "isolate", "tills", "--why", "drill", "--json"))
+    assert isolated["isolated"] == ["tills"]
+    released = run(spread.folder, "breaker", "release", "tills", "--why", "drill")
+    assert released.out == "released: tills\n"
+    elsewhere = run(spread.folder, "console")
+    assert elsewhere.code == 2
+
+
+async def asked(
+    pool: HttpPool, admin: str, path: str, shown: str = "", body: bytes = b""
+) -> tuple[int, str]:
+    """Ask an admin listener; return status and what was said."""
+    answer = await pool.request(
+        "127.0.0.1", int(admin.rpartition(":")[2]), "POST" if body else "GET", path,
+        [("authorization", f"Bearer {shown}")] if shown else [], body, timeout_s=WAIT_S,
+    )  # fmt: skip
+    return answer.status, answer.body.decode()
+
+
+async def test_no_verb_without_an_operator_s_credential(
+    spread: Spread, run: Run, pool: HttpPool
+) -> None:
+    """Of this system, for this replica, not too old, and not somebody else's name."""
+    status = ok(await asyncio.to_thread(run, spread.folder, "status", "--json"))
+    admin = status["services"][FIRST]["admin"]
+    key, wall_us = bytes.fromhex(KEY), RealRuntime().wall_us
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await asked(pool, admin, path))[0] == 200
+    late = Operator(key, "ada", lambda: wall_us() - 600_000_000)
+    early = Operator(key, "ada", lambda: wall_us() + 600_000_000)
+    signer = Signer(key)
+    for shown, said in (
+        ("", "need an operator's credential"),
+        ("made.up", "was not signed by this system"),
+        (Operator(b"x" * 32, "ada", wall_us).credential(FIRST), "was not signed by this system"),
+        (Operator(key, "ada", wall_us).credential(SECOND), f"was shown to '@operator/{FIRST}'"),
+        (signer.token("tills", audience="tills", now_us=wall_us()), "is for 'tills'"),
+        (signer.token("tills", audience=f"@operator/{FIRST}", now_us=wall_us()), "no operator's"),
+        (late.credential(FIRST), "set the clocks of both hosts"),
+        (early.credential(FIRST), "set the clocks of both hosts"),
+    ):
+        code, body = await asked(pool, admin, "/control/status", shown)
+        assert (code, said in body) == (401, True), body
+    good = Operator(key, "ada", wall_us).credential(FIRST)
+    assert (await asked(pool, admin, "/control/status", good))[0] == 200
+    for path in ("/control/call", "/control/credentials", "/control/services/tills/restart"):
+        assert (await asked(pool, admin, path, good, b"{}"))[0] == 404
+    forged = b'{"target": "tills", "who": "bob", "why": "x"}'
+    code, body = await asked(pool, admin, "/control/breakers", good, forged)
+    assert (code, "cannot act as 'bob'" in body) == (403, True)
+
+
+async def test_who_cannot_be_asked_is_named_with_the_mend(
+    spread: Spread, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener on loopback elsewhere, one that hangs, and one that says none."""
+    monkeypatch.setattr(replicas, "ASK_WITHIN_S", 1.5)
+    name = f"operated-{os.getpid()}"
+    with create_server(("127.0.0.1", 0)) as hung:
+        admins = {
+            "tills#7@far": (("pid", "7@far"), ("admin", "http://127.0.0.1:9100")),
+            "tills#8@hung": (
+                ("pid", "8@hung"),
+                ("admin", f"http://127.0.0.1:{hung.getsockname()[1]}"),
+            ),
+            "tills#9@old": (("pid", "9@old"),),
+        }
+        # This host is `hung`, too: its listener is reached.
+        admins["tills#8@hung"] = (("pid", f"8@{NODE}"), admins["tills#8@hung"][1])
+        async with (
+            running(shared_nats().url, system=name, key=bytes.fromhex(KEY)) as registry,
+            kept_at(registry, bytes.fromhex(KEY), *(
+                Endpoint(instance, "tills", "http://127.0.0.1:1", facts)
+                for instance, facts in admins.items()
+            )),
+        ):  # fmt: skip
+            told = await asyncio.to_thread(run, spread.folder, "status", "--json")
+            broken = await asyncio.to_thread(
+                run, spread.folder, "break", "tills#2", "--latency", "1ms", "--json"
+            )
+            healed = await asyncio.to_thread(run, spread.folder, "heal")
+    findings = "\n".join(json.loads(told.out)["findings"])
+    assert told.code == 1
+    assert (
+        "tills#7@far/process is silent: its admin listener is http://127.0.0.1:9100, " in findings
+    )
+    assert '[admin] host = "10.0.0.5"' in findings
+    assert "tills#8@hung/process is silent: " in findings
+    assert "tills#9@old/process is silent: it has told no admin listener" in findings
+    assert (broken.code, healed.code) == (1, 1)
+    assert json.loads(broken.out)["target"] == SECOND
+    assert broken.err.count("not done by ") == 3
+
+
+def test_another_key_and_no_server_are_told(
+    spread: Spread, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESH_KEY", "22" * 32)
+    told = run(spread.folder, "status")
+    assert (told.code, "belongs to a system with another key" in told.err) == (2, True)
+    monkeypatch.setenv("MESH_KEY", KEY)
+    monkeypatch.setattr(nats_connection, "CONNECT_WITHIN_S", 0.3)
+    monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+    away = run(spread.folder, "status")
+    assert (away.code, "NATS at nats://127.0.0.1:1" in away.err) == (2, True)
+
+
+def test_a_system_of_which_nothing_runs_says_so(spread: Spread, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "synchromesh.toml").write_text(
+        TOML.format(name=f"{spread.folder.name}-none", port=0)
+    )
+    told = run(tmp_path, "status")
+    assert (told.code, "start a replica with: synchromesh run NAME" in told.err) == (2, True)
+
+
+def test_a_run_is_shown_cancelled_and_traced_from_anywhere(spread: Spread, run: Run) -> None:
+    """Through any replica of its service: with who did it, and why."""
+    code, _ = spread.ask("POST", {"till": "till-1"})
+    assert code == 200
+    (found,) = ok(run(spread.folder, "saga", "list", "--json"))
+    assert (found["id"], found["service"]) == ("till-1", "tills")
+    cancelled = ok(run(spread.folder, "saga", "cancel", "till-1", "--why", "no till", "--json"))
+    assert cancelled["status"] in ("undone", "compensating")
+    told = ok(run(spread.folder, "saga", "show", "till-1", "--json"))
+    assert "no till" in json.dumps(told)
+    unknown = run(spread.folder, "saga", "show", "none")
+    assert (unknown.code, "no saga has the id 'none'" in unknown.err) == (2, True)
+    assert ok(run(spread.folder, "messages", "list", "--service", "tills", "--json")) == []
+    traced = ok(run(spread.folder, "trace", "last", "--json"))
+    services = {each["service"].partition("#")[0] for each in traced["spans"]}
+    assert services == {"gateway", "tills"}
+    assert run(spread.folder, "why", "last").code == 0
