@@ -271,6 +271,7 @@ async def test_who_cannot_be_asked_is_named_with_the_mend(
 def test_another_key_and_no_server_are_told(
     spread: Spread, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before anybody is asked."""
     monkeypatch.setenv("MESH_KEY", "22" * 32)
     told = run(spread.folder, "status")
     assert (told.code, "belongs to a system with another key" in told.err) == (2, True)
@@ -282,6 +283,7 @@ def test_another_key_and_no_server_are_told(
 
 
 def test_a_system_of_which_nothing_runs_says_so(spread: Spread, run: Run, tmp_path: Path) -> None:
+    """With what to start."""
     (tmp_path / "synchromesh.toml").write_text(
         TOML.format(name=f"{spread.folder.name}-none", port=0)
     )

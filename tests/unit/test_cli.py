@@ -466,7 +466,7 @@ def test_an_answer_is_shown_though_its_trace_is_gone(
 
 def test_a_bug_is_told_as_one(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 3 and how to see more; with SYNCHROMESH_DEBUG the traceback."""
-    monkeypatch.setattr("synchromesh.cli.actions.ControlClient", lambda _: 1 // 0)
+    monkeypatch.setattr("synchromesh.cli.actions.client_of", lambda _: 1 // 0)
     ran = run(folder, "saga", "list")
     assert (ran.code, ran.out) == (3, "")
     assert "internal error: ZeroDivisionError" in ran.err
@@ -482,7 +482,7 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
     def interrupted(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("synchromesh.cli.actions.ControlClient", interrupted)
+    monkeypatch.setattr("synchromesh.cli.actions.client_of", interrupted)
     ran = run(folder, "saga", "list")
     assert ran.code == 130
 

@@ -189,7 +189,7 @@ def test_watching_draws_until_ctrl_c(
             return {**super().get(path), "findings": [f"look {len(asked)}"]}
 
     monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
-    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Flaky)
+    monkeypatch.setattr("synchromesh.cli.status.control_of", Flaky)
     ran = run(folder, "status", "--watch")
     assert (ran.code, ran.err, asked) == (1, "", ["/status"] * 4)
     # It is no terminal: each screen is below the one before.
@@ -217,7 +217,7 @@ def test_watching_shows_what_was_done_since_the_last_look(
             return answer
 
     monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
-    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Busy)
+    monkeypatch.setattr("synchromesh.cli.status.control_of", Busy)
     ran = run(folder, "status", "--watch")
     assert (ran.code, ran.err) == (0, "")
     assert "a second" in ran.out
@@ -243,7 +243,7 @@ def test_a_system_that_goes_away_is_shown_as_it_was(
             return super().get(path)
 
     monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
-    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Gone)
+    monkeypatch.setattr("synchromesh.cli.status.control_of", Gone)
     ran = run(folder, "status", "--watch")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("notebook  process ")

@@ -116,7 +116,8 @@ def say_silent(answer: dict[str, Any]) -> int:
 
 def _client_elsewhere(folder: Path) -> ReplicasClient | None:
     """Return a client of replicas elsewhere; None where none can be, or a system runs here."""
-    if RunDir(folder).is_running():
+    # Where nothing is configured, nothing is loaded to say that nothing runs.
+    if RunDir(folder).is_running() or not (folder / "synchromesh.toml").exists():
         return None
     from synchromesh.system.config.reading import load_config
 
