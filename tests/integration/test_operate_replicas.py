@@ -52,8 +52,10 @@ class Spread:
 
     def start(self, *names: str) -> None:
         """Start some, and wait until they serve."""
-        for log in [self._start(name) for name in names]:
-            assert until(lambda log=log: "serves at" in log.read_text(), WAIT_S), log.read_text()
+        logs = [self._start(name) for name in names]
+        assert until(lambda: all("serves at" in log.read_text() for log in logs), WAIT_S), [
+            log.read_text() for log in logs
+        ]
 
     def _start(self, name: str) -> Path:
         self.count += 1

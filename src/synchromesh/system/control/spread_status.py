@@ -132,14 +132,13 @@ def _renamed(report: ReplicaReport, *, is_gateway: bool) -> Status:
         own = ServiceStatus(report.pid, health, instances=[report.listed], admin=report.admin)
         return Status("", 0, services={name: own})
     at = f"@{report.node}" if report.node else ""
-    own = [
-        replace(each, instances=[report.listed], admin=report.admin)
-        for each in status.services.values()
-    ]
+    told = {}
+    for each in status.services.values():  # a process has one at most
+        told[name] = replace(each, instances=[report.listed], admin=report.admin)
     changed = replace(
         status,
         gateway=None,
-        services={name: each for each in own},  # noqa: B035 - a process has one at most
+        services=told,
         children={f"{child}{at}": state for child, state in status.children.items()},
         clients={f"{client}{at}": each for client, each in status.clients.items()},
         externals={},
