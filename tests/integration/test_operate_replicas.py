@@ -71,6 +71,12 @@ class Spread:
             )
         return log
 
+    def cli(self, *words: str) -> subprocess.Popen[str]:
+        """Run the command line beside the test."""
+        return subprocess.Popen(
+            [*COMMAND, "--folder", str(self.folder), *words], stdout=subprocess.PIPE, text=True
+        )
+
     def stop(self) -> None:
         """End what is left."""
         for process in self.started.values():
@@ -310,3 +316,30 @@ def test_a_run_is_shown_cancelled_and_traced_from_anywhere(spread: Spread, run: 
     services = {each["service"].partition("#")[0] for each in traced["spans"]}
     assert services == {"gateway", "tills"}
     assert run(spread.folder, "why", "last").code == 0
+
+
+def test_a_replica_is_restarted_by_who_runs_it(spread: Spread) -> None:
+    """It ends, with exit code 0, and the verb waits for the one that is started in its place."""
+    before = spread.started["gateway"]
+    with spread.cli("restart", "gateway", "--json") as asking:
+        assert before.wait(WAIT_S) == 0
+        spread.start("gateway")
+        report = json.loads(asking.communicate(timeout=WAIT_S)[0])
+    followed = {"instance": GATEWAY, "by": GATEWAY, "node": NODE}
+    pid = spread.started["gateway"].pid
+    assert report["followed"] == [{**followed, "pid": pid}]
+    assert (asking.returncode, report["stopped"], spread.ask()[0]) == (0, "", 200)
+
+
+def test_a_restart_stops_where_nobody_starts_the_next(spread: Spread, run: Run) -> None:
+    """The others are left as they are, and told."""
+    unknown = run(spread.folder, "restart", "till")
+    assert (unknown.code, f"there are gateway, {GATEWAY}, tills" in unknown.err) == (2, True)
+    nothing = run(spread.folder, "restart", "tills", "--break", "--reason", "x")
+    assert (nothing.code, "compare no contracts" in nothing.err) == (2, True)
+    stopped = run(spread.folder, "restart", "tills", "--within", "100ms")
+    assert stopped.code == 1
+    assert "no successor of it has registered within 0.1 s" in stopped.out
+    assert f"left as they are: {SECOND}" in stopped.out
+    assert spread.started["tills#1"].wait(WAIT_S) == 0
+    assert spread.ask()[0] == 200

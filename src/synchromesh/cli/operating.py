@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,7 +21,10 @@ from synchromesh.system.config.rundir import RunDir, user
 
 if TYPE_CHECKING:
     from synchromesh.system.config.schema import SystemConfig
+    from synchromesh.system.control.spread import AllReplicas
+    from synchromesh.system.control.successors import Followed, RestartReport
 
+T = TypeVar("T")
 
 FINDING = 1
 
@@ -34,15 +38,17 @@ class ReplicasClient:
 
     def is_anybody_there(self) -> bool:
         """Return whether a replica is registered."""
-        import asyncio
 
-        from synchromesh.system.control.spread import all_replicas
+        async def look(replicas: AllReplicas) -> bool:
+            return bool(replicas.replicas)
 
-        async def look() -> bool:
-            async with all_replicas(self._config, self._folder, user()) as replicas:
-                return bool(replicas.replicas)
+        return self._run(look)
 
-        return asyncio.run(look())
+    def restart(
+        self, name: str, *, within_s: float, note: Callable[[Followed], None]
+    ) -> RestartReport:
+        """Restart replicas one by one; `note` is told of each."""
+        return self._run(lambda replicas: replicas.restart(name, within_s=within_s, note=note))
 
     def get(self, path: str) -> Any:
         """Send a GET request and return the answer."""
@@ -55,7 +61,14 @@ class ReplicasClient:
         return self._ask("POST", path, msgspec.json.encode(body))
 
     def _ask(self, method: str, path: str, body: bytes) -> Any:
-        """Return the answer as it would come over HTTP.
+        """Return the answer as it would come over HTTP."""
+        import msgspec
+
+        answer = self._run(lambda replicas: replicas.answer(method, path, body))
+        return msgspec.json.decode(msgspec.json.encode(answer))
+
+    def _run(self, ask: Callable[[AllReplicas], Coroutine[Any, Any, T]]) -> T:
+        """Ask the replicas.
 
         Raises:
             ConfigError: nobody is there to be asked, or what was asked for is wrong.
@@ -63,23 +76,20 @@ class ReplicasClient:
         """
         import asyncio
 
-        import msgspec
-
         from synchromesh.system.control.spread import all_replicas
 
-        async def ask() -> object:
+        async def asking() -> T:
             async with all_replicas(self._config, self._folder, user()) as replicas:
-                return await replicas.answer(method, path, body)
+                return await ask(replicas)
 
         try:
-            answer = asyncio.run(ask())
+            return asyncio.run(asking())
         except (ConfigError, MissingExtra, RemoteFailed):
             raise
         except SynchromeshError as error:
             if error.status >= 500:
                 raise RemoteFailed(error.message) from error
             raise
-        return msgspec.json.decode(msgspec.json.encode(answer))
 
 
 def client_of(folder: Path) -> ControlClient | ReplicasClient | None:

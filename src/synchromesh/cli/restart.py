@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import ReplicasClient, control_of
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.durations import duration
 from synchromesh.system.config.rundir import user
 
+if TYPE_CHECKING:
+    from synchromesh.system.control.successors import Followed
+
 FINDING = 1
-# Each new process may take 20 s to be ready, and the old one as long to let go.
-RESTART_WITHIN_S = 300.0
 
 
 @click.command()
@@ -23,9 +25,17 @@ RESTART_WITHIN_S = 300.0
     "--break", "is_break", is_flag=True, help="Go on where contracts break; needs --reason."
 )
 @click.option("--reason", default="", help="Why a contract is broken; recorded with your name.")
+@click.option(
+    "--within",
+    default="5m",
+    show_default=True,
+    help="How long it may take; of replicas that run by themselves, each one's successor.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def restart(folder: Path, name: str, is_break: bool, reason: str, is_json: bool) -> int:
+def restart(
+    folder: Path, name: str, is_break: bool, reason: str, within: str, is_json: bool
+) -> int:
     """Restart a part, as after a change of its code, or one that was given up.
 
     NAME is a service, an external one, the gateway, or a background child as `status` names it,
@@ -44,17 +54,46 @@ def restart(folder: Path, name: str, is_break: bool, reason: str, is_json: bool)
     what others that run expect of it, or expects of them what they do not offer. Exits 1 then, with
     a line for each. With --break the new one is let in all the same; status and the log say who did
     that, and why.
+
+    Replicas by `synchromesh run` are asked to end, one by one: each leaves the registry, answers
+    what it has taken and ends, and whoever runs it starts the next one. Once that is registered,
+    the next one is asked. Exits 1 with the reason where none comes in time, and leaves the others
+    as they are. A background child is restarted with its replica.
     """
     if is_break != bool(reason.strip()):
         raise click.UsageError("--break and --reason go together: --break --reason TEXT")
+    within_s = duration(within, "--within")
+    client = control_of(folder)
+    if isinstance(client, ReplicasClient):
+        if is_break:
+            raise click.UsageError(
+                "replicas that run by themselves compare no contracts when they start, so that "
+                "there is nothing to --break: have `synchromesh contract check` in the pipeline"
+            )
+        return _restart_replicas(client, name, within_s, is_json=is_json)
     path = f"/services/{quote(name, safe='')}/restart"
     request = {"who": user(), "reason": reason} if is_break else {}
-    answer = ControlClient(folder).post(path, request, within_s=RESTART_WITHIN_S)
+    answer = client.post(path, request, within_s=within_s)
     if is_json:
         print_json(answer)
     else:
         _print(answer)
     return FINDING if answer["is_refused"] else 0
+
+
+def _restart_replicas(client: ReplicasClient, name: str, within_s: float, *, is_json: bool) -> int:
+    def note(told: Followed) -> None:
+        if not is_json:
+            print_line(f"{told.instance}: {told.by} follows it, process {told.pid} on {told.node}")
+
+    report = client.restart(name, within_s=within_s, note=note)
+    if is_json:
+        print_json(report)
+    elif report.stopped:
+        print_line(f"stopped: {report.stopped}")
+        if report.left:
+            print_line(f"left as they are: {', '.join(report.left)}")
+    return FINDING if report.stopped else 0
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ from synchromesh.system.control.replicas import Asking, Replica
 from synchromesh.system.control.spans import find_spans
 from synchromesh.system.control.spread_status import ReplicaReport, spread_status
 from synchromesh.system.control.status import ListedInstance, Status
+from synchromesh.system.control.successors import Followed, RestartReport, restart_replicas
 from synchromesh.telemetry.metrics import merge
 
 KNOWN_WITHIN_S = 10.0
@@ -107,13 +108,25 @@ class AllReplicas:
                 f"the replicas of {self._config.system.name} run by themselves, and have no "
                 f"{method} /{first}: only a system that `synchromesh dev` runs in this folder has"
             )
+        self._check_anybody()
+        return await found(unquote(rest), body)
+
+    async def restart(
+        self, name: str, *, within_s: float, note: Callable[[Followed], None]
+    ) -> RestartReport:
+        """Restart replicas one by one, as `restart_replicas` says."""
+        self._check_anybody()
+        return await restart_replicas(
+            lambda: self.replicas, self._registry.changed, name, within_s=within_s, note=note
+        )
+
+    def _check_anybody(self) -> None:
         if not self.replicas:
             raise NobodyRegistered(
                 f"no replica of {self._config.system.name} is registered on NATS, and no system "
                 "runs in this folder; start a replica with: synchromesh run NAME, or the system "
                 "with: synchromesh dev"
             )
-        return await found(unquote(rest), body)
 
     async def _status(self, _: str, __: bytes) -> Status:
         replicas, config = self.replicas, self._config
