@@ -229,6 +229,7 @@ ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
     "engine": """\
 [engine]
 postgres = "env:DATABASE_URL"
+sqlite = ["customers"]
 nats = "env:NATS_URL"
 nats_monitor = "http://nats.example:8222"
 """,

@@ -289,3 +289,29 @@ def test_a_database_that_is_not_empty_or_not_ours_is_left_alone(
     (folder / LEDGER).unlink()
     nothing = run(folder, "db", "copy", "ledger", *WHY)
     assert (nothing.code, "there is nothing to copy" in nothing.err) == (2, True)
+
+
+def test_a_service_may_stay_on_its_file(unspoilt: Path, tmp_path: Path, run: Run) -> None:
+    """The till moves, and the ledger stays: they go on together, and verbs find each of them."""
+    folder = copied(unspoilt, tmp_path, "apart")
+    config = folder / "synchromesh.toml"
+    config.write_text(f'{config.read_text()}sqlite = ["nobody"]\n')
+    assert "[engine] sqlite names 'nobody'" in run(folder, "config", "check").err
+    config.write_text(config.read_text().replace("nobody", "ledger"))
+    done = ok(run(folder, "db", "copy", *WHY, "--json"))
+    assert [each["service"] for each in done] == ["till"]
+    with Running(folder):
+        assert sell(run, folder, "c") == 3
+        until(lambda: asked(run, folder, "ledger.entries") == ["a", "b", "c"])
+    till, ledger = (each["path"] for each in ok(run(folder, "db", "status", "--json")))
+    assert ("/apart_till?" in till, ledger.endswith("ledger.db")) == (True, True)
+    assert run(folder, "db", "verify").out == "till: in order\nledger: in order\n"
+    assert run(folder, "db", "migrate", "--dry-run").code == 0
+    assert run(folder, "db", "create").out.count("ledger") == 0
+    back = run(folder, "db", "backup", "ledger", "--json")
+    assert ok(back)[0]["service"] == "ledger"
+    moved = ok(run(folder, "db", "copy", "ledger", *WHY, "--json"))
+    assert {each["name"]: each["rows"] for each in moved[0]["tables"]}["entry"] == 3
+    config.write_text(config.read_text().replace('"ledger"', ""))
+    with Running(folder):
+        assert asked(run, folder, "ledger.entries") == ["a", "b", "c"]

@@ -215,9 +215,10 @@ def copy(
 ) -> int:
     """Copy the SQLite file of SERVICE, or of each, to its database on the server of [engine].
 
-    Its process must not run. The log keeps its id and positions; sagas, messages, projections and
-    schedules go on where they are. Each service is copied whole or not at all, every table is read
-    back and compared, and the file stays as it is. What is cut short is run again.
+    Of each but those in [engine] sqlite, which go on with their files until they are taken off that
+    list. Its process must not run. The log keeps its id and positions; sagas, messages, projections
+    and schedules go on where they are. Each service is copied whole or not at all, every table is
+    read back and compared, and the file stays as it is. What is cut short is run again.
     """
     import asyncio
 

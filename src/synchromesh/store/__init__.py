@@ -3,7 +3,7 @@
 from synchromesh.store import inbox
 from synchromesh.store.backup import Backup, Manifest
 from synchromesh.store.dialect import Dialect
-from synchromesh.store.factory import StoreFactory
+from synchromesh.store.factory import PlacedStores, StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.owners import NO_FENCE, SOLE
@@ -47,6 +47,7 @@ __all__ = [
     "Migration",
     "Once",
     "Owners",
+    "PlacedStores",
     "Recorded",
     "Row",
     "Schema",

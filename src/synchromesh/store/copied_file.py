@@ -99,7 +99,7 @@ class CopiedFile:
         if self._has_keys:
             raise ContractError(
                 f"{self.path} has personal values, whose keys are in a file beside it and "
-                "cannot be kept with PostgreSQL yet: leave this system on SQLite"
+                "cannot be kept with PostgreSQL yet: keep this service on SQLite ([engine] sqlite)"
             )
         said = self._connection.execute("pragma quick_check(1)").fetchone()[0]
         if said != "ok":

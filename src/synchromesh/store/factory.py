@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from synchromesh.store.unit import Schema, Store, StoreReader
@@ -40,3 +40,28 @@ class StoreFactory(Protocol):
             StoreError: there is none yet, or it cannot be read.
         """
         ...
+
+
+class PlacedStores:
+    """Is a `StoreFactory` of databases that different factories open.
+
+    Args:
+        of: returns the one that opens a service's database.
+    """
+
+    def __init__(self, of: Callable[[str], StoreFactory]) -> None:
+        self._of = of
+
+    async def open(
+        self, service: str, schemas: Sequence[Schema], *, tracer: Tracer | None = None
+    ) -> Store:
+        """Open a service's database where it is, as `StoreFactory.open` says."""
+        return await self._of(service).open(service, schemas, tracer=tracer)
+
+    def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:
+        """Try migrations where a service's database is, as `StoreFactory.dry_run` says."""
+        self._of(service).dry_run(service, schemas)
+
+    async def open_reader(self, service: str) -> StoreReader:
+        """Open a service's database to read it, as `StoreFactory.open_reader` says."""
+        return await self._of(service).open_reader(service)

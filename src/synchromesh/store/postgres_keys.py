@@ -74,7 +74,7 @@ class AbsentKeys:
     def _refuse(self) -> NoReturn:
         raise ContractError(
             f"{self._service} has a Personal field and its database is on PostgreSQL, where keys "
-            "of subjects are not kept yet: keep this service on SQLite"
+            "of subjects are not kept yet: keep this service on SQLite ([engine] sqlite)"
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from synchromesh.errors import ConfigError, MissingExtra
 from synchromesh.identity import Signer
 from synchromesh.runtime import DiskRuntime
-from synchromesh.store import SqliteStores, StoreFactory, StoreOptions
+from synchromesh.store import PlacedStores, SqliteStores, StoreFactory, StoreOptions
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import signing_key
@@ -27,10 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The databases of a system on a PostgreSQL server: what opens them, and what makes them."""
+    """The databases of a system on a PostgreSQL server: what opens them, and what makes them.
+
+    Attributes:
+        sqlite: the services that keep their files beside it.
+    """
 
     stores: PostgresStores
     databases: PostgresDatabases
+    sqlite: frozenset[str] = frozenset()
+
+    def has(self, service: str) -> bool:
+        """Return whether a service's database is on it."""
+        return service not in self.sqlite
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +76,9 @@ def databases_by(
     """
     rundir = RunDir(folder)
     url = check_engines(config, folder)
+    files = SqliteStores(runtime, rundir.database, _options(config, store or StoreOptions()))
     if not url:
-        options = _options(config, store or StoreOptions())
-        return Databases(SqliteStores(runtime, rundir.database, options))
+        return Databases(files)
     from synchromesh.store.postgres import PostgresStores
     from synchromesh.store.postgres_databases import PostgresDatabases
 
@@ -79,7 +88,10 @@ def databases_by(
         signer = Signer(signing_key(config.system.key, rundir, folder, os.environ))
     of = PostgresDatabases(url, system=config.system.name, password=signer.database_password)
     stores = PostgresStores(runtime, of.url, mark=of.mark)
-    return Databases(stores, Server(stores, of))
+    server = Server(stores, of, frozenset(config.engine.sqlite))
+    if not server.sqlite:
+        return Databases(stores, server)
+    return Databases(PlacedStores(lambda name: stores if server.has(name) else files), server)
 
 
 def check_engines(config: SystemConfig, folder: Path) -> str:
@@ -96,7 +108,7 @@ def check_engines(config: SystemConfig, folder: Path) -> str:
     if not url:
         return ""
     for name, section in config.services.items():
-        if section.pages_max:
+        if section.pages_max and config.engine.is_on_server(name):
             raise ConfigError(
                 f"[services.{name}] pages_max bounds a SQLite file, and [engine] postgres keeps "
                 "databases on a server, which has bounds of its own; leave it out"

@@ -75,7 +75,8 @@ def _load(name: str, config: SystemConfig, folder: Path) -> Service:
             f"{where} implements a contract with external=True, calls of which carry no "
             f"credential; name it in [external.{name}], or take external=True off the contract"
         )
-    if section.replicas > 1 and not config.engine.postgres and (state := service.state):
+    has_file = not config.engine.is_on_server(name)
+    if section.replicas > 1 and has_file and (state := service.state):
         raise ConfigError(
             f"{FILE_NAME}: [services.{name}] replicas = {section.replicas}, and {name!r} has "
             f"{'; '.join(state)}: a SQLite file has one writer. Keep databases on PostgreSQL "

@@ -30,11 +30,24 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "nats://HOST:4222"; "" keeps the one in the system and has the others go by calls.
         nats_monitor: its monitoring address, such as "http://HOST:8222", where a start looks
             whether it writes each message to its disk; "" for none, which a start says.
+        sqlite: services whose databases stay in SQLite files beside the PostgreSQL server, such as
+            those with personal values.
     """
 
     postgres: SecretUrl = ""
     nats: SecretUrl = ""
     nats_monitor: str = ""
+    sqlite: tuple[str, ...] = ()
+
+    def is_on_server(self, service: str) -> bool:
+        """Return whether the database of a service is on the PostgreSQL server.
+
+        Example:
+            >>> engine = EngineSection(postgres="env:DATABASE_URL", sqlite=("customers",))
+            >>> engine.is_on_server("orders"), engine.is_on_server("customers")
+            (True, False)
+        """
+        return bool(self.postgres) and service not in self.sqlite
 
     def url(self, engine: str, folder: Path, environment: Mapping[str, str]) -> str:
         """Return the URL of an engine's server, "postgres" or "nats"; "" where none is given.

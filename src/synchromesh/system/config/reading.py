@@ -116,6 +116,7 @@ def _check(config: SystemConfig, layers: Layers) -> None:
                 f"{where('system', 'joined')}: {name!r} is to join, and is the gateway, a service "
                 "or external too; rename one"
             )
+    _check_engine(config, layers)
     _check_numbers(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
     try:
@@ -135,6 +136,15 @@ def _check(config: SystemConfig, layers: Layers) -> None:
         raise ConfigError(f"{where('telemetry', key)}: [telemetry] {why}") from error
     _check_gateway(config, layers)
     _check_edges(config, layers)
+
+
+def _check_engine(config: SystemConfig, layers: Layers) -> None:
+    for name in config.engine.sqlite:
+        if name not in config.services:
+            raise ConfigError(
+                f"{layers.where('engine', 'sqlite')}: [engine] sqlite names {name!r}, and there is "
+                f"no such service; there are {', '.join(config.services)}"
+            )
 
 
 def _check_externals(config: SystemConfig, layers: Layers) -> None:

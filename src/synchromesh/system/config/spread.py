@@ -33,10 +33,11 @@ def check_spread(config: SystemConfig, services: Sequence[Service]) -> None:
             '[system] key = "env:SYSTEM_KEY", and make one with: openssl rand -hex 32'
         )
     for service in services:
-        if service.state and not config.engine.postgres:
+        if service.state and not config.engine.is_on_server(service.name):
             raise ConfigError(
                 f"{service.name!r} has {'; '.join(service.state)}: its database would be a file "
-                'of whichever host it runs on; write [engine] postgres = "env:DATABASE_URL"'
+                'of whichever host it runs on; write [engine] postgres = "env:DATABASE_URL", and '
+                "leave it out of [engine] sqlite"
             )
     for name, external in config.external.items():
         if not external.addresses:

@@ -52,7 +52,7 @@ async def copy_services(
     starts_server: bool = False,
     told: Callable[[str, CopiedTable], None] = _told_nobody,
 ) -> list[CopiedService]:
-    """Copy the SQLite file of a service, or of each, to its database on the server.
+    """Copy the SQLite file of a service, or of each that is to be there, to the server.
 
     Each is copied whole or not at all, and its file stays as it is. All are looked at before the
     first one is copied.
@@ -76,6 +76,8 @@ async def copy_services(
                 'there is no server to copy to: name one ([engine] postgres = "env:DATABASE_URL"), '
                 "or give --engine postgres for that of dev"
             )
+        if not service:
+            services = [each for each in services if server.has(each.name)]
         with contextlib.ExitStack() as stack:
             files = _opened(stack, rundir, services, runtime, is_owned=not is_rehearsal)
             if not files:

@@ -65,7 +65,7 @@ async def restore_service(
     config = load_config(folder, environment=os.environ)
     definition = _known(config, folder, service)
     async with server_at(folder) as server:
-        if server is not None:
+        if server is not None and server.has(service):
             raise ConfigError(
                 f"{service} has its database on a PostgreSQL server, which is not restored here: "
                 "use the server's own tools (pg_restore, or recovery to a point in time)"
@@ -120,7 +120,8 @@ async def create_databases(folder: Path, *, is_new_key: bool) -> list[str]:
                 "databases are SQLite files here, which a start makes; name a server: [engine] "
                 'postgres = "env:DATABASE_URL"'
             )
-        return await server.databases.create(names, is_new_key=is_new_key)
+        on_it = [name for name in names if server.has(name)]
+        return await server.databases.create(on_it, is_new_key=is_new_key)
 
 
 async def plan_migrations(folder: Path, service: str) -> list[Migrated]:
@@ -131,19 +132,16 @@ async def plan_migrations(folder: Path, service: str) -> list[Migrated]:
         ContractError, StoreError: a start would fail with it.
     """
     runtime, rundir, wanted = RealRuntime(), RunDir(folder), wanted_services(folder, service)
+    done = []
     async with server_at(folder) as server:
-        if server is not None:
-            return [
-                Migrated(each.name, await server.stores.plan(each.name, schemas_of(each)))
-                for each in wanted
-            ]
-    return [
-        Migrated(
-            each.name,
-            plan_file(rundir.database(each.name), schemas_of_file(each), disk=runtime.disk),
-        )
-        for each in wanted
-    ]
+        for each in wanted:
+            if server is not None and server.has(each.name):
+                found = await server.stores.plan(each.name, schemas_of(each))
+            else:
+                path, schemas = rundir.database(each.name), schemas_of_file(each)
+                found = plan_file(path, schemas, disk=runtime.disk)
+            done.append(Migrated(each.name, found))
+    return done
 
 
 async def migrate_services(folder: Path, service: str, *, who: str, why: str) -> list[Migrated]:
@@ -157,22 +155,21 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
     rundir.create()
     done = []
     async with server_at(folder) as server:
-        if server is not None:
-            for each in wanted:
+        for each in wanted:
+            if server is not None and server.has(each.name):
                 ran = await server.stores.migrate(each.name, schemas_of(each), who=who, why=why)
                 done.append(Migrated(each.name, ran))
-            return done
-    for each in wanted:
-        path = rundir.database(each.name)
-        with owned(path, each.name, runtime):
-            ran = migrate_file(
-                path,
-                schemas_of_file(each),
-                change=(runtime.wall_us(), who, why),
-                log_id=runtime.new_id(),
-                disk=runtime.disk,
-            )
-        done.append(Migrated(each.name, ran))
+                continue
+            path = rundir.database(each.name)
+            with owned(path, each.name, runtime):
+                ran = migrate_file(
+                    path,
+                    schemas_of_file(each),
+                    change=(runtime.wall_us(), who, why),
+                    log_id=runtime.new_id(),
+                    disk=runtime.disk,
+                )
+            done.append(Migrated(each.name, ran))
     return done
 
 

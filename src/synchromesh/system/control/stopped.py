@@ -15,7 +15,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.events.inspection import export_events
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStores, StoreFactory
-from synchromesh.system.config.databases import Server, databases_by
+from synchromesh.system.config.databases import Databases, Server, databases_by
 from synchromesh.system.config.definitions import load_services
 from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
@@ -41,7 +41,8 @@ def databases_of(folder: Path) -> list[str]:
     if config is None:
         return found
     if config.engine.postgres or POSTGRES in RunDir(folder).engines():
-        return [each.name for each in load_services(config, folder) if each.state]
+        keep = [each.name for each in load_services(config, folder) if each.state]
+        return [name for name in keep if name not in config.engine.sqlite or name in found]
     return [name for name in found if name in config.services]
 
 
@@ -52,13 +53,20 @@ async def stores_at(folder: Path) -> AsyncIterator[StoreFactory]:
     Raises:
         ConfigError, MissingExtra: as `databases_by` does.
     """
-    async with server_at(folder) as server:
-        yield server.stores if server else SqliteStores(RealRuntime(), RunDir(folder).database)
+    async with databases_at(folder) as databases:
+        yield databases.stores
 
 
 @contextlib.asynccontextmanager
 async def server_at(folder: Path, *, starts: bool = False) -> AsyncIterator[Server | None]:
-    """Return the databases of the system in a folder on their server; None where they are files.
+    """Return the server of the system in a folder, as `databases_at` does; None without one."""
+    async with databases_at(folder, starts=starts) as databases:
+        yield databases.server
+
+
+@contextlib.asynccontextmanager
+async def databases_at(folder: Path, *, starts: bool = False) -> AsyncIterator[Databases]:
+    """Return the databases of the system in a folder, on their server or in files.
 
     A server that was started with the system, and stopped with it, is started meanwhile.
 
@@ -70,7 +78,7 @@ async def server_at(folder: Path, *, starts: bool = False) -> AsyncIterator[Serv
     """
     rundir, config = RunDir(folder), _config(folder)
     if config is None:
-        yield None
+        yield Databases(SqliteStores(RealRuntime(), rundir.database))
         return
     async with contextlib.AsyncExitStack() as stack:
         if not config.engine.postgres and (starts or POSTGRES in rundir.engines()):
@@ -79,7 +87,7 @@ async def server_at(folder: Path, *, starts: bool = False) -> AsyncIterator[Serv
                 stack.push_async_callback(engine.stop)
                 await engine.start()
             config = replace(config, engine=replace(config.engine, postgres=engine.url))
-        yield databases_by(config, folder, RealRuntime()).server
+        yield databases_by(config, folder, RealRuntime())
 
 
 def _config(folder: Path) -> SystemConfig | None:

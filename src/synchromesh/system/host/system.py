@@ -255,7 +255,9 @@ class System:
             host.background.start(Child(f"engine/{engine.name}", engine.run))
         server = host.databases.server
         if server is not None and server.databases.has_user:
-            names = [each.name for each in definitions.services if each.state]
+            names = [
+                each.name for each in definitions.services if each.state and server.has(each.name)
+            ]
             await server.databases.create(names)
         if shared is None:
             host.background.start(Child("registry", memory.run))
