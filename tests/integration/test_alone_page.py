@@ -32,6 +32,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         path = tmp_path / block.title
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.body)
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     (tmp_path / "alembic.ini").write_text(INI)
     url = asyncio.run(empty_database("alone_page"))
     monkeypatch.setenv("DATABASE_URL", url)
@@ -57,6 +58,7 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
     command.upgrade(config, "head")
     command.check(config)  # what it would generate: nothing
     shop, worker, payments = map(importlib.import_module, ("shop", "worker", "payments"))
+    stock, by_driver = map(importlib.import_module, ("stock", "by_driver"))
 
     async def main() -> None:
         packed: list[str] = []
@@ -85,6 +87,16 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
             ("A-1", True),
             ("parcel of A-1", False),
         ]
+        async with running(stock.keep_sold):
+            assert [await stock.take("SX90", 4), await stock.take("SX90", 4)] == [6, 2]
+            with pytest.raises(stock.OutOfStock):
+                await stock.take("SX90", 4)
+            async with asyncio.timeout(60):
+                while await rows(url, "select sku, qty from sold") != [("SX90", 8)]:
+                    await asyncio.sleep(0.02)
+        await by_driver.place("A-2", "SX91")
+        (placed,) = await rows(url, "select stream from sm_event order by sm_order desc limit 1")
+        assert placed == ("shop.order_placed/A-2",)
         await shop.engine.dispose()
 
     asyncio.run(main())

@@ -15,11 +15,22 @@ from synchromesh.errors import (
 from synchromesh.store import Fetched, SqlValue
 from synchromesh.store.postgres_dialect import Translation
 
-LOOK = "select current_setting('transaction_read_only'), to_regclass('sm_event') is not null"
+_BEGAN = "cast(extract(epoch from now()) as text)"
+
+LOOK = (
+    "select current_setting('transaction_read_only'), to_regclass('sm_event') is not null, "
+    f"{_BEGAN}"
+)
 """The first statement of a unit: what `check_look` judges."""
 
-PROBE = "select 1"
+PROBE = f"select {_BEGAN}"
 """The last one: refused where the transaction has failed, whose commit would say nothing."""
+
+DOOM = (
+    "do $$ begin raise exception "
+    "'a unit of Synchromesh was left by an error: its transaction commits nothing'; end $$"
+)
+"""Fails on purpose, so that a transaction that cannot be rolled back from here commits nothing."""
 
 FAILED = "25P02"
 """The state of what is refused since an earlier statement of the transaction was."""
@@ -43,8 +54,13 @@ class BorrowedTransaction(Protocol):
         """
         ...
 
-    async def run(self, plan: Translation, values: Sequence[SqlValue]) -> Fetched:
-        """Run a statement; raises the driver's errors as they are."""
+    async def run(
+        self, plan: Translation, values: Sequence[SqlValue], *, has_columns: bool = False
+    ) -> Fetched:
+        """Run a statement; columns are told where they are asked for.
+
+        Raises the driver's errors as they are.
+        """
         ...
 
     async def run_many(self, plan: Translation, rows: Sequence[Sequence[SqlValue]]) -> None:
@@ -74,7 +90,8 @@ def unknown(given: object) -> ContractError:
     kind = f"{type(given).__module__}.{type(given).__qualname__}"
     return ContractError(
         f"a unit was given a {kind}; give it the sqlalchemy.ext.asyncio.AsyncSession of the "
-        "transaction, on PostgreSQL by asyncpg or psycopg"
+        "transaction, on PostgreSQL by asyncpg or psycopg, an asyncpg.Connection or a "
+        "psycopg.AsyncConnection"
     )
 
 
@@ -100,7 +117,7 @@ def failed() -> StatementFailed:
         "an earlier statement of the transaction was refused and its error was handled, but the "
         "transaction has failed with it: its commit would write nothing, and say nothing. Let the "
         "error end the transaction, or put a savepoint around what may be refused (`async with "
-        "session.begin_nested():`)"
+        "session.begin_nested():`, of a driver's connection `async with connection.transaction():`)"
     )
 
 
@@ -112,9 +129,9 @@ def is_over() -> ContractError:
     )
 
 
-def check_look(row: Sequence[object]) -> None:
-    """Judge what `LOOK` has found."""
-    read_only, has_tables = row
+def check_look(row: Sequence[object]) -> object:
+    """Judge what `LOOK` has found; return what tells the transaction from others."""
+    read_only, has_tables, began = row
     if read_only == "on":
         raise StoreReadOnly(
             "the transaction is read only, and a unit writes: begin one that is not, on the "
@@ -125,6 +142,13 @@ def check_look(row: Sequence[object]) -> None:
             "the tables of Synchromesh are not there: run upgrade_statements(...) in a migration, "
             "in the schema that the session's search_path has first"
         )
+    return began
+
+
+def check_began(before: object, now: object) -> None:
+    """Raise `ContractError` where what `PROBE` has found is another transaction."""
+    if before != now:
+        raise is_over()
 
 
 def state_of_any(error: BaseException) -> str:

@@ -18,4 +18,12 @@ def borrow(given: Any) -> BorrowedTransaction:
         from synchromesh.alone.sqlalchemy_session import BorrowedSession
 
         return BorrowedSession(given)
+    if "asyncpg" in roots:
+        from synchromesh.alone.asyncpg_connection import BorrowedAsyncpg
+
+        return BorrowedAsyncpg(given)
+    if "psycopg" in roots:
+        from synchromesh.alone.psycopg_connection import BorrowedPsycopg
+
+        return BorrowedPsycopg(given)
     raise unknown(given)

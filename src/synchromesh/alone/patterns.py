@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from synchromesh.alone.borrowing import borrow
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
+from synchromesh.alone.logged import LoggedEvent, logged
+from synchromesh.alone.projecting import LogProjection
 from synchromesh.alone.sweeping import sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
 from synchromesh.alone.unit import WEEK_S, AloneUnit
@@ -35,6 +37,8 @@ from synchromesh.telemetry import MemoryRing, Tracer, current_span
 
 if TYPE_CHECKING:
     from synchromesh.store.postgres import PostgresStore
+
+S = TypeVar("S")
 
 # As SQLAlchemy writes it, with the driver.
 _DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)")
@@ -116,7 +120,9 @@ class Alone:
         needs. What your own statements read and write is protected as your transaction has it.
 
         Args:
-            session: a `sqlalchemy.ext.asyncio.AsyncSession`.
+            session: a `sqlalchemy.ext.asyncio.AsyncSession`, an asyncpg connection, or a psycopg
+                `AsyncConnection`. Of a driver's connection the transaction is not rolled back after
+                an error, but fails, so that it commits nothing and refuses what comes.
             trace_id: what events and messages carry; by default the trace that goes on here.
 
         Raises:
@@ -144,7 +150,7 @@ class Alone:
             raise
         unit.close()
         if unit.has_appended:
-            borrowed.after_commit(self._look)
+            borrowed.after_commit(self.look)
 
     @asynccontextmanager
     async def open(
@@ -201,25 +207,84 @@ class Alone:
             LogReplaced, LogGap, StoreBroken: a person has to look at the log first.
         """
         check_name(name)
-        names = frozenset(self._types.name_of(each) for each in events or self._events)
-        if not names:
-            raise ContractError(f"{self!r} has no events to deliver: give it their classes")
         relay = Relay(
             store,
             FunctionDelivery(name, function, self._types, options),
             subscriber=name,
-            names=names,
+            names=self._wanted(events),
             tracer=Tracer(self.name, self._runtime, MemoryRing(1)),
             runtime=self._runtime,
             options=RelayOptions(in_flight_max=options.in_flight_max, poll_s=options.poll_s),
         )
+        await self._keep(store, relay.checkpoint_name, relay.run)
+
+    async def project(
+        self,
+        store: Store,
+        name: str,
+        begin: Callable[[], AbstractAsyncContextManager[S]],
+        function: Callable[[S, LoggedEvent], Awaitable[None]],
+        *,
+        events: tuple[type, ...] = (),
+        poll_s: float = 0.25,
+    ) -> None:
+        """Hand events of the log to a function, in their order, until cancelled.
+
+        The function writes in the transaction that it is given, which commits the place in the log
+        with what it wrote: each event has its effect once (E5). One process at a time does it. An
+        event at which it raises is tried again, with pauses, and all others wait behind it.
+
+        Args:
+            name: what the place is kept under; a new one begins with the log.
+            begin: begins a transaction, as `async_sessionmaker.begin` does.
+            function: is given the session, or connection, and the event.
+            events: the classes that it wants, published ones too; by default all of this `Alone`.
+
+        Raises:
+            ContractError: the name is none, or a class was not given to `Alone`.
+            LogReplaced, LogGap, StoreBroken: a person has to look at the log first.
+        """
+        check_name(name)
+        projection = LogProjection(
+            store,
+            name,
+            begin=begin,
+            opens=self.unit,
+            names=self._wanted(events),
+            take=lambda session, stored: function(session, logged(self._types, stored)),
+            poll_s=poll_s,
+        )
+        await self._keep(store, projection.checkpoint_name, projection.run)
+
+    def look(self) -> None:
+        """Have what was committed in this process numbered and delivered at once: a hint.
+
+        A session of SQLAlchemy tells of its commit by itself. With a driver's connection it may be
+        called after the commit; else it is found at the next look.
+        """
+        with suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+            for store, loop in [*self._opened.items()]:
+                if loop is here:
+                    store.look({TOPIC})
+
+    def _wanted(self, events: tuple[type, ...]) -> frozenset[str]:
+        names = frozenset(self._types.name_of(each) for each in events or self._events)
+        if not names:
+            raise ContractError(f"{self!r} has no events to hand out: give it their classes")
+        return names
+
+    async def _keep(
+        self, store: Store, duty: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Do a duty whenever it is this process's; an outage is waited for."""
         while True:
             try:
-                await store.owners.run(relay.checkpoint_name, relay.run)
+                await store.owners.run(duty, work)
             except _FINAL:
                 raise
             except StoreError as error:
-                _log.warning("%s is delivered nothing for now: %s", name, error.message)
+                _log.warning("%s of %s waits: %s", duty, self.name, error.message)
             await asyncio.sleep(_PAUSE_S)
 
     async def _open(self, url: str, options: AloneOptions) -> PostgresStore:
@@ -238,14 +303,6 @@ class Alone:
             url, service=self.name, schemas=SCHEMAS, runtime=self._runtime,
             options=PostgresOptions(look_every_s=options.look_every_s),
         )  # fmt: skip
-
-    def _look(self) -> None:
-        """Have what was committed in this process numbered and told at once: a hint."""
-        with suppress(RuntimeError):
-            here = asyncio.get_running_loop()
-            for store, loop in [*self._opened.items()]:
-                if loop is here:
-                    store.look({TOPIC})
 
     def __repr__(self) -> str:
         return f"<Alone {self.name}: {', '.join(self.names) or 'no events'}>"

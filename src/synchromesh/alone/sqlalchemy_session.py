@@ -23,6 +23,7 @@ from synchromesh.alone.borrowed import (
     LOOK,
     PROBE,
     autocommits,
+    check_began,
     check_look,
     failed,
     is_over,
@@ -48,6 +49,7 @@ class BorrowedSession:
         self._session = session
         self._root: SessionTransaction | None = None
         self._nested: SessionTransaction | None = None
+        self._began: object = None
         self._is_dollar = True
 
     async def begin(self) -> None:
@@ -74,13 +76,19 @@ class BorrowedSession:
             )
         self._is_dollar = dialect.paramstyle == "numeric_dollar"
         found = await self._send(LOOK, None)
-        check_look(found.rows[0])
+        self._began = check_look(found.rows[0])
         driver: Any = (await connection.get_raw_connection()).driver_connection
         if not _is_in_transaction(driver):
             raise autocommits()
         _watch(sync)
 
-    async def run(self, plan: Translation, values: Sequence[SqlValue]) -> Fetched:
+    async def run(
+        self,
+        plan: Translation,
+        values: Sequence[SqlValue],
+        *,
+        has_columns: bool = False,  # noqa: ARG002
+    ) -> Fetched:
         """Run a statement."""
         return await self._send(self._text(plan), tuple(values) or None)
 
@@ -94,7 +102,7 @@ class BorrowedSession:
         if self._session.sync_session.get_nested_transaction() is not self._nested:
             raise is_over()
         await self._session.flush()
-        await self._send(PROBE, None)
+        check_began(self._began, (await self._send(PROBE, None)).rows[0][0])
 
     async def undo(self) -> None:
         """Roll the transaction back, or the savepoint that the unit is within."""

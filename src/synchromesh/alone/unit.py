@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar, cast
 
 from synchromesh.alone.borrowed import DUPLICATE, BorrowedTransaction, state_of_any
+from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.codec import decode, digest, encode
 from synchromesh.errors import BadRequest, ContractError, ForeignAwait, VersionConflict
-from synchromesh.events import EventTypes, append, append_each
+from synchromesh.events import Decider, EventTypes, append, append_each, decide_at, load
 from synchromesh.messaging.message import PAYLOAD_BYTES_MAX
 from synchromesh.runtime import Runtime
 from synchromesh.sealing import Vault
-from synchromesh.store import Fetched, InboxState, Once, Row, SqlValue, inbox
+from synchromesh.store import (
+    Fetched,
+    InboxState,
+    Once,
+    Row,
+    SqlValue,
+    Store,
+    Unit,
+    Unprepared,
+    inbox,
+)
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_keys import AbsentKeys
 
+C = TypeVar("C")
+R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 
 KEYLESS = "*"
@@ -178,14 +193,44 @@ class AloneUnit:
         self._check_open()
         new = [self._types.encode(event, trace_id=self.trace_id) for event in events]
         await self._lock(f"stream/{stream}")
-        try:
+        with _told_as_conflict(stream, expected or 0):
             return await append(self, stream, new, expected=expected)
-        except Exception as error:
-            if state_of_any(error) != DUPLICATE:
-                raise
-            # The transaction reads as of its beginning, and another one was committed since.
-            was = expected or 0
-            raise VersionConflict(stream, expected=was, actual=was + 1) from error
+
+    async def load(self, stream: str, after_version: int = 0) -> list[LoggedEvent]:
+        """Load the events of a stream after a version, in order, the unit's own too.
+
+        Raises:
+            ContractError: the class of one was not given to `Alone`.
+            LogGap: some were removed.
+        """
+        self._check_open()
+        return [logged(self._types, each) for each in await load(self, stream, after_version)]
+
+    async def decide(self, decider: Decider[S, C, R], stream_id: str, command: C) -> R:
+        """Run a command on the stream of a decider; return its result.
+
+        The stream is locked until the end of the transaction, and a snapshot of it is taken now and
+        then.
+
+        Raises:
+            Rejection: the decider refused; by leaving the block it undoes the transaction.
+            VersionConflict: as `append` does; not at READ COMMITTED.
+            ContractError: the class of an event was not given to `Alone`.
+        """
+        self._check_open()
+        stream = decider.stream(stream_id)
+        await self._lock(f"stream/{stream}")
+        with _told_as_conflict(stream, 0):
+            while True:
+                try:
+                    result, _ = await decide_at(
+                        self, decider, self._types, stream_id, command, trace_id=self.trace_id
+                    )
+                except Unprepared as needs:
+                    # A long stream without a snapshot: it is folded here, in the transaction.
+                    await needs.prepare(cast("Store", _InPlace(self)))
+                else:
+                    return result
 
     # -- what the rooms need of a unit ----------------------------------------------------------
 
@@ -208,7 +253,7 @@ class AloneUnit:
         """Run one statement and return its rows and columns; raises as `execute` does."""
         plan = self._plan(sql)
         plan.refuse_values(values, path=_WHERE)
-        return await self._borrowed.run(plan, values)
+        return await self._borrowed.run(plan, values, has_columns=True)
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
         """Run one statement for each row of values; raises as `execute` does."""
@@ -239,6 +284,29 @@ class AloneUnit:
                 "the unit is over; it can be used only within its block (`async with "
                 "alone.unit(session) as unit:`)"
             )
+
+
+class _InPlace:
+    """Is as much of a store as folding needs, within a unit."""
+
+    def __init__(self, unit: AloneUnit) -> None:
+        self.execute = unit.execute
+        self.vault = unit.vault
+        self._unit = unit
+
+    async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:  # noqa: ARG002
+        return await body(self._unit)
+
+
+@contextmanager
+def _told_as_conflict(stream: str, expected: int) -> Iterator[None]:
+    """Tell a version that is taken as a conflict: the transaction reads as of its beginning."""
+    try:
+        yield
+    except Exception as error:
+        if state_of_any(error) != DUPLICATE:
+            raise
+        raise VersionConflict(stream, expected=expected, actual=expected + 1) from error
 
 
 def _check_key(key: object) -> None:
