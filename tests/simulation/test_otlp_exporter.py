@@ -19,6 +19,7 @@ from synchromesh.system.host.exporting import routes_of
 from synchromesh.system.host.otlp_exporter import ExportTarget, OtlpExporter
 from synchromesh.telemetry import SqliteRing
 from synchromesh.telemetry.exporting import ExportOptions
+from synchromesh.telemetry.metrics import COUNTER, Family, Metric, Sample
 from synchromesh.telemetry.otlp import Resource
 from synchromesh.testing import SimRuntime, run
 
@@ -112,6 +113,35 @@ def exporting(main: Main, *, listens: bool = True, ratio: float = 1.0) -> None:
             await main(place, exporter)
 
     run(world)
+
+
+def test_metrics_are_read_and_sent_again_and_again() -> None:
+    """A collector that was away gets the last ones; one that cannot be read is left out (T2)."""
+
+    async def main(place: Place, exporter: OtlpExporter) -> None:
+        readings = 0
+
+        async def read() -> list[Family]:
+            nonlocal readings
+            readings += 1
+            if readings == 2:
+                raise ValueError("a part is stopping")
+            return [Family(Metric("reads", COUNTER, "{read}", "Reads."), [Sample((), readings)])]
+
+        exporter.read = read
+        await asyncio.sleep(210.0)
+        counts = [metric.sum.data_points[0].as_double for _, metric in place.collector.metrics]
+        assert counts == [1.0, 3.0]
+        place.collector.answer = saying(503)
+        await asyncio.sleep(1800.0)
+        assert exporter.waiting()["metrics"] <= 10
+        assert exporter.lost()["metrics"].keys() == {"queue_full", "gave_up"}
+        place.collector.answer = accept
+        await asyncio.sleep(120.0)
+        assert exporter.waiting()["metrics"] == 0
+        assert len(place.collector.metrics) > len(counts)
+
+    exporting(main)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,11 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             "[telemetry] otlp = 'http://c:4318/v1/traces'; leave out /v1/...",
         ),
         (
+            ONE + "[telemetry]\nmetrics_every = '0.5s'",
+            "metrics_every = '0.5s'; make it 1s or more",
+        ),
+        (ONE + "[telemetry]\nmetrics_every = 'often'", "metrics_every"),
+        (
             ONE + "[telemetry]\nsignals = ['spans']",
             "telemetry.signals[0]: invalid enum value 'spans'",
         ),

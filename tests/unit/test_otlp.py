@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sys
@@ -12,10 +13,21 @@ import pytest
 from otlp_collector import MemoryCollector
 from synchromesh.telemetry import SpanRow
 from synchromesh.telemetry.log import to_log_row
+from synchromesh.telemetry.metrics import (
+    COUNTER,
+    GAUGE,
+    HISTOGRAM,
+    INSTANCE,
+    Family,
+    Metric,
+    Sample,
+)
 from synchromesh.telemetry.otlp import HttpRoute, Resource, SpanEncoder, log_body
+from synchromesh.telemetry.otlp_metrics import Reading, metrics_body
 from synchromesh.telemetry.span import current_span
 from synchromesh.testing import SimRuntime, run
 
+CUMULATIVE = 2
 TRACE, SPAN, PARENT = "a" * 32, "b" * 16, "c" * 16
 RESOURCE = Resource({"service.namespace": "town", "service.version": "7"}, "p-1")
 ROUTES = {"shop.sell": HttpRoute("POST", "/sales/{sku}", {"out_of_stock": 409})}
@@ -187,3 +199,44 @@ def test_a_body_is_the_same_in_each_run_of_a_seed() -> None:
     rows = [row(service=rng.choice("abc")) for _ in range(100)]
     one, other = (b"".join(SpanEncoder(RESOURCE, ROUTES).body(rows)) for _ in range(2))
     assert one == other
+
+
+def test_metrics_are_of_their_instance_and_add_up_from_the_start() -> None:
+    """Counts ascend, a gauge is as it is, and a label that does not apply is none."""
+    took = Metric("took", HISTOGRAM, "s", "How long.", (*INSTANCE, "code"), (0.1, 1.0))
+    lost = Metric("lost", COUNTER, "{span}", "Lost.", ("process",))
+    runs = Metric("runs", GAUGE, "{saga}", "Runs.", INSTANCE)
+    families = [
+        Family(took, [
+            Sample(("shop", "shop#1", ""), 0.35, (1, 2, 0)),
+            Sample(("shop", "shop#2", "late"), 9.0, (0, 0, 1)),
+        ]),
+        Family(lost, [Sample(("works",), 7)]),
+        Family(runs, [Sample(("shop", "shop#1"), 2.5)]),
+    ]  # fmt: skip
+    resource = Resource({"service.namespace": "works"}, "p-1")
+    body = b"".join(metrics_body([Reading(5, 1_000_005, families)], resource, "works"))
+    collector = decoded("/v1/metrics", body)
+    told = {(of["service.instance.id"], metric.name): metric for of, metric in collector.metrics}
+    assert list(told) == [
+        ("p-1/shop#1", "took"), ("p-1/shop#1", "runs"), ("p-1/shop#2", "took"), ("p-1", "lost"),
+    ]  # fmt: skip
+    of_first = told["p-1/shop#1", "took"]
+    assert (of_first.unit, of_first.description) == ("s", "How long.")
+    assert of_first.histogram.aggregation_temporality == CUMULATIVE
+    (point,) = of_first.histogram.data_points
+    assert (point.start_time_unix_nano, point.time_unix_nano) == (5_000, 1_000_005_000)
+    assert (point.count, point.sum, list(point.bucket_counts)) == (3, 0.35, [1, 2, 0])
+    assert (list(point.explicit_bounds), list(point.attributes)) == ([0.1, 1.0], [])
+    (point,) = told["p-1/shop#2", "took"].histogram.data_points
+    assert [(each.key, each.value.string_value) for each in point.attributes] == [("code", "late")]
+    counted = told["p-1", "lost"].sum
+    assert (counted.is_monotonic, counted.aggregation_temporality) == (True, CUMULATIVE)
+    assert counted.data_points[0].as_double == 7
+    assert told["p-1/shop#1", "runs"].gauge.data_points[0].as_double == 2.5
+
+
+def test_nothing_counted_is_an_empty_request() -> None:
+    """What is sent is a request all the same."""
+    body = b"".join(metrics_body([Reading(0, 1, [])], Resource({}, "p-1"), "works"))
+    assert json.loads(body) == {"resourceMetrics": []}

@@ -43,7 +43,8 @@ _SEVERITIES: Final = (
 _DEBUG: Final = 5
 
 _encode: Final = msgspec.json.Encoder().encode
-_SCOPE: Final = _encode({"name": "synchromesh"})
+SCOPE: Final = _encode({"name": "synchromesh"})
+"""Whose instrumentation it is, encoded."""
 
 
 class HttpRoute(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ class Resource(msgspec.Struct, frozen=True):
             "service.name": service,
             "service.instance.id": f"{self.instance}/{name}" if sign else self.instance,
         }
-        return [_attribute(key, text) for key, text in {**own, **self.attributes}.items()]
+        return [attribute(key, text) for key, text in {**own, **self.attributes}.items()]
 
 
 class _Span(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
@@ -125,7 +126,7 @@ class SpanEncoder:
         for service, own in by_service.items():
             attributes = _encode(self._resource.of(service))
             yield b'%b{"resource":{"attributes":%b},"scopeSpans":[{"scope":%b,"spans":[' % (
-                start, attributes, _SCOPE,
+                start, attributes, SCOPE,
             )  # fmt: skip
             yield from _joined(own, self._spans)
             yield b"]}]}"
@@ -143,20 +144,20 @@ class SpanEncoder:
         for key, text in noted.items():
             if key not in _KEPT_HERE:
                 key = _ATTRIBUTES.get(key) or f"synchromesh.{key}"
-                attributes.append(_attribute(key, readable(text) if is_odd else text))
+                attributes.append(attribute(key, readable(text) if is_odd else text))
         status: dict[str, Any] = {}
         if named.is_http:
             answered = _answered(code, noted.get("status", ""), named.statuses)
             if answered:
-                attributes.append(_attribute("http.response.status_code", answered))
+                attributes.append(attribute("http.response.status_code", answered))
             is_error = answered >= (500 if named.kind == _SERVER else 400) or not answered
         else:
             is_error = code != _OK
         if code != _OK:
-            attributes.append(_attribute("synchromesh.outcome", code))
+            attributes.append(attribute("synchromesh.outcome", code))
         if is_error:
             error_type = code if code != _OK else noted.get("status", "")
-            attributes.append(_attribute("error.type", error_type))
+            attributes.append(attribute("error.type", error_type))
             message = noted.get("error", "")
             status = {"code": _ERROR, "message": readable(message) if is_odd else message}
         remote = _HAS_REMOTE | (_IS_REMOTE if named.kind == _SERVER and parent_id else 0)
@@ -201,7 +202,7 @@ class SpanEncoder:
             shown = f"{operation} {name}"
         if len(self._named) >= _NAMES_MAX:
             self._named.clear()
-        attributes = tuple(_attribute(key, text) for key, text in found.items())
+        attributes = tuple(attribute(key, text) for key, text in found.items())
         span_kind = _KINDS.get(kind, _INTERNAL)
         named = _Named(span_kind, shown, attributes, statuses, is_http)
         self._named[kind, name] = named
@@ -237,7 +238,7 @@ def _records(rows: Sequence[LogRow], is_odd: bool) -> list[dict[str, Any]]:
             "severityText": row.name,
             "body": {"stringValue": readable(message) if is_odd else message},
             "attributes": [
-                _attribute(key, readable(value) if is_odd and isinstance(value, str) else value)
+                attribute(key, readable(value) if is_odd and isinstance(value, str) else value)
                 for key, value in row.extra.items()
             ],
         }
@@ -277,7 +278,8 @@ def _answered(code: str, noted: str, statuses: Mapping[str, int]) -> int:
     return 500 if found is None else found
 
 
-def _attribute(key: str, value: str | float) -> dict[str, Any]:
+def attribute(key: str, value: str | float) -> dict[str, Any]:
+    """Return an attribute of a resource, a span, a record or a series."""
     if isinstance(value, str):
         return {"key": key, "value": {"stringValue": value}}
     if isinstance(value, bool):

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.propagation import BAGGAGE_KEYS_MAX, Propagation, is_baggage_key
 from synchromesh.system.config.layers import Secret
@@ -15,6 +16,7 @@ from synchromesh.system.config.tls_sections import ClientTlsSection
 from synchromesh.system.config.urls import shown, url_fault
 
 RESOURCE_MAX = 32
+METRICS_EVERY_MIN_S = 1.0
 
 _GRPC_PORT = 4317
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}")
@@ -23,12 +25,13 @@ _OUR_RESOURCE = frozenset({"service.name", "service.instance.id"})
 
 
 class TelemetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[telemetry]`: where spans and logs are exported to by OTLP/HTTP, and what goes on.
+    """`[telemetry]`: where telemetry is exported to by OTLP/HTTP, and what goes on.
 
     Attributes:
         otlp: the URL of a collector, such as "http://127.0.0.1:4318", which `/v1/traces` and the
             like are put behind; "" exports nothing.
-        signals: what it is sent; left out, both.
+        signals: what it is sent; left out, all of them.
+        metrics_every: how often it is sent what was counted.
         headers: fields of its requests, each by reference: "env:NAME" or "file:PATH".
         resource: attributes of what is exported, such as "deployment.environment.name".
         tls: whom we believe at an https:// URL, and what we show there.
@@ -38,7 +41,8 @@ class TelemetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     otlp: Annotated[str, msgspec.Meta(examples=["https://collector.example:4318"])] = ""
-    signals: list[Literal["traces", "logs"]] = []
+    signals: list[Literal["traces", "logs", "metrics"]] = []
+    metrics_every: str = "60s"
     headers: dict[str, Secret] = {}
     resource: dict[str, str] = {}
     tls: ClientTlsSection = ClientTlsSection()
@@ -63,7 +67,20 @@ class TelemetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"baggage: baggage has {len(self.baggage)} keys; make it {BAGGAGE_KEYS_MAX} or "
                 "fewer: each goes with every call"
             )
+        try:
+            every_s = self.metrics_every_s()
+        except ConfigError as error:
+            raise ConfigError(f"metrics_every: {error.message}") from error
+        if every_s < METRICS_EVERY_MIN_S:
+            raise ConfigError(
+                f"metrics_every: metrics_every = {self.metrics_every!r}; make it "
+                f"{METRICS_EVERY_MIN_S:g}s or more"
+            )
         self._check_export()
+
+    def metrics_every_s(self) -> float:
+        """Return how often metrics are sent."""
+        return duration(self.metrics_every, "metrics_every")
 
     def _check_export(self) -> None:
         given = {

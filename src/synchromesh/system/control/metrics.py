@@ -115,11 +115,12 @@ class Collector:
 
     async def _read(self) -> list[Family]:
         own, *others = await asyncio.gather(
-            self._own(), *(_theirs(each) for each in self._remotes.values())
+            self.own(), *(_theirs(each) for each in self._remotes.values())
         )
         return merge(own, *others)
 
-    async def _own(self) -> list[Family]:
+    async def own(self) -> list[Family]:
+        """Return the metrics of this process alone."""
         local, board, name = self._local, Board(), self._process
         status = Status.merge(await local.status())
         _of_process(board, name, self._started_us, self._lag)

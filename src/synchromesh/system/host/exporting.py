@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from synchromesh.calls.contract import operations_of
@@ -21,8 +22,10 @@ from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import read_secret
 from synchromesh.system.host.otlp_exporter import LOGS, SIGNALS, TRACES, ExportTarget, OtlpExporter
 from synchromesh.system.supervise.stop_budget import StopBudget
-from synchromesh.telemetry import SqliteRing
+from synchromesh.telemetry import Family, SqliteRing
 from synchromesh.telemetry.otlp import HttpRoute, Resource
+
+ReadMetrics: TypeAlias = Callable[[], Awaitable[list[Family]]]
 
 
 def open_ring(
@@ -34,8 +37,10 @@ def open_ring(
     services: Iterable[Service],
     exit: AsyncExitStack,  # noqa: A002
     budget: StopBudget,
-) -> tuple[SqliteRing, Callable[[Supervisor], None]]:
-    """Return what keeps the spans of a process, and what starts their export under a supervisor.
+) -> tuple[SqliteRing, Callable[[Supervisor, ReadMetrics], None]]:
+    """Return what keeps the spans of a process, and what starts the export under a supervisor.
+
+    That is given what reads the metrics of the process.
 
     Args:
         path: of the file that they are in.
@@ -50,7 +55,7 @@ def open_ring(
     exit.push_async_callback(ring.close)
     section = config.telemetry
     if not section.otlp:
-        return ring, lambda _: None
+        return ring, lambda *_: None
     collector = collector_of(config, folder, os.environ)
     tls = _tls(config, folder)
     network = runtime.network if tls is None else runtime.network.secured(client=tls)
@@ -67,8 +72,9 @@ def open_ring(
         runtime.new_id(),
     )
     exporter = OtlpExporter(
-        collector, pool, runtime, resource, process or config.system.name, routes_of(services)
-    )
+        collector, pool, runtime, resource, process or config.system.name, routes_of(services),
+        metrics_every_s=section.metrics_every_s(),
+    )  # fmt: skip
 
     async def finish() -> None:
         await ring.flush()  # shows the last spans
@@ -82,7 +88,12 @@ def open_ring(
         root = logging.getLogger()
         root.addHandler(exporter.log)
         exit.callback(root.removeHandler, exporter.log)
-    return ring, lambda supervisor: supervisor.start(Child("telemetry", exporter.run))
+
+    def start(supervisor: Supervisor, read: ReadMetrics) -> None:
+        exporter.read = read
+        supervisor.start(Child("telemetry", exporter.run))
+
+    return ring, start
 
 
 def collector_of(

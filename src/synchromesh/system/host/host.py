@@ -204,7 +204,7 @@ class Host:
         # Closed before what it watches is stopped, or it would start that again.
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
-        export(self.background)
+        export(self.background, lambda: self.control.own_metrics())
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
         if (secured := secured_network(config, self.folder, runtime.network)) is not None:
             by_tls = HttpPool(network=secured, limits=limits)

@@ -1,4 +1,4 @@
-"""Sends spans and log records to a collector by OTLP/HTTP, beside what is served.
+"""Sends spans, log records and metrics to a collector by OTLP/HTTP, beside what is served.
 
 What is recorded is handed over as it is; it is encoded when it is sent, some of it in a turn of the
 loop. `ExportQueue` decides what is sent and when, and what is lost; nothing here fails a request.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from math import inf
 from typing import Any, Generic, TypeVar
@@ -20,13 +20,17 @@ from synchromesh.http import HttpPool
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry.exporting import ExportOptions, ExportQueue, Outcome, Verdict, outcome_of
 from synchromesh.telemetry.log import LogRow, to_log_row
+from synchromesh.telemetry.metrics import Family
 from synchromesh.telemetry.otlp import HttpRoute, Resource, SpanEncoder, is_exported, log_body
+from synchromesh.telemetry.otlp_metrics import Reading, metrics_body
 from synchromesh.telemetry.span import SpanRow
 
 T = TypeVar("T")
 
-TRACES, LOGS = "traces", "logs"
-SIGNALS = (TRACES, LOGS)
+TRACES, LOGS, METRICS = "traces", "logs", "metrics"
+SIGNALS = (TRACES, LOGS, METRICS)
+# Readings that wait for a collector: each is all that was counted, and the next one has it too.
+_READINGS_MAX = 10
 
 # A request takes several turns of the loop, which would each wait for another part.
 _PAUSE_S = 0.001
@@ -90,6 +94,10 @@ class OtlpExporter:
         process: the name of what log records are of.
         routes: those of operations, by their full names.
         options: the bounds, for each signal.
+        metrics_every_s: how often what was counted is read and sent.
+
+    Attributes:
+        read: returns what this process has counted; until it is set nothing is.
 
     Example:
         >>> from synchromesh.testing import run
@@ -111,6 +119,7 @@ class OtlpExporter:
         process: str,
         routes: Mapping[str, HttpRoute],
         options: ExportOptions | None = None,
+        metrics_every_s: float = 60.0,
     ) -> None:
         self._collector = collector
         self._pool = pool
@@ -126,7 +135,15 @@ class OtlpExporter:
             lambda: logged.add(self.log.taken(), self._clock()),
         )
         self.log = LogTap(options.items_max, logged.queue)
-        known: tuple[_Signal[Any], ...] = (self._spans, logged)
+        self._readings: _Signal[Reading] = _Signal(
+            METRICS,
+            ExportQueue(replace(options, items_max=_READINGS_MAX, batch_max=1)),
+            lambda readings: metrics_body(readings, resource, process),
+        )
+        self._metrics_every_s = metrics_every_s
+        self._started_us = runtime.wall_us()
+        self.read: Callable[[], Awaitable[list[Family]]] | None = None
+        known: tuple[_Signal[Any], ...] = (self._spans, logged, self._readings)
         self._signals = [each for each in known if each.name in collector.signals]
 
     def take_spans(self, rows: Sequence[SpanRow]) -> None:
@@ -138,6 +155,8 @@ class OtlpExporter:
         async with asyncio.TaskGroup() as group:
             for signal in self._signals:
                 group.create_task(self._run(signal))
+            if self._readings in self._signals:
+                group.create_task(self._read())
 
     async def close(self, within_s: float) -> bool:
         """Send what is left within one deadline for all; return whether all of it was taken.
@@ -183,6 +202,19 @@ class OtlpExporter:
                 # Where more waits than that they are no longer spread: else it would not be sent.
                 pause_s = _PAUSE_S if len(queue) <= 2 * len(batch) else 0.0
                 await self._attempt(signal, batch, self._options.timeout_s, pause_s)
+
+    async def _read(self) -> None:
+        """Read what was counted, again and again."""
+        while True:
+            await asyncio.sleep(self._metrics_every_s)
+            if self.read is not None:
+                try:
+                    families = await self.read()
+                except Exception as error:  # noqa: BLE001 - what else is sent goes on
+                    _log.warning("metrics were not read: %r", error)
+                    continue
+                reading = Reading(self._started_us, self._wall_us(), families)
+                self._readings.add([reading], self._clock())
 
     async def _finish(self, signal: _Signal[Any], until_s: float) -> None:
         queue = signal.queue
