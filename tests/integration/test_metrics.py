@@ -188,7 +188,7 @@ async def _silent(self: RemoteProcess) -> Any:
 async def test_a_scrape_under_load_leaves_the_loop_to_others(
     tmp_path: Path, pool: HttpPool
 ) -> None:
-    """Whatever it takes in all, no turn of the loop takes longer than 20 ms for it."""
+    """Whatever it takes in all, no turn of the loop takes more than a part of that."""
     async with running(tmp_path, WITH_GATEWAY, is_split=False) as system:
         admin, gateway = system.info.admin, system.info.gateway
         await scrape(pool, admin)
@@ -204,20 +204,21 @@ async def test_a_scrape_under_load_leaves_the_loop_to_others(
                 assert await order(pool, gateway, "/slow", b'{"seconds": 0}') == 200
 
         loads = [asyncio.ensure_future(load()) for _ in range(4)]
-        longest = [await _longest_turn_of(scrape(pool, admin)) for _ in range(5)]
+        shares = [await _longest_turn_of(scrape(pool, admin)) for _ in range(5)]
         for each in loads:
             each.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
-    assert min(longest) < 0.02, longest
+    assert min(shares) < 0.25, shares
 
 
 async def _longest_turn_of(work: Any) -> float:
-    """Return the longest time that a turn of the loop took while something ran."""
+    """Return what share the longest turn of the loop had of all of them while something ran."""
     longest, task = 0.0, asyncio.ensure_future(work)
+    started = time.thread_time()
     while not task.done():
         # Of this thread: on a busy machine others take turns as well.
         began = time.thread_time()
         await asyncio.sleep(0)
         longest = max(longest, time.thread_time() - began)
     assert len(task.result()) > 1_000_000
-    return longest
+    return longest / (time.thread_time() - started)

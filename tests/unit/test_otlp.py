@@ -23,7 +23,7 @@ from synchromesh.telemetry.metrics import (
     Sample,
 )
 from synchromesh.telemetry.otlp import HttpRoute, Resource, SpanEncoder, log_body
-from synchromesh.telemetry.otlp_metrics import Reading, metrics_body
+from synchromesh.telemetry.otlp_metrics import CountedMetrics, metrics_body
 from synchromesh.telemetry.span import current_span
 from synchromesh.testing import SimRuntime, run
 
@@ -215,7 +215,7 @@ def test_metrics_are_of_their_instance_and_add_up_from_the_start() -> None:
         Family(runs, [Sample(("shop", "shop#1"), 2.5)]),
     ]  # fmt: skip
     resource = Resource({"service.namespace": "works"}, "p-1")
-    body = b"".join(metrics_body([Reading(5, 1_000_005, families)], resource, "works"))
+    body = b"".join(metrics_body([CountedMetrics(5, 1_000_005, families)], resource, "works"))
     collector = decoded("/v1/metrics", body)
     told = {(of["service.instance.id"], metric.name): metric for of, metric in collector.metrics}
     assert list(told) == [
@@ -238,5 +238,5 @@ def test_metrics_are_of_their_instance_and_add_up_from_the_start() -> None:
 
 def test_nothing_counted_is_an_empty_request() -> None:
     """What is sent is a request all the same."""
-    body = b"".join(metrics_body([Reading(0, 1, [])], Resource({}, "p-1"), "works"))
+    body = b"".join(metrics_body([CountedMetrics(0, 1, [])], Resource({}, "p-1"), "works"))
     assert json.loads(body) == {"resourceMetrics": []}

@@ -17,7 +17,7 @@ _CUMULATIVE: Final = 2
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Reading(msgspec.Struct, frozen=True):
+class CountedMetrics(msgspec.Struct, frozen=True):
     """What one process has counted by a moment.
 
     Attributes:
@@ -30,14 +30,16 @@ class Reading(msgspec.Struct, frozen=True):
     families: list[Family]
 
 
-def metrics_body(readings: Sequence[Reading], resource: Resource, process: str) -> Iterator[bytes]:
+def metrics_body(
+    readings: Sequence[CountedMetrics], resource: Resource, process: str
+) -> Iterator[bytes]:
     """Yield the body of a request for `/v1/metrics`, in parts.
 
     What is of a service is told of that as its resource, and all else of `process`.
 
     Example:
         >>> runs = Metric("synchromesh.sagas", GAUGE, "{saga}", "Runs.")
-        >>> reading = Reading(0, 1, [Family(runs, [Sample((), 3.0)])])
+        >>> reading = CountedMetrics(0, 1, [Family(runs, [Sample((), 3.0)])])
         >>> body = b"".join(metrics_body([reading], Resource({}, "1"), "shop"))
         >>> msgspec.json.decode(body)["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["unit"]
         '{saga}'
@@ -78,7 +80,7 @@ def _by_resource(families: Sequence[Family], process: str) -> dict[str, list[Fam
     return found
 
 
-def _told(metric: Metric, samples: Sequence[Sample], reading: Reading) -> dict[str, Any]:
+def _told(metric: Metric, samples: Sequence[Sample], reading: CountedMetrics) -> dict[str, Any]:
     """Return some series of a metric."""
     times = {
         "startTimeUnixNano": str(reading.started_us * 1000),

@@ -22,7 +22,7 @@ from synchromesh.telemetry.exporting import ExportOptions, ExportQueue, Outcome,
 from synchromesh.telemetry.log import LogRow, to_log_row
 from synchromesh.telemetry.metrics import Family
 from synchromesh.telemetry.otlp import HttpRoute, Resource, SpanEncoder, is_exported, log_body
-from synchromesh.telemetry.otlp_metrics import Reading, metrics_body
+from synchromesh.telemetry.otlp_metrics import CountedMetrics, metrics_body
 from synchromesh.telemetry.span import SpanRow
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class OtlpExporter:
             lambda: logged.add(self.log.taken(), self._clock()),
         )
         self.log = LogTap(options.items_max, logged.queue)
-        self._readings: _Signal[Reading] = _Signal(
+        self._readings: _Signal[CountedMetrics] = _Signal(
             METRICS,
             ExportQueue(replace(options, items_max=_READINGS_MAX, batch_max=1)),
             lambda readings: metrics_body(readings, resource, process),
@@ -213,7 +213,7 @@ class OtlpExporter:
                 except Exception as error:  # noqa: BLE001 - what else is sent goes on
                     _log.warning("metrics were not read: %r", error)
                     continue
-                reading = Reading(self._started_us, self._wall_us(), families)
+                reading = CountedMetrics(self._started_us, self._wall_us(), families)
                 self._readings.add([reading], self._clock())
 
     async def _finish(self, signal: _Signal[Any], until_s: float) -> None:
