@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -131,3 +132,36 @@ async def test_what_is_read_of_a_stream_is_what_was_appended(world: World) -> No
         )
         with pytest.raises(ContractError, match="not an event of 'shop'"):
             await unit.append("stock/SX90", [Unknown(1)])
+
+
+async def test_a_commit_that_stands_late_has_no_effect_twice(world: World) -> None:
+    """A run whose commit was cut and goes on at the server is waited for by the next one (E5)."""
+    await decide(world, "SX90", 5)
+    applied: list[int] = []
+
+    async def add(session: AsyncSession, event: LoggedEvent) -> None:
+        await session.execute(text("insert into purchase(id, qty) values (gen_random_uuid(), 1)"))
+        applied.append(event.position)
+
+    async with world.shop.open(world.url, options=OFTEN) as store, world.sessions() as late:
+        await late.begin()
+        await late.execute(text("insert into purchase(id, qty) values ('late', 1)"))
+        await late.execute(
+            text("insert into sm_checkpoint values ('alone/totals', :log, 1)"),
+            {"log": store.log_id},
+        )
+        project = partial(
+            world.shop.project, store, "totals", world.sessions.begin, add, poll_s=0.02
+        )
+        async with running(project):
+            waiting = "select count(*) from pg_stat_activity where wait_event = 'transactionid'"
+            async with asyncio.timeout(60):
+                while await world.rows(waiting) != [(1,)]:
+                    await asyncio.sleep(0.02)
+            await late.commit()
+            await decide(world, "SX90", 5)
+            await until(lambda: applied == [2])
+            async with asyncio.timeout(60):
+                while await world.rows("select position from sm_checkpoint") != [(2,)]:
+                    await asyncio.sleep(0.02)
+    assert (await world.counts())[0] == 2

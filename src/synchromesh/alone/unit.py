@@ -241,6 +241,8 @@ class AloneUnit:
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement, `?` marking the values, and return its rows as the driver has them.
 
+        What a session has not flushed is not there for it.
+
         Raises:
             StatementFailed: it steers the transaction, or its values do not fit.
             ForeignAwait: the unit is over.
