@@ -145,7 +145,8 @@ replicas = 3            # it has queries only
     "telemetry": """\
 [telemetry]
 otlp = "https://collector.example:4318"
-signals = ["traces", "logs"]
+signals = ["traces", "logs", "metrics"]
+metrics_every = "30s"
 headers = { authorization = "env:OTLP_TOKEN" }
 resource = { "deployment.environment.name" = "production" }
 tls = { ca = "collector-ca.pem", certificate = "client.pem", key = "client-key.pem" }
