@@ -173,6 +173,8 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
         assert each["environment"]["MESH_KEY"] == "${MESH_KEY:?set it}"
         assert each["environment"]["DATABASE_URL"] == "postgresql://postgres:5432"
         assert each["environment"]["NATS_URL"] == "nats://nats:4222"
+        # As services do, they tell operators of the name of their container.
+        assert each["environment"]["SYNCHROMESH_ADMIN__HOST"] == "0.0.0.0"
         assert each["depends_on"]["db-create"]["condition"] == "service_completed_successfully"
         assert f"run {part} " in each["entrypoint"][-1]
         assert "http://127.0.0.1:9100/readyz" in each["healthcheck"]["test"][-1]

@@ -76,6 +76,8 @@ def _service(plan: DeploymentPlan, part: DeployedPart) -> dict[str, Any]:
         "entrypoint": ["sh", "-c", f'export SYNCHROMESH_SYSTEM__ADVERTISE="$$(hostname)"; {run}'],
         "environment": {
             "SYNCHROMESH_SYSTEM__HOST": "0.0.0.0",  # noqa: S104
+            # Operators ask from any container of the network, and from nowhere else.
+            "SYNCHROMESH_ADMIN__HOST": "0.0.0.0",  # noqa: S104
             **part.settings,
             **({"SYNCHROMESH_GATEWAY__HOST": "0.0.0.0"} if part.is_gateway else {}),  # noqa: S104
             **_given(plan, part.secrets),
