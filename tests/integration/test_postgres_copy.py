@@ -98,31 +98,29 @@ def copied(unspoilt: Path, tmp_path: Path, name: str) -> Path:
     return folder
 
 
-def filled(folder: Path, run: Run, name: str) -> Path:
-    """Return a folder whose services have something of every kind in their files, and rest."""
-    write_config(folder, TOML.format(name=name))
-    with Running(folder):
-        assert sell(run, folder, "a") == 1
-        assert asked(run, folder, "till.order", "id=b") == "order-b"
-        until(lambda: asked(run, folder, "ledger.entries") == ["a", "b"])
-        until(lambda: asked(run, folder, "till.demand") == 12)
-        until(lambda: "sleeping" in run(folder, "saga", "list").out)
-    return folder
+def fill(folder: Path, run: Run) -> None:
+    """Have something of every kind in the files of a running system, at rest."""
+    assert sell(run, folder, "a") == 1
+    assert asked(run, folder, "till.order", "id=b") == "order-b"
+    until(lambda: asked(run, folder, "ledger.entries") == ["a", "b"])
+    until(lambda: asked(run, folder, "till.demand") == 12)
+    until(lambda: "sleeping" in run(folder, "saga", "list").out)
 
 
 def test_a_system_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
     """Log, inbox, a run that waits, relay, projection, schedule and tables; numbers go on, too."""
-    folder = filled(tmp_path / "moved", run, "moved")
-    # What was given once is not given again, though it is gone.
-    asked_of_file(folder, "delete from sale where id = 'b'")
-    no_server = run(folder, "db", "copy", *WHY)
-    assert (no_server.code, "there is no server to copy to" in no_server.err) == (2, True)
+    folder = write_config(tmp_path / "moved", TOML.format(name="moved"))
     with Running(folder):
+        fill(folder, run)
+        no_server = run(folder, "db", "copy", *WHY)
+        assert (no_server.code, "there is no server to copy to" in no_server.err) == (2, True)
         on_server(folder, "moved")
         running = run(folder, "db", "copy", *WHY)
         assert (running.code, "till runs in this process" in running.err) == (2, True)
         assert "till can be copied to" in run(folder, "db", "copy", "till", "--dry-run").out
         assert tables("moved_till") == 0
+    # What was given once is not given again, though it is gone.
+    asked_of_file(folder, "delete from sale where id = 'b'")
     log_id = asked_of_file(folder, "select value from sm_meta where name = 'log_id'")[0][0]
     positions = asked_of_file(folder, "select position, id from sm_event order by 1")
     before = (folder / TILL).read_bytes()
@@ -312,6 +310,3 @@ def test_a_service_may_stay_on_its_file(unspoilt: Path, tmp_path: Path, run: Run
     assert ok(back)[0]["service"] == "ledger"
     moved = ok(run(folder, "db", "copy", "ledger", *WHY, "--json"))
     assert {each["name"]: each["rows"] for each in moved[0]["tables"]}["entry"] == 3
-    config.write_text(config.read_text().replace('"ledger"', ""))
-    with Running(folder):
-        assert asked(run, folder, "ledger.entries") == ["a", "b", "c"]
