@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import anyio
 import pytest
+from jsonschema import Draft202012Validator
 from msgspec import Struct
 
 from cli_runs import runner
@@ -24,6 +25,7 @@ from processes import announced, dev
 from synchromesh import Client, Contract, Rejection, query
 from synchromesh.clients import ClientSigner, credential_text
 from synchromesh.errors import CallError, Forbidden
+from synchromesh.gateway.openapi_service import service_openapi
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime
@@ -48,6 +50,8 @@ class NoPrice(Rejection, code="no_price", status=404):
 class Shop(Contract, Protocol, service="shop", version="1.0"):
     """That of the page."""
 
+    @query("GET /stock/{sku}")
+    async def left(self, sku: str) -> int: ...
     @query("GET /offers/{sku}", raises=(NoPrice,))
     async def offer(self, sku: str) -> Price: ...
 
@@ -218,3 +222,27 @@ async def test_who_cannot_verify_a_credential_is_told_who_calls(
         ({"operation": "price"}, 400),
     ):
         assert (await ask("verify", shown))[0] == expected, shown
+
+
+async def test_what_a_service_answers_fits_its_document(folder: Path, pool: HttpPool) -> None:
+    """As `synchromesh openapi shop` prints it: each status, and what comes with it."""
+    document = service_openapi("shop", [Shop])
+    port = int(RunDir(folder).read().services["shop"].rpartition(":")[2])
+    now_us = RealRuntime().wall_us()
+    token = ClientSigner(added(folder, "gina", "shop.left")).token(
+        "", audience="shop", now_us=now_us
+    )
+    signed = [("synchromesh-credential", token)]
+    left, offer = (document["paths"][path]["get"] for path in ("/stock/{sku}", "/offers/{sku}"))
+    for path, fields, status, told in (
+        ("/stock/axle", signed, 200, left),
+        ("/stock/axle", [], 401, left),
+        ("/offers/axle", signed, 403, offer),
+        ("/stock/axle", [*signed, ("deadline-ms", "soon")], 400, left),
+        ("/stock/axle", [*signed, ("deadline-ms", "0")], 504, left),
+    ):
+        answer = await pool.request("127.0.0.1", port, "GET", path, fields, timeout_s=30.0)
+        assert (answer.status, str(status) in told["responses"]) == (status, True), answer.body
+        schema = {"type": "integer"} if status == 200 else {"$ref": "#/components/schemas/Problem"}
+        whole = {**schema, "components": document["components"]}
+        Draft202012Validator(whole).validate(json.loads(answer.body))

@@ -25,6 +25,7 @@ from typing import (
     TypeVar,
 )
 from urllib.parse import quote, urlencode
+from weakref import WeakKeyDictionary
 
 import msgspec
 from msgspec.structs import asdict
@@ -43,6 +44,8 @@ R_co = TypeVar("R_co", covariant=True)
 E = TypeVar("E")
 
 _ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
+# Of contracts, whose members they are not: each of those has to be implemented.
+_VERSIONS: WeakKeyDictionary[type[object], str] = WeakKeyDictionary()
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
 
@@ -375,6 +378,7 @@ class Contract(Protocol):
             raise ContractError(
                 f'contract {cls.__name__} has version {version!r}; expected "major.minor"'
             )
+        _VERSIONS[cls] = version
         routes: dict[tuple[str, str], str] = {}
         for name, member in list(vars(cls).items()):
             if isinstance(member, Operation | PublicEvent):
@@ -401,6 +405,11 @@ def _rejections(raises: object, name: str) -> tuple[type[Rejection], ...]:
                 'class OutOfStock(Rejection, code="out_of_stock")'
             )
     return kinds
+
+
+def version_of(contract: type[object]) -> str:
+    """Return the version of a contract, such as "1.0"; "" of what is none."""
+    return _VERSIONS.get(contract, "")
 
 
 def operations_of(contract: type[object]) -> dict[str, Operation[..., Any]]:

@@ -88,7 +88,12 @@ for command in (
     LazyCommand(
         "client", "client", "client", "Make, list and revoke credentials for calls from outside."
     ),
-    LazyCommand("openapi", "openapi", "openapi", "Print the OpenAPI document of the gateway."),
+    LazyCommand(
+        "openapi",
+        "openapi",
+        "openapi",
+        "Print the OpenAPI document of the gateway, or of one service.",
+    ),
     LazyCommand("export", "export", "export", "Write a system down for other tools."),
     LazyCommand("test", "test", "test", "Run the tests, or the opening under faults."),
     LazyCommand("status", "status", "status", "Show the health of the whole system on one screen."),
