@@ -104,7 +104,7 @@ def test_a_crowd_of_scrapers_costs_what_one_does() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         local: Any = mock.Mock(deps=mock.Mock(runtime=runtime))
-        with mock.patch.object(Collector, "_own", own):
+        with mock.patch.object(Collector, "own", own):
             collector = Collector(local, "shop", remotes={}, lag=Histogram(of.LAG_S))
             asking = [asyncio.ensure_future(collector.families()) for _ in range(50)]
             await asyncio.sleep(0.5)
@@ -133,7 +133,7 @@ def test_a_reading_that_failed_is_not_kept() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         local: Any = mock.Mock(deps=mock.Mock(runtime=runtime))
-        with mock.patch.object(Collector, "_own", own):
+        with mock.patch.object(Collector, "own", own):
             collector = Collector(local, "shop", remotes={}, lag=Histogram(of.LAG_S))
             told = await asyncio.gather(collector.families(), return_exceptions=True)
             assert [type(each) for each in told] == [OSError]

@@ -23,7 +23,7 @@ DAYS = 90
 
 @click.group()
 def client() -> None:
-    """Make, list and revoke the credentials of clients from outside."""
+    """Make, list and revoke credentials for calls from outside."""
 
 
 @client.command(short_help="Make a credential and print it, this once.")

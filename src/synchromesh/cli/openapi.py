@@ -15,7 +15,7 @@ from synchromesh.cli.output import print_line
 from synchromesh.errors import ConfigError
 
 
-@click.command(short_help="Print the OpenAPI document of the gateway, or of one service.")
+@click.command()
 @click.argument("service", default="")
 @settings_option
 @click.option(
