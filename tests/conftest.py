@@ -27,13 +27,19 @@ settings.load_profile("house")
 
 # What takes longest comes first where workers share the tests, so that none is left alone with it.
 LONGEST_FIRST = ("simulation", "e2e", "integration", "property")
+LONGEST = "test_servo_works.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests of a worker by their folders."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         ranks = {folder: rank for rank, folder in enumerate(LONGEST_FIRST)}
-        items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
+        items.sort(
+            key=lambda item: (
+                ranks.get(item.path.parent.name, len(ranks)),
+                item.path.name != LONGEST,
+            )
+        )
 
 
 def pytest_collection_finish() -> None:
