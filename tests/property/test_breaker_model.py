@@ -297,7 +297,7 @@ def walk(
 @pytest.mark.parametrize("probes_max", [1, 4])
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 def test_every_history_keeps_the_invariants(prefix: tuple[str, ...], probes_max: int) -> None:
-    """B1 to B4 hold in all histories of 5 operations, from each odd situation; of 4 from the oddest."""
+    """B1 to B4 hold in all histories of 5 operations from each odd situation, or of 4."""
     depth = 5 - (len(prefix) > len(TO_HALF_OPEN) + 3)
     assert walk(product, depth=depth, prefix=prefix, probes_max=probes_max) > 1_000
 
