@@ -127,7 +127,8 @@ class PostgresCopy:
             why = "it has a copy of the file from before, which has been written to since"
         raise StoreBroken(
             f"{self._place} is not empty: {why}. Nothing was copied; where nobody needs what is "
-            "there, drop the database and have it made anew: synchromesh db create"
+            "there, drop the database and have it made anew: synchromesh db create (of the server "
+            "that dev brings: remove .synchromesh/postgres while nothing runs)"
         )
 
     async def _fill(self, table: TargetTable) -> CopiedTable:
