@@ -226,7 +226,8 @@ class ClientBook:
                 f"the credential of client {grant.name!r} is {state}, since "
                 f"{at:%Y-%m-%d %H:%M} UTC; whoever runs the system makes another: {MADE_BY}"
             )
-        left_s = claims.exp - now_us / 1e6
+        # A whole number of any length: as a float it may be none.
+        left_s = (claims.exp * 1_000_000 - now_us) // 1_000_000
         if left_s < -SKEW_S:
             raise Unauthenticated("the token of this client has expired; sign another one")
         if left_s > LIFETIME_S + SKEW_S:
@@ -266,7 +267,7 @@ class ClientBook:
             said = msgspec.json.decode(_padded(head), type=_Head)
             claims = msgspec.json.decode(_padded(body), type=Claims)
             shown = _padded(mac)
-        except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+        except (binascii.Error, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise Unauthenticated(
                 "the token of this client cannot be read; it is a JWT with alg, kid, aud and exp"
             ) from error

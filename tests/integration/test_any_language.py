@@ -193,6 +193,14 @@ async def test_a_program_registers_what_it_serves_and_nothing_else(
     assert "asks for a lease of 'shop', and serves rates" in said["detail"]
     inside = {"instance": "x", "service": "rates", "url": "inproc://shop#1"}
     assert (await ask("register", inside))[0] == 400
+    # Whoever resolves it would fail with it.
+    for wrong in (
+        {"metadata": [["http", "foo"]]},
+        {"url": "http://127.0.0.1:99999999/"},
+        {"url": "http://127.0.0.1:9/\r\nx: y"},
+    ):
+        odd = {**endpoint, "service": "rates", **wrong}
+        assert (await ask("register", odd))[0] == 400, odd
     assert (await ask("renew", {"endpoint": inside}))[0] == 400
     nothing = Asking(folder, pool, added(folder, "carl", "shop"))
     status, said = await nothing("register", {**endpoint, "service": "client.carl"})

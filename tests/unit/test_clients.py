@@ -211,6 +211,8 @@ CLAIMS = {"aud": "billing", "exp": NOW // S + 60}
         (HEAD, {"aud": "billing"}, "cannot be read"),
         (HEAD, {**CLAIMS, "aud": ["billing"]}, "cannot be read"),
         (HEAD, {**CLAIMS, "exp": "soon"}, "cannot be read"),
+        (HEAD, {**CLAIMS, "exp": 10**300}, "ends in more than"),
+        (HEAD, {**CLAIMS, "exp": -(10**300)}, "has expired"),
         (HEAD, {**CLAIMS, "aud": "orders"}, "is for 'orders', and was shown to 'billing'"),
         (HEAD, {**CLAIMS, "exp": NOW // S - 6}, "has expired; sign another one"),
         (HEAD, {**CLAIMS, "exp": NOW // S + 306}, "ends in more than 300 s"),
@@ -227,7 +229,12 @@ def test_a_token_that_is_not_as_it_has_to_be_is_refused(
         town.admit(jwt(credential, head, claims))
 
 
-@pytest.mark.parametrize("token", ["..", "a.b.c", "é.é.é", "e30.e30.", "=.=.="])
+DEEP = base64.urlsafe_b64encode(b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}").decode()
+
+
+@pytest.mark.parametrize(
+    "token", ["..", "a.b.c", "é.é.é", "e30.e30.", "=.=.=", f"{DEEP}.e30.AA"], ids=range(6)
+)
 def test_what_is_no_token_is_refused(town: Town, token: str) -> None:
     """Nothing that a stranger sends is a failure of ours."""
     with pytest.raises(Unauthenticated, match="cannot be read"):

@@ -93,7 +93,7 @@ class OperatedReplica:
         """Log who does what. Raises Forbidden where they would have it recorded for another."""
         try:
             said = msgspec.json.decode(body or b"{}", type=Accountable)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             said = Accountable()  # what it is, is said by who reads it
         if said.who not in ("", who):
             raise Forbidden(f"the credential is one of {who!r}, who cannot act as {said.who!r}")

@@ -39,6 +39,7 @@ from synchromesh.errors import (
 from synchromesh.http import HttpRequest, HttpResponse, error_response
 from synchromesh.identity import REGISTRY, Credential, Principal
 from synchromesh.system.config.schema import OUTSIDE, PolicySection
+from synchromesh.system.config.urls import shown, url_fault
 
 T = TypeVar("T")
 
@@ -227,8 +228,11 @@ def _check_own(endpoint: Endpoint, credential: Credential) -> None:
                 f"serves {credential.grant.serves or 'nothing'}; whoever runs the system makes "
                 f"another credential: synchromesh client add NAME --serves {endpoint.service}"
             )
-        if endpoint.scheme not in ("http", "https"):
-            raise BadRequest(f"the url {endpoint.url!r} is not that of an HTTP server")
+        if endpoint.metadata:
+            raise BadRequest("an instance of a client has no metadata; leave it out")
+        # Whoever resolves it takes it apart: what cannot be called must not be listed.
+        if fault := url_fault(endpoint.url):
+            raise BadRequest(f"the url {shown(endpoint.url)!r} cannot be called: {fault}")
     if credential.service != endpoint.service:
         raise Forbidden(
             f"{credential.service!r} asks for a lease of {endpoint.service!r}; a service registers "
