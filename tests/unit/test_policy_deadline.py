@@ -439,7 +439,10 @@ def test_a_deadline_is_handed_on_to_another_loop() -> None:
         return await end_of(guarded(), now())
 
     with deadline(0.0):
-        assert asyncio.run(call()) == ("DeadlineExceeded", 0.0)
+        name, took_s = asyncio.run(call())
+    # By a real clock: long before what it would have slept.
+    assert name == "DeadlineExceeded"
+    assert took_s < 30.0
 
     async def main() -> float:
         with deadline(0.5) as held:
