@@ -100,6 +100,24 @@ async def test_an_error_that_leaves_the_block_leaves_nothing_to_commit(
     assert await world.counts() == (1, 0, 0)
 
 
+async def test_an_error_that_leaves_while_a_statement_is_under_way_leaves_nothing(
+    world: World, connection: Any
+) -> None:
+    """Another task uses the connection just then: nothing of the unit is stored all the same."""
+    errors = (asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error, OSError)
+    others: list[asyncio.Future[Any]] = []
+    with suppress(*errors):
+        async with begun(connection):
+            with suppress(ZeroDivisionError):
+                async with world.shop.unit(connection) as unit:
+                    await unit.publish(OrderPlaced("A-1", 1), key="A-1")
+                    others.append(asyncio.ensure_future(connection.execute("select pg_sleep(0.3)")))
+                    await asyncio.sleep(0.05)
+                    raise ZeroDivisionError
+    await asyncio.gather(*others, return_exceptions=True)
+    assert await world.counts() == (0, 0, 0)
+
+
 async def test_a_handled_error_ends_no_unit_in_silence(world: World, connection: Any) -> None:
     """Neither where a statement was refused within the unit, nor before it."""
 

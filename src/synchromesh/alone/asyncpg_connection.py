@@ -82,8 +82,13 @@ class BorrowedAsyncpg:
         It is not rolled back: whoever handles the error would go on without a transaction.
         """
         if self._connection.is_in_transaction():
-            with suppress(asyncpg.PostgresError):
-                await self._connection.execute(DOOM)
+            try:
+                with suppress(asyncpg.PostgresError):
+                    await self._connection.execute(DOOM)
+            except asyncpg.InterfaceError:
+                # Another task's statement is under way: without the connection nothing is stored.
+                self._connection.terminate()
+                raise
 
     def after_commit(self, told: Callable[[], None]) -> None:
         """Do nothing: the driver tells of no commit."""

@@ -79,7 +79,10 @@ class BorrowedPsycopg:
 
         It is not rolled back: whoever handles the error would go on in another transaction.
         """
-        if self._connection.info.transaction_status == TransactionStatus.INTRANS:
+        # Where another task's statement is under way, the driver has this one wait for it.
+        if self._connection.info.transaction_status in (
+            TransactionStatus.INTRANS, TransactionStatus.ACTIVE,
+        ):  # fmt: skip
             with suppress(psycopg.Error):
                 await self._connection.execute(DOOM.encode())
 
