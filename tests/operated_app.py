@@ -6,7 +6,18 @@ from typing import Protocol
 
 import msgspec
 
-from synchromesh import Context, Contract, Gateway, Route, Saga, Service, command, query
+from synchromesh import (
+    ApiKeys,
+    Context,
+    Contract,
+    Gateway,
+    Rate,
+    Route,
+    Saga,
+    Service,
+    command,
+    query,
+)
 
 TOML = """
 [system]
@@ -59,8 +70,10 @@ async def count(ctx: Context) -> int:
 
 
 way_in = Gateway(
+    auth=[ApiKeys()],
     routes=[
+        Route("GET /own", Tills.count, deadline="30s", rate=Rate("60/m", burst=4)),
         Route("POST /tills", Tills.open, public=True, deadline="30s"),
         Route("GET /tills", Tills.count, public=True, deadline="30s"),
-    ]
+    ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import subprocess
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from pathlib import Path
 from socket import create_server
 from typing import Any
 
+import msgspec
 import pytest
 
 from cli_runs import Ran, Run, runner
@@ -27,6 +29,7 @@ from synchromesh.cli.status import read_metrics
 from synchromesh.discovery import Endpoint, nats_connection
 from synchromesh.discovery.entries import InstanceEntry
 from synchromesh.errors import DeadlineExceeded, TimedOut
+from synchromesh.gateway import KeysFile, make_key
 from synchromesh.http import HttpPool
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
@@ -53,24 +56,25 @@ class Spread:
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     count: int = 0
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, **env: str) -> None:
         """Start some, and wait until they serve."""
-        logs = [self._start(name) for name in names]
+        logs = [self._start(name, env) for name in names]
         assert until(lambda: all("serves at" in log.read_text() for log in logs), WAIT_S), [
             log.read_text() for log in logs
         ]
 
-    def _start(self, name: str) -> Path:
+    def _start(self, name: str, env: dict[str, str]) -> Path:
         self.count += 1
         log = self.folder / f"{self.count}.log"
         with log.open("wb") as out:
-            self.started[name] = subprocess.Popen(
+            self.started[env.get("SYNCHROMESH_SYSTEM__NODE", name)] = subprocess.Popen(
                 [
                     *(*COMMAND, "--folder", self.folder, "run", name),
                     *("--run-dir", self.folder / f"run-{self.count}"),
                 ],
                 stdout=out,
                 stderr=out,
+                env={**os.environ, **env},
             )
         return log
 
@@ -320,6 +324,64 @@ def test_a_run_is_shown_cancelled_and_traced_from_anywhere(spread: Spread, run: 
     services = {each["service"].partition("#")[0] for each in traced["spans"]}
     assert services == {"gateway", "tills"}
     assert run(spread.folder, "why", "last").code == 0
+
+
+def asked_with(port: int, key: str) -> tuple[int, str]:
+    """Ask a gateway by an API key; return the status, and the bound that it tells."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/own", headers={"x-api-key": key})
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            return answer.status, answer.headers["ratelimit-policy"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("ratelimit-policy", "")
+
+
+def test_two_gateways_share_keys_rates_and_reloads(spread: Spread, run: Run) -> None:
+    """From any host, while both run; a rate is the whole again once one of them is gone."""
+    port = free_port()
+    elsewhere = {"SYNCHROMESH_SYSTEM__NODE": "second", "SYNCHROMESH_GATEWAY__PORT": str(port)}
+    spread.start("gateway", **elsewhere)
+    gateways = (spread.port, port)
+    made = ok(run(spread.folder, "gateway", "key", "add", "shop", "--json"))
+    for each in gateways:
+        # Of a burst of four each has two.
+        assert until(lambda: asked_with(each, made["key"]) == (200, '"GET /own";q=2;w=4'))  # noqa: B023
+    listed = ok(run(spread.folder, "gateway", "key", "list", "--json"))
+    assert [each["id"] for each in listed] == [made["id"]]
+    assert not (spread.folder / ".synchromesh" / "api-keys.json").exists()
+    assert run(spread.folder, "gateway", "key", "remove", made["id"]).code == 0
+    for each in gateways:
+        assert until(lambda: asked_with(each, made["key"])[0] == 401)  # noqa: B023
+    again = run(spread.folder, "gateway", "key", "remove", made["id"])
+    assert (again.code, "there is no API key" in again.err) == (2, True)
+
+    text, brought = make_key("old shop", [], rng=random.Random(1))
+    file = spread.folder / "keys.json"
+    file.write_bytes(msgspec.json.encode(KeysFile((brought,))))
+    imported = run(spread.folder, "gateway", "key", "import", str(file))
+    assert imported.out == "1 of 1 API keys are on NATS now\n"
+    for each in gateways:
+        assert until(lambda: asked_with(each, text)[0] == 200)  # noqa: B023
+
+    toml = spread.folder / "synchromesh.toml"
+    before = toml.read_text()
+    toml.write_text(f'{before}\n[policies."gateway:tills"]\ntimeout = "9s"\n')
+    reloaded = ok(run(spread.folder, "gateway", "reload", "--why", "slow", "--json"))
+    assert (reloaded["is_taken"], reloaded["mistakes"]) == (True, [])
+    (change,) = reloaded["changes"]
+    assert change["what"].startswith("[policies"), "all of them say so"
+    toml.write_text(before + '[gateway.clients]\nquiet = "5s"\n')
+    refused = run(spread.folder, "gateway", "reload", "--why", "slow")
+    assert (refused.code, "nothing was changed" in refused.err) == (1, True), refused
+    toml.write_text(before + "[gateway.clients]\nquiet = 5\n")
+    unread = run(spread.folder, "gateway", "reload", "--why", "slow")
+    assert (unread.code, "gateway.clients" in unread.err) == (2, True), unread
+    toml.write_text(before)
+    spread.started["second"].terminate()
+    assert spread.started.pop("second").wait(WAIT_S) == 0
+    key = run(spread.folder, "gateway", "key", "add", "shop").out.strip()
+    assert until(lambda: asked_with(spread.port, key)[1] == '"GET /own";q=4;w=4')
+    assert ok(run(spread.folder, "gateway", "reload", "--why", "back", "--json"))["is_taken"]
 
 
 def test_a_replica_is_restarted_by_who_runs_it(spread: Spread) -> None:

@@ -107,3 +107,46 @@ def test_what_is_told_is_what_is_given(interval_s: float, burst: int, pauses: li
             buckets.allowance("shop", now).lines
             == "".join(f"{name}: {value}\r\n" for name, value in (policy, limit)).encode()
         )
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), max_size=80),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+)
+def test_gateways_together_keep_the_rate(
+    burst: int, asked: list[tuple[int, int]], counts: list[int]
+) -> None:
+    """Whichever of them is asked: no more than the rate, and what a burst is rounded up by.
+
+    How many there are changes meanwhile.
+    """
+    gateways = [TokenBuckets(interval_s=1.0, burst=burst) for _ in range(4)]
+    # Of another number each may have had its burst, once.
+    bound, now, admitted = 0.0, 0, 0
+    phases = [asked[each :: len(counts)] for each in range(len(counts))]
+    for count, phase in zip(counts, phases, strict=True):
+        bound += count * math.ceil(burst / count)
+        for buckets in gateways:
+            buckets.share(count)
+        for number, after in phase:
+            now += after
+            admitted += gateways[number % count].take("a", now / 8) == 0.0
+    assert admitted <= bound + now / 8 + 1e-6
+
+
+def test_a_part_of_a_rate_is_told_as_it_is() -> None:
+    """A client is told what this gateway admits, and the whole again once it is alone."""
+    buckets = TokenBuckets(interval_s=1.0, burst=4, name="x")
+    buckets.share(2)
+    assert buckets.take("shop", 0.0) == 0.0
+    assert buckets.allowance("shop", 0.0).fields == (
+        ("ratelimit-policy", '"x";q=2;w=4'),
+        ("ratelimit", '"x";r=1;t=2'),
+    )
+    buckets.share(1)
+    assert buckets.allowance("shop", 0.0).fields == (
+        ("ratelimit-policy", '"x";q=4;w=4'),
+        ("ratelimit", '"x";r=2;t=1'),
+    )
+    assert buckets.is_as(TokenBuckets(interval_s=1.0, burst=4))

@@ -12,8 +12,8 @@ import click
 
 from synchromesh.cli.actions import say_why, why_option
 from synchromesh.cli.config import settings_option
-from synchromesh.cli.control import ControlClient
 from synchromesh.cli.mirror import mirror
+from synchromesh.cli.operating import control_of
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import ApiKey, Gateway
     from synchromesh.gateway.outline import RouteOutline
     from synchromesh.system.config.gateway_keys import ApiKeysFile
+    from synchromesh.system.config.keys_on_nats import SharedKeysFile
     from synchromesh.system.config.schema import SystemConfig
 
 FINDING, MISTAKE = 1, 2
@@ -151,10 +152,11 @@ def reload_gateway(folder: Path, is_dry_run: bool, why: str, is_json: bool) -> i
     policies), the module that [gateway] app names, with those that no service imports, and the
     files of certificates. Shows each difference. Exits 1 where nothing was taken for a mistake, and
     names it: an expired certificate, keys of an issuer that cannot be fetched, code that services
-    run too.
+    run too. Replicas by `synchromesh run` are found on NATS, and each reads the files of its host:
+    all of them take it, or none.
     """
     asked = {"who": user() if is_dry_run else say_why(why), "why": why, "is_dry_run": is_dry_run}
-    client = ControlClient(folder)
+    client = control_of(folder)
     report = client.post("/gateway/reload", asked, within_s=RELOAD_WITHIN_S)
     if is_json:
         print_json(report)
@@ -228,6 +230,37 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
     )
     for scope in sorted(set(scopes) - asked):
         click.echo(f"no route asks for the scope {scope}", err=True)
+    return 0
+
+
+@key.command("import", short_help="Bring the keys of a folder to all gateways.")
+@click.argument(
+    "file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def import_keys(folder: Path, file: Path | None, is_json: bool) -> int:
+    """Bring the API keys of this folder, or of FILE, to NATS, where all gateways take them.
+
+    A key that was removed there stays removed.
+    """
+    from synchromesh.gateway.keys import parse_keys
+    from synchromesh.system.config.keys_on_nats import SharedKeysFile
+
+    shared, _ = _keys_file(folder)
+    if not isinstance(shared, SharedKeysFile):
+        raise ConfigError(
+            "the gateway reads its API keys in this folder; there is nothing to bring anywhere "
+            "before [engine] nats names a server"
+        )
+    keys = shared.brought if file is None else parse_keys(file.read_bytes(), str(file)).values()
+    shared.add(*keys)
+    good = {each.id for each in shared.read()}
+    taken = [_told(each, RealRuntime()) for each in keys if each.id in good]
+    if is_json:
+        print_json(taken)
+    else:
+        print_line(f"{len(taken)} of {len(keys)} API keys are on NATS now")
     return 0
 
 
@@ -320,14 +353,19 @@ def upstream_key(folder: Path, upstream: str, is_json: bool) -> int:
     return 0
 
 
-def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
-    """Return the file of keys, and the scopes that routes require."""
+def _keys_file(folder: Path) -> tuple[ApiKeysFile | SharedKeysFile, set[str]]:
+    """Return where the keys are, and the scopes that routes require."""
+    from synchromesh.gateway.names import reserved_prefixes
     from synchromesh.system.config.gateway_keys import keys_file_of
+    from synchromesh.system.config.keys_on_nats import SharedKeysFile, are_keys_shared
 
-    _, definition = _sound_definition_of(folder)
+    config, definition = _sound_definition_of(folder)
     runtime, rundir = RealRuntime(), RunDir(folder)
-    file = keys_file_of(definition, rundir, runtime.disk)
+    file: ApiKeysFile | SharedKeysFile = keys_file_of(definition, rundir, runtime.disk)
     rundir.create()
+    if are_keys_shared(config, rundir):
+        brought, reserved = file.read(), reserved_prefixes(definition.auth)
+        file = SharedKeysFile(config, rundir, runtime.wall_us, brought, reserved)
     return file, {scope for route in definition.routes for scope in route.scopes}
 
 

@@ -113,7 +113,14 @@ def control_of(folder: Path) -> ControlClient | ReplicasClient:
     Raises:
         ConfigError: no system runs in the folder, and its replicas could not be found elsewhere.
     """
-    return _client_elsewhere(folder) or ControlClient(folder)
+    if (client := _client_elsewhere(folder)) is not None:
+        return client
+    try:
+        return ControlClient(folder)
+    except ConfigError:
+        if (folder / "synchromesh.toml").exists():
+            _configuration(folder)  # what is wrong with it is why nobody was found
+        raise
 
 
 def say_silent(answer: dict[str, Any]) -> int:
@@ -129,10 +136,14 @@ def _client_elsewhere(folder: Path) -> ReplicasClient | None:
     # Where nothing is configured, nothing is loaded to say that nothing runs.
     if RunDir(folder).is_running() or not (folder / "synchromesh.toml").exists():
         return None
-    from synchromesh.system.config.reading import load_config
-
     try:
-        config = load_config(folder, environment=os.environ)
+        config = _configuration(folder)
     except ConfigError:
         return None  # that nothing runs here is said
     return ReplicasClient(config, folder) if config.engine.nats and config.system.key else None
+
+
+def _configuration(folder: Path) -> SystemConfig:
+    from synchromesh.system.config.reading import load_config
+
+    return load_config(folder, environment=os.environ)

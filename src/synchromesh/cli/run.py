@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from synchromesh.cli.config import settings_option
+
+if TYPE_CHECKING:
+    from synchromesh.system.config.schema import SystemConfig
 
 FAILED = 3
 
@@ -37,11 +41,14 @@ def run(folder: Path, name: str, run_dir: Path | None, settings: tuple[str, ...]
     from synchromesh.system.config.reading import load_config
     from synchromesh.system.host.replica import replica_spec, run_replica
 
-    config = load_config(folder, environment=os.environ, flags=settings)
+    def reread() -> SystemConfig:
+        return load_config(folder, environment=os.environ, flags=settings)
+
+    config = reread()
     spec = replica_spec(config, folder, name)
     rundir = RunDir(folder, run_dir.resolve() if run_dir else None)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
-        failure = runner.run(run_replica(spec, folder, rundir))
+        failure = runner.run(run_replica(spec, folder, rundir, reread))
     if failure:
         click.echo(f"synchromesh: {failure}", err=True)
         return FAILED

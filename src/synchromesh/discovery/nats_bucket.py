@@ -15,52 +15,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from synchromesh.codec import encode
 from synchromesh.discovery.entries import InstanceEntry, Kept, name_of, place_of, read, token_of
-from synchromesh.discovery.nats_connection import cancellable, connect, shown_url
+from synchromesh.discovery.nats_connection import cancellable
+from synchromesh.discovery.nats_requests import NO_MESSAGE, NatsRequests, Refused
 from synchromesh.discovery.view import HEARTBEAT_S
 from synchromesh.errors import BadRequest, ConfigError, DiscoveryError, Unauthenticated
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.aio.subscription import Subscription
 
-ASK_WITHIN_S = 1.0
-CREATE_ATTEMPTS_MAX = 5
 # How long an emptied entry is kept: longer than any message to it may be under way.
 EMPTY_FOR_S = 60
 ENTRY_BYTES_MAX = 16_384
-# What the server calls a change whose expected revision is not the one that is there.
-_CONFLICTS = (10071, 10164)
-_NO_MESSAGE, _OTHER_CONFIG = 10037, 10058
 
 _log = logging.getLogger("synchromesh.nats")
 
 
-class Conflict(Exception):
-    """Raised where an entry is not of the revision that was expected."""
-
-
 class WatchLost(Exception):
     """Raised where a watch has not told everything: it is to be opened anew."""
-
-
-class _Refused(Exception):
-    """Raised within this module for an error that JetStream answers."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +82,19 @@ class NatsBucket:
         runtime: Runtime,
         on_down: Callable[[], None],
     ) -> None:
-        self._url = url
+        self._requests = NatsRequests(url, name=f"synchromesh {system}", on_down=on_down)
         self._system = system
         self._signer = signer
         self._runtime = runtime
-        self._on_down = on_down
         self.name = f"sm_registry_{token_of(system).replace('=', '_').replace('/', '_')}"
         self._entries, self._timers = f"$KV.{self.name}.i.", f"$KV.{self.name}.t."
-        self._client: Client | None = None
         # The server's clock less the loop's: timers are set by the server's.
         self._ahead_s = 0.0
 
     @property
     def there(self) -> str:
         """Where it is, for a message."""
-        return f"NATS at {shown_url(self._url)}"
+        return self._requests.there
 
     async def open(self) -> None:
         """Connect, and make the bucket where there is none.
@@ -123,9 +103,9 @@ class NatsBucket:
             ConfigError: the server cannot be used, or the bucket is another system's.
             MissingExtra: the extra `nats` is not installed.
         """
-        await self._connect()
+        await self._requests.connect()
         try:
-            await self._api("INFO", {})
+            await self._requests.api("INFO", {})
         except DiscoveryError as error:
             raise ConfigError(
                 f"{self.there}: JetStream does not answer; start the server with `jetstream {{ "
@@ -138,9 +118,7 @@ class NatsBucket:
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        await self._requests.close()
 
     async def ensure(self) -> None:
         """Make the bucket where there is none, and see that it is this system's.
@@ -150,20 +128,7 @@ class NatsBucket:
             DiscoveryError: the server does not answer, or has no room for it.
         """
         mark = self._signer.mark(f"registry {self._system}")
-        config = self._config(mark)
-        for _ in range(CREATE_ATTEMPTS_MAX):
-            try:
-                found = await self._api(f"STREAM.INFO.KV_{self.name}", {})
-                break
-            except _Refused:
-                try:
-                    found = await self._api(f"STREAM.CREATE.KV_{self.name}", config)
-                    break
-                except _Refused as error:
-                    if error.code != _OTHER_CONFIG:
-                        raise DiscoveryError(f"{self.there}: JetStream refuses: {error}") from error
-        else:
-            raise DiscoveryError(f"{self.there}: the bucket {self.name} comes and goes")
+        found = await self._requests.made(f"KV_{self.name}", self._config(mark))
         self._note_clock(found["ts"])
         if not found["config"].get("allow_msg_schedules"):
             raise ConfigError(f"{self.there}: the server is too old; it has to be 2.12 or newer")
@@ -177,8 +142,8 @@ class NatsBucket:
         """Learn what the server's clock says. Raises DiscoveryError where it does not answer."""
         began_s = _now()
         try:
-            answer = await self._api(f"STREAM.INFO.KV_{self.name}", {})
-        except _Refused as error:
+            answer = await self._requests.api(f"STREAM.INFO.KV_{self.name}", {})
+        except Refused as error:
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
         self._note_clock(answer["ts"], (began_s + _now()) / 2)
 
@@ -201,7 +166,7 @@ class NatsBucket:
         if revision is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
             headers["Nats-Expected-Last-Subject-Sequence-Subject"] = self._entries + place
-        await self._publish(self._timers + place, b"", headers)
+        await self._requests.publish(self._timers + place, b"", headers)
 
     async def write(self, entry: InstanceEntry, *, expected: int) -> Kept:
         """Write an entry where the revision is the expected one, 0 for none; return it as it is.
@@ -214,7 +179,7 @@ class NatsBucket:
         written = encode(entry)
         data = self._signer.seal(written, audience=subject)
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
-        kept = read(written, await self._publish(subject, data, headers))
+        kept = read(written, await self._requests.publish(subject, data, headers))
         assert kept is not None, "it is not empty"
         return kept
 
@@ -225,7 +190,7 @@ class NatsBucket:
             "KV-Operation": "DEL",
             "Nats-TTL": f"{EMPTY_FOR_S}s",
         }
-        await self._publish(self._entries + place_of(kept.entry.endpoint), b"", headers)
+        await self._requests.publish(self._entries + place_of(kept.entry.endpoint), b"", headers)
 
     async def find(self, place: str) -> tuple[int, Kept | None]:
         """Return the revision of a place, 0 for none, and its entry where it has one.
@@ -235,9 +200,11 @@ class NatsBucket:
         """
         subject = self._entries + place
         try:
-            answer = await self._api(f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": subject})
-        except _Refused as error:
-            if error.code == _NO_MESSAGE:
+            answer = await self._requests.api(
+                f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": subject}
+            )
+        except Refused as error:
+            if error.code == NO_MESSAGE:
                 return 0, None
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
         message = answer["message"]
@@ -253,7 +220,7 @@ class NatsBucket:
             DiscoveryError: the server does not answer, or refuses.
         """
         try:
-            client = await self._connect()
+            client = await self._requests.connect()
         except ConfigError as error:
             raise DiscoveryError(error.message) from error
         await self.ensure()
@@ -261,12 +228,12 @@ class NatsBucket:
         with cancellable():
             subscription = await client.subscribe(inbox)
         try:
-            consumer = await self._api(
+            consumer = await self._requests.api(
                 f"CONSUMER.CREATE.KV_{self.name}",
                 {"stream_name": f"KV_{self.name}", "config": self._consumer(inbox)},
             )
             yield NatsWatch(subscription, int(consumer["num_pending"]), self._entries, self._read)
-        except _Refused as error:
+        except Refused as error:
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
         finally:
             with suppress(Exception), cancellable():
@@ -279,50 +246,6 @@ class NatsBucket:
         except (Unauthenticated, BadRequest) as error:
             _log.warning("%s: what is at %s is passed over: %s", self.there, subject, error)
             return None
-
-    async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
-        try:
-            answer = await self._ask(subject, data, headers)
-        except _Refused as error:
-            if error.code in _CONFLICTS:
-                raise Conflict from error
-            raise DiscoveryError(f"{self.there} refuses: {error}") from error
-        return int(answer["seq"])
-
-    async def _api(self, what: str, body: object) -> dict[str, Any]:
-        return await self._ask(f"$JS.API.{what}", json.dumps(body).encode(), None)
-
-    async def _ask(
-        self, subject: str, data: bytes, headers: dict[str, str] | None
-    ) -> dict[str, Any]:
-        """Send a request and return the answer.
-
-        Raises:
-            DiscoveryError: there is none in time.
-            _Refused: it is an error.
-        """
-        client = self._client
-        if client is None or client.is_closed:
-            raise DiscoveryError(f"{self.there} is not connected; it is tried again and again")
-        from nats.errors import Error
-
-        try:
-            with cancellable():
-                message = await client.request(subject, data, timeout=ASK_WITHIN_S, headers=headers)
-            answer: dict[str, Any] = json.loads(message.data)
-        except (Error, OSError, TimeoutError, ValueError) as error:
-            raise DiscoveryError(f"{self.there} does not answer: {error!r}") from error
-        if "error" in answer:
-            refused = answer["error"]
-            raise _Refused(int(refused.get("err_code", 0)), str(refused.get("description", "")))
-        return answer
-
-    async def _connect(self) -> Client:
-        client = self._client
-        if client is None or client.is_closed:
-            name = f"synchromesh {self._system}"
-            client = self._client = await connect(self._url, name=name, on_down=self._on_down)
-        return client
 
     def _note_clock(self, ts: str, at_s: float | None = None) -> None:
         # It has nanoseconds, which a datetime has not.

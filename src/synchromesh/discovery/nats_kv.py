@@ -20,7 +20,8 @@ import msgspec
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.discovery.entries import InstanceEntry, Kept, Standing, place_of, standing
 from synchromesh.discovery.leases import LeaseOptions
-from synchromesh.discovery.nats_bucket import Conflict, NatsBucket, NatsWatch, WatchLost
+from synchromesh.discovery.nats_bucket import NatsBucket, NatsWatch, WatchLost
+from synchromesh.discovery.nats_requests import Conflict
 from synchromesh.discovery.registry import Registration
 from synchromesh.discovery.view import RegistryView
 from synchromesh.errors import DiscoveryError, StaleIncarnation, Unauthenticated, UnknownInstance

@@ -185,6 +185,15 @@ class KeyRing:
         self._refuse_taken([key])
         self._entries = {**self._entries, **_entries({key.id: key})}
 
+    def replace(self, keys: Mapping[str, ApiKey]) -> None:
+        """Accept these keys and no others from now on, and look at no file any more.
+
+        Raises:
+            ConfigError: a principal has a name that others give; all stays as it was.
+        """
+        self._refuse_taken(keys.values())
+        self._entries, self._file = _entries(keys), None
+
     def refresh(self) -> None:
         """Read the file again where it has changed: a key that is gone is refused from now on."""
         if self._file is not None and self._file.reread():

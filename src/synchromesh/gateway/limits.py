@@ -101,18 +101,34 @@ class TokenBuckets:
                 f"token buckets have interval_s {interval_s}, burst {burst} and buckets_max "
                 f"{buckets_max}; make them more than 0, and 1 or more"
             )
-        self._interval_s = interval_s
-        self._slack_s = interval_s * (burst - 1)
-        self._burst = burst
+        self._whole = (interval_s, burst, buckets_max)
         self._buckets_max = buckets_max
         self._name = f'"{name}"'
+        self.share(1)
+        # When each bucket is full again; the one that was used longest ago comes first.
+        self._full_at_s: OrderedDict[Hashable, float] = OrderedDict()
+
+    def share(self, among: int) -> None:
+        """Admit what is one part of the rate where so many admit by it, from now on.
+
+        A burst is rounded up. What a bucket has left stays in proportion.
+
+        Example:
+            >>> buckets = TokenBuckets(interval_s=1.0, burst=4)
+            >>> buckets.share(2)
+            >>> [buckets.take("shop", now=0.0) for _ in range(3)]
+            [0.0, 0.0, 2.0]
+        """
+        interval_s, burst, _ = self._whole
+        interval_s, burst = interval_s * among, -(-burst // among)
+        self._interval_s, self._burst = interval_s, burst
+        # When a bucket is full again is what is kept of it, and takes as long for each part.
+        self._slack_s = interval_s * (burst - 1)
         # As long as an empty bucket takes to be full; in whole seconds, as the draft has it.
         window_s = max(1, math.ceil(interval_s * burst - _ROUNDING))
         self._policy = (RATELIMIT_POLICY, f"{self._name};q={burst};w={window_s}")
         # Most answers say what one before them said.
         self._allowances: dict[tuple[int, int], Allowance] = {}
-        # When each bucket is full again; the one that was used longest ago comes first.
-        self._full_at_s: OrderedDict[Hashable, float] = OrderedDict()
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token and return 0.0; or take none and return how long to wait for one."""
@@ -159,8 +175,7 @@ class TokenBuckets:
 
     def is_as(self, other: TokenBuckets) -> bool:
         """Tell whether another one has the same rate and bounds."""
-        mine = (self._interval_s, self._slack_s, self._buckets_max)
-        return mine == (other._interval_s, other._slack_s, other._buckets_max)
+        return self._whole == other._whole
 
     def __len__(self) -> int:
         return len(self._full_at_s)

@@ -53,6 +53,17 @@ def keys_file_of(gateway: Gateway, rundir: RunDir, disk: Disk) -> ApiKeysFile:
     )
 
 
+def keys_of_folder(gateway: Gateway, rundir: RunDir, disk: Disk) -> tuple[ApiKey, ...]:
+    """Return the keys that commands have kept in the run directory; none where there are none.
+
+    Raises:
+        ConfigError: their file is wrong, or can be read by others.
+    """
+    paths = [own_keys_path(auth, rundir) for auth in gateway.auth]
+    path = next((each for each in paths if each is not None), None)
+    return () if path is None else ApiKeysFile(path, disk).read()
+
+
 class ApiKeysFile:
     """The file of API keys, changed atomically and by one command at a time.
 
@@ -92,18 +103,18 @@ class ApiKeysFile:
         parse_keys(data, str(self._path))
         write_private(self._path, data + b"\n")
 
-    def add(self, key: ApiKey) -> None:
-        """Add a key.
+    def add(self, *made: ApiKey) -> None:
+        """Add keys.
 
         Raises:
-            ConfigError: the key or the file is wrong, its principal has a name that others give, or
+            ConfigError: a key or the file is wrong, a principal has a name that others give, or
                 another command changes the file.
         """
-        taken = taken_name(key.principal, self._reserved)
-        if taken:
-            raise ConfigError(taken)
+        for key in made:
+            if taken := taken_name(key.principal, self._reserved):
+                raise ConfigError(taken)
         with self._alone():
-            self.write((*self.read(), key))
+            self.write((*self.read(), *made))
 
     def remove(self, key_id: str) -> ApiKey:
         """Remove a key by its id and return it.

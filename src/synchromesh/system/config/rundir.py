@@ -147,6 +147,11 @@ class RunDir:
                 if path.is_file() and path.stat().st_mtime * 1e6 < before_us:
                     path.unlink()
 
+    @property
+    def own_nats(self) -> str:
+        """A reference to the address of the NATS server that `dev` starts in this folder."""
+        return f"file:{(self.path / 'nats').absolute() / 'url'}"
+
     def note_engines(self, names: Sequence[str]) -> None:
         """Note which servers were started with the system; the next note goes before it."""
         if sorted(names) != self.engines():

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from synchromesh.codec import encode
+from synchromesh.codec import decode, encode
 from synchromesh.discovery import Endpoint
 from synchromesh.discovery.nats_kv import NatsRegistry
 from synchromesh.errors import (
@@ -45,10 +45,12 @@ from synchromesh.system.control.actions import (
     RepairAction,
     parse_request,
 )
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.operator import Operator
 from synchromesh.system.control.remote import MetricsAnswer, Observed
 from synchromesh.system.control.replicas import Asking, Replica
 from synchromesh.system.control.spans import find_spans
+from synchromesh.system.control.spread_reload import reload_all
 from synchromesh.system.control.spread_status import ReplicaReport, spread_status
 from synchromesh.system.control.status import ListedInstance, Status
 from synchromesh.system.control.successors import Followed, RestartReport, restart_replicas
@@ -82,6 +84,7 @@ class AllReplicas:
             ("POST", "actions"): self._act,
             ("POST", "faults"): self._break_or_heal,
             ("POST", "breakers"): self._isolate_or_release,
+            ("POST", "gateway"): self._reload,
         }
 
     @property
@@ -220,6 +223,14 @@ class AllReplicas:
         isolated = dict.fromkeys(target for each in answers for target in each["isolated"])
         released = _united(answers, "released")
         return {"isolated": list(isolated), "released": released, "silent": silent}
+
+    async def _reload(self, _: str, body: bytes) -> ReloadReport:
+        gateways = [each for each in self.replicas if each.service == GATEWAY]
+        if not gateways:
+            raise NobodyRegistered(
+                "no gateway is registered; start one by: synchromesh run gateway"
+            )
+        return await reload_all(gateways, decode(body, ReloadRequest))
 
     async def _command(self, path: str, body: bytes) -> tuple[list[dict[str, Any]], list[str]]:
         """Have all replicas do something; return their answers, and who has not done it and why.

@@ -8,8 +8,9 @@ refused.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from msgspec import convert, to_builtins
 
 from synchromesh.calls import Caller
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Gateway, GatewayEngine
+from synchromesh.gateway import ApiKey, Gateway, GatewayEngine, KeyRing
 from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
@@ -31,13 +32,13 @@ from synchromesh.gateway.traffic import GatewayCounts
 from synchromesh.http import HttpServer, Limits
 from synchromesh.network import BACKLOG, HANDSHAKE_S, Network
 from synchromesh.runtime import Disk
-from synchromesh.service import Deps
+from synchromesh.service import Child, Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
+from synchromesh.system.config.keys_on_nats import KeysOnNats
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.mirror_status import DifferentStatus, MirrorStatus
 from synchromesh.system.host.access_file import AccessFile
-from synchromesh.system.host.listed_gateway import ListedGateway
 from synchromesh.telemetry import Family
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ _RENEWED_WITHIN_S = 2.0
 # How long a request may wait for what an authenticator asks, such as an issuer for its keys.
 _RETIRED_S = 30.0
 
+_log = logging.getLogger("synchromesh.gateway")
+
 
 class GatewayPart:
     """Serves the gateway of a system; `start`, then `drain`, then `close`.
@@ -58,11 +61,14 @@ class GatewayPart:
         rundir: where its keys are.
         config: of the system; its externals are not told who asks.
         tls: what the network it listens on proves itself by; None for plain HTTP.
+        keys: the API keys that it shares with other replicas; None where they are in its run
+            directory.
 
     Attributes:
         definition: what it serves.
         caller: sends its calls.
         access: writes the access log; None where there is none.
+        leave: takes it off the registry; None where it is on none.
     """
 
     def __init__(
@@ -74,8 +80,11 @@ class GatewayPart:
         *,
         config: SystemConfig,
         tls: ServerTls | None = None,
+        keys: KeysOnNats | None = None,
     ) -> None:
         self._tls = tls
+        self._keys = keys
+        self._replicas = 1
         self.definition = definition
         self._config = config
         self._deps = deps
@@ -84,7 +93,7 @@ class GatewayPart:
         self._externals = frozenset(config.external)
         self._is_draining = False
         self.access: AccessFile | None = None
-        self.listed: ListedGateway | None = None
+        self.leave: Callable[[], Awaitable[None]] | None = None
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._authenticators: list[tuple[Auth, Authenticator]] = []
@@ -215,27 +224,69 @@ class GatewayPart:
     ) -> tuple[GatewayEngine, GatewayEngine | HealthDoor]:
         """Return the engine of what was prepared, and what stands before it."""
         section, log = prepared.config.gateway, None
+        rings = list(zip(prepared.definition.auth, prepared.reopened.authenticators, strict=True))
+        if self._keys is not None:
+            self._replace_keys(rings, self._keys.known.by_id())
         self.access = prepared.access
         if self.access is not None and section.access_share():
             log = self.access.log
             log.share, log.origins = section.access_share(), prepared.origins
-        reopened = prepared.reopened
-        self._authenticators = list(
-            zip(prepared.definition.auth, reopened.authenticators, strict=True)
-        )
+        self._authenticators = rings
+        state = GatewayState.of(prepared.definition, prepared.entries, log, before)
+        for buckets in state.buckets.values():
+            buckets.share(self._replicas)
         engine = self._engine = GatewayEngine(
             prepared.definition,
             caller=self.caller,
             tracer=self._tracer,
-            authenticators=reopened.authenticators,
+            authenticators=prepared.reopened.authenticators,
             externals=self._externals,
             origins=prepared.origins,
             entries=prepared.entries,
-            state=GatewayState.of(prepared.definition, prepared.entries, log, before),
+            state=state,
         )
         if not section.health:
             return engine, engine
         return engine, HealthDoor(engine, section.health, lambda: not self._is_draining)
+
+    def _replace_keys(
+        self, rings: Sequence[tuple[Auth, Authenticator]], keys: Mapping[str, ApiKey]
+    ) -> None:
+        """Have what verifies the system's own keys know these. Raises ConfigError."""
+        for auth, ring in rings:
+            if isinstance(ring, KeyRing) and own_keys_path(auth, self._rundir) is not None:
+                ring.replace(keys)
+                return  # commands change the keys of the first
+
+    async def follow_keys(self) -> None:
+        """Take up what becomes of the keys that it shares; a supervised loop."""
+        assert self._keys is not None
+
+        def changed(keys: Mapping[str, ApiKey]) -> None:
+            try:
+                self._replace_keys(self._authenticators, keys)
+            except ConfigError as error:
+                _log.error("the API keys stay as they were: %s", error.message)
+            else:
+                _log.info("the API keys have changed: %d are good", len(keys))
+
+        await self._keys.run(changed)
+
+    def share(self, replicas: int) -> None:
+        """Admit by rates as one of so many gateways, from now on."""
+        if replicas == self._replicas or self._engine is None:
+            return
+        self._replicas = replicas
+        _log.info("rates are shared by %d gateways", replicas)
+        for buckets in self._engine.state.buckets.values():
+            buckets.share(replicas)
+
+    def loops(self) -> list[Child]:
+        """Return what runs beside it, from its start on."""
+        found = [Child("gateway/keys", self.run)]
+        if self._keys is not None:
+            found.append(Child("gateway/keys on NATS", self.follow_keys))
+        return found
 
     async def run(self) -> None:
         """Read keys and certificates again when their files change; a supervised loop."""
@@ -294,10 +345,12 @@ class GatewayPart:
 
     def warnings(self) -> list[str]:
         """Return what a person should know of it, in words."""
-        if self._tls is None:
-            return []
-        warning = self._tls.warning(now_s=self._deps.runtime.wall_us() / 1e6)
-        return [f"gateway: {warning}"] if warning else []
+        found = []
+        if self._keys is not None and self._keys.why_old:
+            found.append(f"the API keys may be old: {self._keys.why_old}")
+        if self._tls is not None:
+            found.append(self._tls.warning(now_s=self._deps.runtime.wall_us() / 1e6))
+        return [f"gateway: {each}" for each in found if each]
 
     async def drain(self, within_s: float) -> None:
         """Finish accepted requests, and cut what is left at the deadline.
@@ -306,8 +359,8 @@ class GatewayPart:
         about to send it could not know whether it was run.
         """
         self._is_draining = True
-        if self.listed is not None:
-            await self.listed.leave()
+        if self.leave is not None:
+            await self.leave()
         if self._server is not None:
             await self._server.drain(within_s, idle_s=within_s * _IDLE_SHARE)
 

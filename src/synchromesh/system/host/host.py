@@ -56,6 +56,7 @@ from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
 from synchromesh.system.host.securing import secured_network, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
+from synchromesh.system.host.shared_keys import open_shared_keys
 from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
@@ -429,15 +430,18 @@ class Host:
         tls = terminated(config, self.folder, self.runtime.wall_us() / 1e6)
         if tls is not None:
             network = network.secured(server=tls.context)
+        made = definitions.gateway, config, self.rundir, self.runtime, self.deps.signer
+        keys = await open_shared_keys(*made, self.exit)
         part = self.gateway = GatewayPart(
             definitions.gateway, self.deps, self.rundir, self.runtime.disk,
-            config=config, tls=tls,
+            config=config, tls=tls, keys=keys,
         )  # fmt: skip
         self.exit.push_async_callback(part.close)
         self.admin.parts[GATEWAY] = part.why_not
         host = config.gateway.host or config.system.host
         await part.start(network, host, config.gateway.port, definitions.entries)
-        self.background.start(Child("gateway/keys", part.run))
+        for child in part.loops():
+            self.background.start(child)
         self._note_gateway(part)
         if definitions.code is not None:
             reload = GatewayReload(
@@ -450,10 +454,11 @@ class Host:
         self.local.gateway_mirrors = part.mirrors
         if self.operated_at:
             at = Listening(advertise=config.system.advertise, operated_at=self.operated_at)
-            listed = part.listed = ListedGateway(config, self._registry, at, part.url)
+            listed = ListedGateway(config, self._registry, at, part)
             await listed.open(self.deps.signer, self.runtime.wall_us())
             self.exit.push_async_callback(listed.leave)
             self.background.start(Child("lease/gateway", listed.run))
+            self.background.start(Child("gateway/rates", listed.follow))
 
     def _note_gateway(self, part: GatewayPart) -> None:
         """Take over what of a gateway may be another one after a reload."""

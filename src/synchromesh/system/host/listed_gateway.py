@@ -1,15 +1,20 @@
-"""The entry of a gateway in the registry: nobody calls it, and operators find it there."""
+"""The entry of a gateway in the registry: nobody calls it, and operators find it there.
+
+Gateways find each other there, too: a rate is of all of them together.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import aclosing
 
 from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import DiscoveryError, StaleIncarnation
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.service_part import Listening
 
 _log = logging.getLogger("synchromesh.system")
@@ -22,11 +27,15 @@ class ListedGateway:
     """
 
     def __init__(
-        self, config: SystemConfig, registry: Registry, listening: Listening, url: str
+        self, config: SystemConfig, registry: Registry, listening: Listening, gateway: GatewayPart
     ) -> None:
+        self._gateway = gateway
+        gateway.leave = self.leave
         (part,) = parts_of(config, GATEWAY)
         self._registry = registry
-        self._endpoint = Endpoint(part.instance, GATEWAY, listening.url_of(url), listening.facts)
+        self._endpoint = Endpoint(
+            part.instance, GATEWAY, listening.url_of(gateway.url), listening.facts
+        )
         self._registration: Registration | None = None
 
     async def open(self, signer: Signer, now_us: int) -> None:
@@ -49,6 +58,17 @@ class ListedGateway:
                 error,
             )
         await asyncio.Event().wait()
+
+    async def follow(self) -> None:
+        """Tell the gateway how many there are; a supervised loop.
+
+        It counts itself: also where it has not found itself yet, or is not found any more. While
+        the registry is away there are as many as there were.
+        """
+        mine = self._endpoint.instance
+        async with aclosing(self._registry.watch(GATEWAY)) as lists:
+            async for resolved in lists:
+                self._gateway.share(len({mine, *(each.instance for each in resolved.endpoints)}))
 
     async def leave(self) -> None:
         """Take it off; may be repeated."""

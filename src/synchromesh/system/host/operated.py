@@ -32,6 +32,7 @@ _ALLOWED = frozenset(
         ("POST", "actions"),
         ("POST", "faults"),
         ("POST", "breakers"),
+        ("POST", "gateway"),
     }
 )
 _BEARER = "Bearer "

@@ -9,6 +9,7 @@ import base64
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from synchromesh.runtime import RealRuntime
@@ -57,8 +58,13 @@ def replica_spec(config: SystemConfig, folder: Path, name: str) -> ProcessSpec:
     )
 
 
-async def run_replica(spec: ProcessSpec, folder: Path, rundir: RunDir) -> str:
+async def run_replica(
+    spec: ProcessSpec, folder: Path, rundir: RunDir, reread: Callable[[], SystemConfig]
+) -> str:
     """Run a replica until SIGTERM, and drain it; a second one cuts the drain short.
+
+    Args:
+        reread: reads the configuration of the system as it is now.
 
     Its log is on stdout, as JSON lines. Returns why it failed, "" where it did not.
 
@@ -68,6 +74,7 @@ async def run_replica(spec: ProcessSpec, folder: Path, rundir: RunDir) -> str:
     process = Process(spec, folder, RealRuntime(), loaded=lambda: None)
     host = process.host
     host.rundir = rundir
+    node = os.uname().nodename
     with stopping() as (stop, hurry):
         try:
             rundir.create()
@@ -78,6 +85,7 @@ async def run_replica(spec: ProcessSpec, folder: Path, rundir: RunDir) -> str:
             process.drain = stop.set
             if not await unless(stop, process.start()):
                 return ""
+            host.local.reread = lambda: alone(reread(), spec.name, node)[0]
             _log.info("%s serves at %s; admin: %s", spec.name, host.urls[spec.name], host.admin.url)
             spare_collector()
             failure = await process.wait(stop)

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from synchromesh.errors import ConfigError, MissingExtra
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.supervise.server_process import ServerProcess
 
 _TITLE = "the NATS server"
@@ -41,7 +42,7 @@ class NatsEngine:
     def __init__(self, run_directory: Path) -> None:
         self._folder = (run_directory / "nats").absolute()
         address = self._folder / "url"
-        self.url = f"file:{address}"
+        self.url = RunDir(run_directory.parent, run_directory).own_nats
         program, configuration = _installed(), self._folder / "nats.conf"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
