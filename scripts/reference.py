@@ -121,6 +121,7 @@ advertise = "10.0.0.5"
 node = "host-a"
 control_port = 9100
 loop = "auto"
+accepted_key = "env:NEXT_KEY"
 hang = "30s"
 on_failure = "continue"
 key = "env:SERVO_WORKS_KEY"

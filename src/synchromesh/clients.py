@@ -21,7 +21,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -186,12 +186,12 @@ class ClientBook:
 
     Args:
         path: of the file; without one there are no clients.
-        key_of: returns the key of a client by its id.
+        keys_of: returns the keys that a client may sign by, by its id.
     """
 
-    def __init__(self, path: Path, key_of: Callable[[str], bytes]) -> None:
+    def __init__(self, path: Path, keys_of: Callable[[str], Iterable[bytes]]) -> None:
         self._path = path
-        self._key_of = key_of
+        self._keys_of = keys_of
         self._file: WatchedFile[dict[str, ClientGrant]] | None = None
         self._looked_us = 0
         # What was signed is verified once, and what it may is looked up each time.
@@ -276,7 +276,8 @@ class ClientBook:
                 "the token of this client is not signed as one is: alg HS256, no crit, and as kid "
                 "the second part of the credential"
             )
-        if not hmac.compare_digest(shown, _mac(self._key_of(said.kid), text)):
+        keys = self._keys_of(said.kid)
+        if not any(hmac.compare_digest(shown, _mac(each, text)) for each in keys):
             raise Unauthenticated(
                 "the token of this client was not signed by a credential of this system"
             )

@@ -24,6 +24,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from synchromesh.codec import to_datetime
 from synchromesh.errors import ConfigError, Forbidden, Unauthenticated
 from synchromesh.priority import Priority
 
@@ -190,6 +191,11 @@ class Admits(Protocol):
 class Signer:
     """Signs and verifies the credentials of one system.
 
+    Args:
+        key: what it signs with.
+        accepted: what others of the system may have signed with, while its key is changed.
+        lifetime_s: how long a credential is good.
+
     Attributes:
         clients: admits clients from outside; None where there are none.
 
@@ -200,13 +206,15 @@ class Signer:
         'alice'
     """
 
-    def __init__(self, key: bytes, *, lifetime_s: float = LIFETIME_S) -> None:
-        if len(key) < KEY_BYTES_MIN:
-            raise ConfigError(
-                f"the system's key has {len(key)} bytes, at least {KEY_BYTES_MIN} are needed; "
-                "delete the key file to have a new one made"
-            )
+    def __init__(self, key: bytes, *accepted: bytes, lifetime_s: float = LIFETIME_S) -> None:
+        for each in (key, *accepted):
+            if len(each) < KEY_BYTES_MIN:
+                raise ConfigError(
+                    f"the system's key has {len(each)} bytes, at least {KEY_BYTES_MIN} are needed; "
+                    "delete the key file to have a new one made"
+                )
         self._key = key
+        self._keys = tuple(dict.fromkeys((key, *accepted)))
         self.lifetime_s = lifetime_s
         self._lifetime_us = int(lifetime_s * 1e6)
         self._made: dict[tuple[str, Principal, str, Priority], tuple[str, int]] = {}
@@ -216,7 +224,11 @@ class Signer:
 
     def client_key(self, client_id: str) -> bytes:
         """Return the key by which a client from outside signs; it is of use to nobody else."""
-        return hmac.new(self._key, f"client:{client_id}".encode(), hashlib.sha256).digest()
+        return self.client_keys(client_id)[0]
+
+    def client_keys(self, client_id: str) -> tuple[bytes, ...]:
+        """Return those that a client may sign by: of each key that is accepted."""
+        return tuple(_derived(each, f"client:{client_id}").digest() for each in self._keys)
 
     def principal_key(self, audience: str) -> bytes:
         """Return the key by which an upstream verifies who asks; it is for that upstream alone."""
@@ -227,7 +239,11 @@ class Signer:
 
         Whoever has the key has all of them: roles keep services from each other's data by mistake.
         """
-        return hmac.new(self._key, f"database:{role}".encode(), hashlib.sha256).hexdigest()
+        return self.database_passwords(role)[0]
+
+    def database_passwords(self, role: str) -> tuple[str, ...]:
+        """Return those that a role may have: of each key that is accepted."""
+        return tuple(_derived(each, f"database:{role}").hexdigest() for each in self._keys)
 
     def principal_token(
         self, principal: str, scopes: frozenset[str], *, audience: str, now_us: int
@@ -288,7 +304,7 @@ class Signer:
         expires_us = now_us + self._lifetime_us
         credential = Credential(service, principal, audience, expires_us, priority)
         body = base64.urlsafe_b64encode(_written(credential)).decode()
-        token = f"{body}.{self._mac(body)}"
+        token = f"{body}.{_mac(self._key, body)}"
         if len(self._made) >= CACHE_MAX:
             self._made.clear()
         self._made[edge] = (token, now_us + self._lifetime_us // 2)
@@ -319,8 +335,15 @@ class Signer:
                 f"the credential of this call is for {credential.audience!r}, and was shown to "
                 f"{audience!r}; every hop is signed for the service that it calls"
             )
-        if now_us > credential.expires_us + int(SKEW_S * 1e6):
-            raise Unauthenticated("the credential of this call has expired; make a new one")
+        late_us = now_us - credential.expires_us
+        if late_us > int(SKEW_S * 1e6):
+            raise Unauthenticated(
+                f"the credential of this call, of {credential.service!r}, expired "
+                f"{late_us / 1e6:.0f} s ago by the clock of {audience!r}, which says "
+                f"{to_datetime(now_us):%Y-%m-%d %H:%M:%S} UTC. It is good for "
+                f"{self.lifetime_s:.0f} s, and clocks may differ by {SKEW_S:g} s: set the clocks "
+                "of both hosts, or make a new one"
+            )
         return credential
 
     def admit(self, token: str, *, audience: str, now_us: int) -> Credential:
@@ -343,7 +366,7 @@ class Signer:
             >>> signer.unseal(signer.seal(b"at home", audience="door"), audience="door")
             b'at home'
         """
-        return self._sealing_mac(data, audience) + data
+        return _sealing_mac(self._key, data, audience) + data
 
     def unseal(self, sealed: bytes, *, audience: str) -> bytes:
         """Return what was sealed.
@@ -352,34 +375,53 @@ class Signer:
             Unauthenticated: it was not sealed by this system, or for another audience.
         """
         mac, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._sealing_mac(data, audience)):
-            raise Unauthenticated(f"what is said of {audience!r} was not signed by this system")
-        return data
+        for each in self._keys:
+            if hmac.compare_digest(mac, _sealing_mac(each, data, audience)):
+                return data
+        raise Unauthenticated(f"what is said of {audience!r} was not signed by this system")
+
+    def is_sealed_now(self, sealed: bytes, *, audience: str) -> bool:
+        """Return whether data was sealed by the key that signs, and not by one that is accepted."""
+        mac, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+        return hmac.compare_digest(mac, _sealing_mac(self._key, data, audience))
 
     def mark(self, what: str) -> str:
         """Return what tells this system's own of another's, and nothing of the key."""
-        return hmac.new(self._key, f"mark:{what}".encode(), hashlib.sha256).hexdigest()[:32]
+        return self.marks(what)[0]
 
-    def _sealing_mac(self, data: bytes, audience: str) -> bytes:
-        said = b"sealed:" + audience.encode() + b"\0" + data
-        return hmac.new(self._key, said, hashlib.sha256).hexdigest().encode()
+    def marks(self, what: str) -> tuple[str, ...]:
+        """Return those that its own may have: of each key that is accepted."""
+        return tuple(_derived(each, f"mark:{what}").hexdigest()[:32] for each in self._keys)
 
     def _read(self, token: str) -> Credential:
         if not token:
             raise Unauthenticated("the call carries no credential; every hop has to be signed")
         body, _, mac = token.partition(".")
-        if not hmac.compare_digest(mac.encode(), self._mac(body).encode()):
-            raise Unauthenticated("the credential of this call was not signed by this system")
+        if not any(hmac.compare_digest(mac.encode(), _mac(k, body).encode()) for k in self._keys):
+            raise Unauthenticated(
+                "the credential of this call was not signed by this system: all of its processes "
+                "need one key, and while that is changed both"
+            )
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(body), type=Credential)
         except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
             raise Unauthenticated("the credential of this call cannot be read") from error
 
-    def _mac(self, body: str) -> str:
-        return hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest()
-
     def __repr__(self) -> str:
         return f"<Signer {len(self._verified)} verified>"
+
+
+def _mac(key: bytes, body: str) -> str:
+    return hmac.new(key, body.encode(), hashlib.sha256).hexdigest()
+
+
+def _derived(key: bytes, what: str) -> hmac.HMAC:
+    return hmac.new(key, what.encode(), hashlib.sha256)
+
+
+def _sealing_mac(key: bytes, data: bytes, audience: str) -> bytes:
+    said = b"sealed:" + audience.encode() + b"\0" + data
+    return hmac.new(key, said, hashlib.sha256).hexdigest().encode()
 
 
 def _written(credential: Credential) -> bytes:

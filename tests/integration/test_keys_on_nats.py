@@ -16,6 +16,7 @@ from nats_server import NatsServer
 from nats_world import KEY, until
 from synchromesh.discovery import nats_connection
 from synchromesh.discovery.nats_document import NatsDocument
+from synchromesh.discovery.nats_kv import NatsRegistry
 from synchromesh.errors import ConfigError, DiscoveryError
 from synchromesh.gateway import ApiKey, make_key
 from synchromesh.identity import Signer
@@ -51,9 +52,9 @@ def made(name: str = "shop") -> ApiKey:
     return make_key(name, [], rng=RNG)[1]
 
 
-def keys_at(server: NatsServer, *, key: bytes = KEY) -> KeysOnNats:
+def keys_at(server: NatsServer, *keys: bytes) -> KeysOnNats:
     document = NatsDocument(
-        server.url, bucket="gateway", name="keys", system="shop", signer=Signer(key),
+        server.url, bucket="gateway", name="keys", system="shop", signer=Signer(*(keys or (KEY,))),
         wall_us=RealRuntime().wall_us,
     )  # fmt: skip
     return KeysOnNats(document)
@@ -189,10 +190,29 @@ async def test_the_keys_of_a_folder_are_brought_along_once(
 async def test_another_system_s_keys_are_refused(server: NatsServer) -> None:
     """Of the same name, under another key."""
     async with opened(server, made()):
-        other = keys_at(server, key=b"x" * 32)
+        other = keys_at(server, b"x" * 32)
         with pytest.raises(ConfigError, match="belongs to a system with another key"):
             await other.open()
         await other.close()
+
+
+async def test_the_system_s_key_is_changed_while_replicas_run(server: NatsServer) -> None:
+    """Bucket and keys are taken over by who signs with the new one, and read by both meanwhile."""
+    old, new, key = KEY, b"n" * 32, made()
+    for keys in ((old,), (old, new), (new, old), (new,)):
+        opened = keys_at(server, *keys)
+        await opened.open([key])
+        assert set(opened.known.by_id()) == {key.id}
+        await opened.close()
+        registry = NatsRegistry(
+            server.url, system="shop", signer=Signer(*keys), runtime=RealRuntime()
+        )
+        await registry.open()
+        await registry.close()
+    left = keys_at(server, old)
+    with pytest.raises(ConfigError, match="belongs to a system with another key"):
+        await left.open()
+    await left.close()
 
 
 async def test_a_command_that_is_not_answered_says_what_is_unknown(

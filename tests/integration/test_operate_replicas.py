@@ -124,8 +124,8 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
         patch.setenv("DATABASE_URL", server.replace("postgres@", ""))
         port = free_port()
         (folder / "synchromesh.toml").write_text(TOML.format(name=name, port=port))
-        password = Signer(bytes.fromhex(KEY)).database_password
-        databases = PostgresDatabases(server, system=name, password=password)
+        passwords = Signer(bytes.fromhex(KEY)).database_passwords
+        databases = PostgresDatabases(server, system=name, passwords=passwords)
         asyncio.run(databases.create(["tills"]))
         system = Spread(folder, port)
         try:

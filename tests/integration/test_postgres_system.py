@@ -26,7 +26,7 @@ from synchromesh.errors import (
 )
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
-from synchromesh.store.postgres_connection import connect
+from synchromesh.store.postgres_connection import NO_MARK, connect
 from synchromesh.store.postgres_databases import PostgresDatabases, check_mark
 from synchromesh.system import System, load_config
 
@@ -80,7 +80,7 @@ async def refused(folder: Path, name: str, kind: type[SynchromeshError]) -> str:
 
 def databases(*, system: str, user: str = "postgres", key: bytes = b"0" * 32) -> PostgresDatabases:
     url = shared_server().url("postgres", user=user)
-    return PostgresDatabases(url, system=system, password=Signer(key).database_password)
+    return PostgresDatabases(url, system=system, passwords=Signer(key).database_passwords)
 
 
 async def test_a_key_takes_a_system_to_postgresql(tmp_path: Path) -> None:
@@ -185,6 +185,35 @@ async def test_a_new_key_takes_over_what_the_old_one_made(tmp_path: Path) -> Non
     assert await of.create(["a"]) == ["a: the role and the database rekeyed_a are there"]
 
 
+async def test_a_key_is_changed_while_replicas_connect(tmp_path: Path) -> None:
+    """Its role has the one password or the other: who accepts both keys connects by either."""
+    server, (old, new) = shared_server().url("postgres"), (b"o" * 32, b"n" * 32)
+
+    def of(*keys: bytes) -> PostgresDatabases:
+        return PostgresDatabases(
+            server, system="changed", passwords=Signer(*keys).database_passwords
+        )
+
+    async def reach(*keys: bytes) -> None:
+        url, mark = of(*keys).url("a"), of(*keys).mark("a")
+        connection = await connect(url, service="a")
+        try:
+            await check_mark(connection, mark, "a")
+        finally:
+            connection.terminate()
+
+    await of(old).create(["a"])
+    for keys in ((old,), (old, new), (new, old)):
+        await reach(*keys)
+    told = "a: gave the role changed_a the password of the new key"
+    assert await of(new, old).create(["a"]) == [told]
+    for keys in ((old, new), (new, old), (new,)):
+        await reach(*keys)
+    with pytest.raises(StoreBroken) as refused:
+        await reach(old)
+    assert Signer(old).database_password("changed_a") not in str(refused.value)
+
+
 async def test_a_server_that_cannot_be_used_is_told_before_anything_is_served(
     tmp_path: Path, named: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +260,7 @@ async def test_a_pooler_is_refused_with_the_reason(
     assert "secret" not in told
     connection = await asyncpg.connect(shared_server().url("postgres"))
     with pytest.raises(StoreBroken, match="a pooler that drops the settings"):
-        await check_mark(connection, "", "x")
+        await check_mark(connection, NO_MARK, "x")
     await connection.close()
 
 

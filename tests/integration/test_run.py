@@ -153,8 +153,8 @@ async def spread(
     monkeypatch.setenv("DATABASE_URL", server.replace("postgres@", ""))
     port, admin = free_port(), free_port()
     (folder / "synchromesh.toml").write_text(TOML.format(name=name, port=port, admin=admin))
-    password = Signer(bytes.fromhex(KEY)).database_password
-    databases = PostgresDatabases(server, system=name, password=password)
+    passwords = Signer(bytes.fromhex(KEY)).database_passwords
+    databases = PostgresDatabases(server, system=name, passwords=passwords)
     await databases.create(["shop"])
     async with AsyncExitStack() as cleanup, HttpPool(network=RealRuntime().network) as pool:
         yield Spread(folder, port, admin, pool, cleanup), databases

@@ -48,7 +48,7 @@ class Town:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "clients.json"
         self.signer = Signer(KEY)
-        self.signer.clients = ClientBook(self.path, self.signer.client_key)
+        self.signer.clients = ClientBook(self.path, self.signer.client_keys)
 
     def file(self, now_us: int = NOW) -> ClientsFile:
         return ClientsFile(self.path, RealDisk(), now_us)
@@ -184,7 +184,7 @@ def test_a_file_that_is_gone_lets_nobody_in_and_a_damaged_one_changes_nothing(to
     whole = town.path.read_bytes()
     town.path.write_bytes(whole[:-9])
     assert town.admit(token, now_us=NOW + S).service == "client.nightly"
-    town.signer.clients = ClientBook(town.path, town.signer.client_key)
+    town.signer.clients = ClientBook(town.path, town.signer.client_keys)
     with pytest.raises(Unauthenticated, match="cannot be read here"):
         town.admit(token)
     town.path.write_bytes(whole)

@@ -1,6 +1,8 @@
 """Credentials: literal times, and every way of not having a valid one."""
 
 import base64
+import hashlib
+import hmac
 
 import pytest
 
@@ -59,10 +61,52 @@ def test_a_credential_ends(signer: Signer) -> None:
         signer.verify(token, audience="billing", now_us=305 * S + 1)
 
 
+def test_an_expired_credential_names_both_clocks(signer: Signer) -> None:
+    """Whose clock is wrong nobody knows; how far they are apart is said, and what may be."""
+    token = signer.token("orders", audience="billing", now_us=0)
+    with pytest.raises(Unauthenticated) as refused:
+        signer.verify(token, audience="billing", now_us=420 * S)
+    assert str(refused.value) == (
+        "the credential of this call, of 'orders', expired 120 s ago by the clock of 'billing', "
+        "which says 1970-01-01 00:07:00 UTC. It is good for 300 s, and clocks may differ by 5 s: "
+        "set the clocks of both hosts, or make a new one"
+    )
+
+
+OLD, NEW = b"o" * 32, b"n" * 32
+# What each process has, one after the other: all are restarted between two of these.
+PHASES = [(OLD,), (OLD, NEW), (NEW, OLD), (NEW,)]
+
+
+@pytest.mark.parametrize("mine", range(4))
+@pytest.mark.parametrize("theirs", range(4))
+def test_a_key_is_changed_without_a_stop(mine: int, theirs: int) -> None:
+    """Processes of two neighbouring phases believe each other, and of no others."""
+    one, other = Signer(*PHASES[mine]), Signer(*PHASES[theirs])
+    token, sealed = one.token("a", audience="b", now_us=0), one.seal(b"x", audience="b")
+    if abs(mine - theirs) <= 1:
+        assert other.verify(token, audience="b", now_us=0).service == "a"
+        assert other.unseal(sealed, audience="b") == b"x"
+        assert one.mark("x") in other.marks("x")
+        assert one.client_key("c") in other.client_keys("c")
+        assert one.database_password("r") in other.database_passwords("r")
+        is_same = PHASES[mine][0] == PHASES[theirs][0]
+        assert other.is_sealed_now(sealed, audience="b") is is_same
+    elif {mine, theirs} == {0, 3}:
+        with pytest.raises(Unauthenticated, match="while that is changed both"):
+            other.verify(token, audience="b", now_us=0)
+        with pytest.raises(Unauthenticated):
+            other.unseal(sealed, audience="b")
+
+
+def mac(text: str) -> str:
+    return hmac.new(KEY, text.encode(), hashlib.sha256).hexdigest()
+
+
 def forged(body: bytes) -> str:
     """Sign what a Signer would not."""
     text = base64.urlsafe_b64encode(body).decode()
-    return f"{text}.{Signer(KEY)._mac(text)}"
+    return f"{text}.{mac(text)}"
 
 
 def made_by(key: bytes) -> str:
@@ -84,8 +128,8 @@ def made_by(key: bytes) -> str:
         (forged(b"[]"), "cannot be read"),
         (forged(b'{"service":1,"principal":{},"audience":"","expires_us":1}'), "cannot be read"),
         (forged(b'{"service":"orders","principal":{},"expires_us":1}'), "cannot be read"),
-        ("a." + Signer(KEY)._mac("a"), "cannot be read"),
-        ("ä." + Signer(KEY)._mac("ä"), "cannot be read"),
+        ("a." + mac("a"), "cannot be read"),
+        ("ä." + mac("ä"), "cannot be read"),
     ],
 )
 def test_whatever_is_not_signed_by_this_system_is_refused(

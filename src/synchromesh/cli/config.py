@@ -158,8 +158,9 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         raise ConfigError(wrong)
     if found := contradictions(values, gateway, layers.is_written):
         raise refusal_of(found)
-    if values.system.key:
-        given_key(values.system.key, folder, os.environ)
+    for name in ("key", "accepted_key"):
+        if reference := getattr(values.system, name):
+            given_key(reference, folder, os.environ, name=f"system.{name}")
     check_engines(values, folder)
     named = {"system": values.system.name, "services": list(values.services)}
     if is_json:

@@ -127,16 +127,16 @@ class NatsBucket:
             ConfigError: it is another system's, or the server is too old for it.
             DiscoveryError: the server does not answer, or has no room for it.
         """
-        mark = self._signer.mark(f"registry {self._system}")
-        found = await self._requests.made(f"KV_{self.name}", self._config(mark))
+        found = await self._requests.marked(
+            f"KV_{self.name}",
+            self._config(),
+            self._signer.marks(f"registry {self._system}"),
+            f"the registry of {self._system!r} there belongs to a system with another key; give "
+            "this one that key by [system] key, or another [system] name",
+        )
         self._note_clock(found["ts"])
         if not found["config"].get("allow_msg_schedules"):
             raise ConfigError(f"{self.there}: the server is too old; it has to be 2.12 or newer")
-        if found["config"].get("metadata", {}).get("synchromesh.key") != mark:
-            raise ConfigError(
-                f"{self.there}: the registry of {self._system!r} there belongs to a system with "
-                "another key; give this one that key by [system] key, or another [system] name"
-            )
 
     async def read_clock(self) -> None:
         """Learn what the server's clock says. Raises DiscoveryError where it does not answer."""
@@ -252,7 +252,7 @@ class NatsBucket:
         there = datetime.fromisoformat(f"{ts.rstrip('Z')[:26]}+00:00")
         self._ahead_s = there.timestamp() - (_now() if at_s is None else at_s)
 
-    def _config(self, mark: str) -> dict[str, object]:
+    def _config(self) -> dict[str, object]:
         """Return the configuration of the bucket, as JetStream takes it.
 
         It is in memory: leases that nobody renewed are no news after a restart. Its revisions begin
@@ -268,7 +268,7 @@ class NatsBucket:
             "max_msg_size": ENTRY_BYTES_MAX,
             "allow_msg_ttl": True,
             "allow_msg_schedules": True,
-            "metadata": {"synchromesh.system": self._system, "synchromesh.key": mark},
+            "metadata": {"synchromesh.system": self._system},
         }
 
     def _consumer(self, inbox: str) -> dict[str, object]:

@@ -32,10 +32,17 @@ _log = logging.getLogger("synchromesh.nats")
 
 
 class Document(NamedTuple):
-    """What was found: the data, None where there is none, and its revision, 0 where never was."""
+    """What was found.
+
+    Attributes:
+        data: None where there is none.
+        revision: 0 where never was one.
+        is_old: whether it is sealed by a key that is accepted, and is not the one that signs.
+    """
 
     data: bytes | None
     revision: int
+    is_old: bool = False
 
 
 class NatsDocument:
@@ -89,7 +96,6 @@ class NatsDocument:
             MissingExtra: the extra `nats` is not installed.
         """
         await self._requests.connect()
-        mark = self._signer.mark(f"bucket {self._bucket}")
         config = {
             "name": f"KV_{self._bucket}",
             "description": f"what the processes of the Synchromesh system {self._system} share",
@@ -100,14 +106,15 @@ class NatsDocument:
             "max_msg_size": DOCUMENT_BYTES_MAX,
             "deny_delete": True,
             "allow_rollup_hdrs": True,
-            "metadata": {"synchromesh.system": self._system, "synchromesh.key": mark},
+            "metadata": {"synchromesh.system": self._system},
         }
-        found = await self._requests.made(f"KV_{self._bucket}", config)
-        if found["config"].get("metadata", {}).get("synchromesh.key") != mark:
-            raise ConfigError(
-                f"{self.there}: {self._bucket} there belongs to a system with another key; give "
-                "this one that key by [system] key, or another [system] name"
-            )
+        await self._requests.marked(
+            f"KV_{self._bucket}",
+            config,
+            self._signer.marks(f"bucket {self._bucket}"),
+            f"{self._bucket} there belongs to a system with another key; give this one that key by "
+            "[system] key, or another [system] name",
+        )
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
@@ -140,10 +147,12 @@ class NatsDocument:
         if not data:
             return Document(None, revision)  # somebody has emptied it
         try:
-            return Document(self._signer.unseal(data, audience=self._subject), revision)
+            unsealed = self._signer.unseal(data, audience=self._subject)
         except Unauthenticated as error:
             _log.error("%s: what is at %s is passed over: %s", self.there, self._subject, error)
             return Document(None, revision)
+        is_now = self._signer.is_sealed_now(data, audience=self._subject)
+        return Document(unsealed, revision, is_old=not is_now)
 
     async def write(self, data: bytes, *, expected: int) -> int:
         """Write it where the revision is the expected one, and return the new one.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synchromesh.discovery.nats_connection import cancellable, connect, shown_url
-from synchromesh.errors import DiscoveryError
+from synchromesh.errors import ConfigError, DiscoveryError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
 ASK_WITHIN_S = 1.0
 CREATE_ATTEMPTS_MAX = 5
+# Of a stream's metadata: whose it is.
+MARK = "synchromesh.key"
 # What the server calls a change whose expected revision is not the one that is there.
 _CONFLICTS = (10071, 10164)
 NO_MESSAGE, NO_STREAM, OTHER_CONFIG = 10037, 10059, 10058
@@ -103,6 +105,32 @@ class NatsRequests:
                     if error.code != OTHER_CONFIG:
                         raise DiscoveryError(f"{self.there}: JetStream refuses: {error}") from error
         raise DiscoveryError(f"{self.there}: {stream} comes and goes")
+
+    async def marked(
+        self, stream: str, config: dict[str, Any], marks: Sequence[str], why: str
+    ) -> dict[str, Any]:
+        """Return what there is to know of a stream of this system, as `made` does.
+
+        Args:
+            marks: what tells that it is this system's; another one than the first is replaced.
+            why: told where there is none of them.
+
+        Raises:
+            ConfigError: it is another system's.
+            DiscoveryError: the server does not answer, or has no room for it.
+        """
+        own = config["metadata"] = {**config["metadata"], MARK: marks[0]}
+        found = await self.made(stream, config)
+        there = found["config"].get("metadata", {}).get(MARK)
+        if there not in marks:
+            raise ConfigError(f"{self.there}: {why}")
+        if there != marks[0]:
+            kept = {**found["config"], "metadata": {**found["config"]["metadata"], **own}}
+            try:
+                await self.api(f"STREAM.UPDATE.{stream}", kept)
+            except Refused as error:
+                raise DiscoveryError(f"{self.there}: JetStream refuses: {error}") from error
+        return found
 
     async def ask(
         self, subject: str, data: bytes, headers: dict[str, str] | None

@@ -21,7 +21,13 @@ from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import PlannedMigration, check_schemas
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.owners import SharedOwners
-from synchromesh.store.postgres_connection import Connection, connect, place_of
+from synchromesh.store.postgres_connection import (
+    NO_MARK,
+    Accepted,
+    Connection,
+    connect,
+    place_of,
+)
 from synchromesh.store.postgres_copy import PostgresCopy
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
@@ -160,7 +166,7 @@ class PostgresStore(UnitStore):
         runtime: Runtime,
         options: PostgresOptions = PostgresOptions(),
         tracer: Tracer | None = None,
-        mark: str = "",
+        mark: Accepted = NO_MARK,
     ) -> PostgresStore:
         """Connect to a database, migrate its tables under a lock, and start.
 
@@ -273,7 +279,7 @@ class PostgresStores:
         runtime: Runtime,
         url: Callable[[str], str],
         options: PostgresOptions = PostgresOptions(),
-        mark: Callable[[str], str] = lambda _: "",
+        mark: Callable[[str], Accepted] = lambda _: NO_MARK,
     ) -> None:
         self._runtime = runtime
         self._url = url

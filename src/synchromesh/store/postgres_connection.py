@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
@@ -37,6 +37,32 @@ _IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
 _WHOLE = re.compile(r"-?\d+")
+
+
+class Accepted(str):
+    """A text, and what is accepted in its place while the key that both follow from is changed.
+
+    Attributes:
+        every: all of them, the text itself first.
+
+    Example:
+        >>> url = Accepted("postgresql://shop:new@db/shop", "postgresql://shop:old@db/shop")
+        >>> url == url.every[0], len(url.every)
+        (True, 2)
+    """
+
+    __slots__ = ("every",)
+
+    every: tuple[str, ...]
+
+    def __new__(cls, text: str, *others: str) -> Self:
+        """Make one."""
+        made = super().__new__(cls, text)
+        made.every = (text, *others)
+        return made
+
+
+NO_MARK = Accepted("")
 
 
 def place_of(url: str) -> str:
@@ -89,14 +115,19 @@ async def connect(
         settings["idle_in_transaction_session_timeout"] = str(
             max(1, int(min(2 * limit_s, _IDLE_S) * 1000))
         )
-    try:
-        connection = await asyncpg.connect(
-            url, database=database, timeout=_CONNECT_S, statement_cache_size=_STATEMENTS_CACHED,
-            server_settings=settings,
-            target_session_attrs="any" if is_read_only else "read-write",
-        )  # fmt: skip
-    except (*PostgresFault, ValueError, OverflowError) as error:
-        raise _unconnected(error, url) from error
+    last = url.every[-1] if isinstance(url, Accepted) else url
+    for each in url.every if isinstance(url, Accepted) else (url,):
+        try:
+            connection = await asyncpg.connect(
+                each, database=database, timeout=_CONNECT_S, server_settings=settings,
+                statement_cache_size=_STATEMENTS_CACHED,
+                target_session_attrs="any" if is_read_only else "read-write",
+            )  # fmt: skip
+            break
+        except (*PostgresFault, ValueError, OverflowError) as error:
+            if each != last and isinstance(error, asyncpg.InvalidPasswordError):
+                continue
+            raise _unconnected(error, url) from error
     try:
         version = connection.get_server_version().major
         if version < VERSION_MIN:

@@ -16,7 +16,13 @@ from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from synchromesh.errors import StoreBroken
-from synchromesh.store.postgres_connection import SESSION, Connection, connect, place_of
+from synchromesh.store.postgres_connection import (
+    SESSION,
+    Accepted,
+    Connection,
+    connect,
+    place_of,
+)
 from synchromesh.store.postgres_errors import PostgresFault, translate
 
 MARK = "synchromesh"
@@ -44,20 +50,23 @@ class PostgresDatabases:
     Args:
         url: the address of the server; `create` connects as its user, and to its database.
         system: the name of the system.
-        password: returns the password of a role; of "" what tells the owner of the key.
+        passwords: returns the passwords that a role may have, the first of them for a new one; of
+            "" what tells the owner of the key.
 
     Example:
         >>> of = PostgresDatabases(
-        ...     "postgresql://admin:secret@db:5432", system="servo-works", password=lambda role: "p"
+        ...     "postgresql://admin:secret@db:5432",
+        ...     system="servo-works",
+        ...     passwords=lambda role: ("p",),
         ... )
         >>> of.url("orders")
         'postgresql://servo_works_orders:p@db:5432/servo_works_orders'
     """
 
-    def __init__(self, url: str, *, system: str, password: Callable[[str], str]) -> None:
+    def __init__(self, url: str, *, system: str, passwords: Callable[[str], Sequence[str]]) -> None:
         self._url = url
         self._system = system
-        self._password = password
+        self._passwords = passwords
 
     @property
     def has_user(self) -> bool:
@@ -73,20 +82,21 @@ class PostgresDatabases:
         # Longer ones would be cut, and might then be the same.
         return f"{name[:54]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
-    def url(self, service: str) -> str:
+    def url(self, service: str) -> Accepted:
         """Return the address of a service's database, with its role and password."""
         name, parts = self.name(service), urlsplit(self._url)
         host = parts.netloc.rpartition("@")[2]
         kept = [each for each in parse_qsl(parts.query) if each[0] not in _OF_USER]
-        return parts._replace(
-            netloc=f"{name}:{self._password(name)}@{host}",
-            path=f"/{name}",
-            query=urlencode(kept, safe="/,:"),
-        ).geturl()
+        query = urlencode(kept, safe="/,:")
+        places = (f"{name}:{each}@{host}" for each in self._passwords(name))
+        return Accepted(
+            *(parts._replace(netloc=at, path=f"/{name}", query=query).geturl() for at in places)
+        )
 
-    def mark(self, service: str) -> str:
+    def mark(self, service: str) -> Accepted:
         """Return what is noted of a service's database and role: whose they are."""
-        return f"{MARK} {self._system} {service} {self._password('')[:16]}"
+        of = f"{MARK} {self._system} {service}"
+        return Accepted(*(f"{of} {each[:16]}" for each in self._passwords("")))
 
     async def create(self, services: Sequence[str], *, is_new_key: bool = False) -> list[str]:
         """Make what is missing of the roles and databases of services; return what was done.
@@ -126,7 +136,7 @@ class PostgresDatabases:
             done.append(f"made the role {name}")
         elif marks[0] != mark:
             await connection.execute(
-                f"alter role \"{name}\" password '{_verifier(self._password(name), name)}'; "
+                f"alter role \"{name}\" password '{_verifier(self._passwords(name)[0], name)}'; "
                 f'comment on role "{name}" is {_quoted(mark)}'
             )
             done.append(f"gave the role {name} the password of the new key")
@@ -142,7 +152,7 @@ class PostgresDatabases:
 
     async def _make_role(self, connection: Connection, name: str, mark: str) -> None:
         """Make a role with its mark, both or neither; no password is in what is sent."""
-        verifier = _verifier(self._password(name), name)
+        verifier = _verifier(self._passwords(name)[0], name)
         made = f"create role \"{name}\" login password '{verifier}'"
         # Whoever makes a database for another owner has to be a member of it.
         is_superuser = await connection.fetchval(_IS_SUPERUSER)
@@ -153,7 +163,7 @@ class PostgresDatabases:
 
     def _refuse(self, found: str | None, service: str, is_new_key: bool) -> None:
         """Raise `StoreBroken` for a mark that is not this system's."""
-        if found != self.mark(service):
+        if found not in self.mark(service).every:
             refuse_mark(found, self.mark(service), self.name(service), is_new_key=is_new_key)
 
     def _server_url(self) -> str:
@@ -165,7 +175,7 @@ class PostgresDatabases:
         return f"<PostgresDatabases of {self._system} at {place_of(self._url)}>"
 
 
-async def check_mark(connection: Connection, mark: str, name: str) -> None:
+async def check_mark(connection: Connection, mark: Accepted, name: str) -> None:
     """Raise `StoreBroken` where a database is marked as another system's; one without is anyone's.
 
     Also where a pooler has dropped the settings of the session, as PgBouncer can be told to.
@@ -179,7 +189,7 @@ async def check_mark(connection: Connection, mark: str, name: str) -> None:
             f"{name} is behind a pooler that drops the settings of sessions: give the address of "
             "the server itself"
         )
-    if mark and found is not None and found != mark:
+    if mark and found is not None and found not in mark.every:
         refuse_mark(found, mark, name)
 
 

@@ -12,7 +12,15 @@ from synchromesh.errors import BadRequest, StoreBroken, StoreError
 from synchromesh.runtime import Runtime
 from synchromesh.store.backup import Backup
 from synchromesh.store.dialect import POSTGRES
-from synchromesh.store.postgres_connection import Connection, clear, connect, place_of, run
+from synchromesh.store.postgres_connection import (
+    NO_MARK,
+    Accepted,
+    Connection,
+    clear,
+    connect,
+    place_of,
+    run,
+)
 from synchromesh.store.postgres_databases import MARK, check_mark
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import (
@@ -166,7 +174,7 @@ class PostgresReader:
 
     @classmethod
     async def open(
-        cls, url: str, *, service: str, runtime: Runtime, mark: str = ""
+        cls, url: str, *, service: str, runtime: Runtime, mark: Accepted = NO_MARK
     ) -> PostgresReader:
         """Connect to a database to read it.
 

@@ -18,7 +18,7 @@ from synchromesh.runtime import DiskRuntime
 from synchromesh.store import PlacedStores, SqliteStores, StoreFactory, StoreOptions
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
-from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.config.secrets import system_keys
 
 if TYPE_CHECKING:
     from synchromesh.store.postgres import PostgresStores
@@ -85,8 +85,8 @@ def databases_by(
     if signer is None:
         if not config.system.key:
             rundir.create()
-        signer = Signer(signing_key(config.system.key, rundir, folder, os.environ))
-    of = PostgresDatabases(url, system=config.system.name, password=signer.database_password)
+        signer = Signer(*system_keys(config.system, rundir, folder, os.environ))
+    of = PostgresDatabases(url, system=config.system.name, passwords=signer.database_passwords)
     stores = PostgresStores(runtime, of.url, mark=of.mark)
     server = Server(stores, of, frozenset(config.engine.sqlite))
     if not server.sqlite:

@@ -25,7 +25,7 @@ from synchromesh.gateway.shared_keys import SharedKeys, read_shared
 from synchromesh.identity import Signer
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
-from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.config.secrets import system_keys
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class KeysOnNats:
         """
         await self._document.open()
         brought = tuple(brought)
-        if await self._look() == 0:
+        if await self._look(is_renewed=True) == 0:
             await self.change(lambda known: known.with_keys(brought))
             if brought:
                 _log.info("%d API keys of this folder are on NATS now", len(brought))
@@ -163,8 +163,12 @@ class KeysOnNats:
                 changed(self.known.by_id())
             await asyncio.sleep(ASK_EVERY_S)
 
-    async def _look(self) -> int:
+    async def _look(self, *, is_renewed: bool = False) -> int:
         """Read the keys, write down again what was lost; return the revision, 0 for none ever.
+
+        Args:
+            is_renewed: writes down again also what an older key has sealed. By starts alone: while
+                the key is changed those with either would else do it in turn.
 
         Raises:
             Conflict: they have changed meanwhile.
@@ -177,7 +181,7 @@ class KeysOnNats:
             there = read_shared(found.data, self._document.there)
         self.known = self.known.merged(there)
         self._revision = found.revision
-        if self.known != there:
+        if self.known != there or (is_renewed and found.is_old):
             return await self._write(self.known, found.revision)
         return found.revision
 
@@ -258,10 +262,10 @@ class SharedKeysFile:
 
     def _run(self, ask: Callable[[KeysOnNats], Coroutine[Any, Any, T]]) -> T:
         config, folder = self._config, self._rundir.folder
-        key = signing_key(config.system.key, self._rundir, folder, os.environ)
+        signer = Signer(*system_keys(config.system, self._rundir, folder, os.environ))
 
         async def asking() -> T:
-            keys = keys_on_nats(config, folder, Signer(key), self._wall_us)
+            keys = keys_on_nats(config, folder, signer, self._wall_us)
             try:
                 await keys.open(self.brought)
                 return await ask(keys)

@@ -57,6 +57,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             own elsewhere; "uvloop" needs the extra.
         key: a reference to the key that signs every hop: "env:NAME" or "file:PATH", at least 32
             bytes as hex or base64. "" has one made in the run directory.
+        accepted_key: a reference to another key, which is accepted beside `key` while that is
+            changed; "" for none.
         hang: with `--split`, for how long the event loop of a process may answer nothing until the
             process is replaced; 1 s or more.
         on_failure: what a part does that fails too often while the system runs: with "continue" it
@@ -72,6 +74,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control_port: int = 0
     loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""
+    accepted_key: Secret = ""
     hang: str = "30s"
     on_failure: Literal["continue", "stop"] = "continue"
     joined: tuple[str, ...] = ()

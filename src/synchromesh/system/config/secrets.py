@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from synchromesh.errors import ConfigError
 from synchromesh.identity import KEY_BYTES_MIN
@@ -57,9 +58,39 @@ def signing_key(
     return given_key(reference, folder, environment) if reference else rundir.key()
 
 
-def given_key(reference: str, folder: Path, environment: Mapping[str, str]) -> bytes:
+class KeyReferences(Protocol):
+    """Refers to the keys of a system, as its section does."""
+
+    @property
+    def key(self) -> str:
+        """The one that signs; "" for that of the run directory."""
+        ...
+
+    @property
+    def accepted_key(self) -> str:
+        """The one that is accepted beside it; "" for none."""
+        ...
+
+
+def system_keys(
+    system: KeyReferences, rundir: RunDir, folder: Path, environment: Mapping[str, str]
+) -> tuple[bytes, ...]:
+    """Return the key that signs, and the one that is accepted beside it, where one is.
+
+    Raises:
+        ConfigError: one is missing, neither hex nor base64, or too short.
+    """
+    keys = [signing_key(system.key, rundir, folder, environment)]
+    if system.accepted_key:
+        name, reference = "system.accepted_key", system.accepted_key
+        keys.append(given_key(reference, folder, environment, name=name))
+    return tuple(keys)
+
+
+def given_key(
+    reference: str, folder: Path, environment: Mapping[str, str], *, name: str = "system.key"
+) -> bytes:
     """Return the key that `[system] key` refers to; raises as `signing_key` does."""
-    name = "system.key"
     text = read_secret(reference, name=name, folder=folder, environment=environment)
     key = _decode(text, f"{name}: {reference}")
     if len(key) < KEY_BYTES_MIN:

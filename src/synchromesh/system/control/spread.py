@@ -35,8 +35,9 @@ from synchromesh.errors import (
 from synchromesh.http import HttpPool
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
-from synchromesh.system.config.secrets import given_key
+from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import (
     OWN,
@@ -285,11 +286,11 @@ async def all_replicas(config: SystemConfig, folder: Path, who: str) -> AsyncIte
         MissingExtra: the extra `nats` is not installed.
         DiscoveryError: the registry does not say who is there.
     """
-    key, runtime = given_key(config.system.key, folder, os.environ), RealRuntime()
+    keys, runtime = system_keys(config.system, RunDir(folder), folder, os.environ), RealRuntime()
     registry = NatsRegistry(
         config.engine.url("nats", folder, os.environ),
         system=config.system.name,
-        signer=Signer(key),
+        signer=Signer(*keys),
         runtime=runtime,
     )
     tasks: list[asyncio.Task[None]] = []
@@ -305,7 +306,7 @@ async def all_replicas(config: SystemConfig, folder: Path, who: str) -> AsyncIte
             following.result()
         if not known.done():
             raise DiscoveryError(f"{registry!r} has not said who is there in time")
-        operator = Operator(key, who, runtime.wall_us)
+        operator = Operator(keys[0], who, runtime.wall_us)
         async with HttpPool(network=runtime.network) as pool:
             yield AllReplicas(config, registry, Asking(operator, pool, os.uname().nodename))
     finally:

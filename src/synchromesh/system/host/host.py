@@ -213,7 +213,7 @@ class Host:
             transports["https"] = HttpTransport(by_tls, runtime=runtime)
         if self._inproc is not None:
             transports["inproc"] = self._inproc
-        table, signer.clients = FaultTable(), ClientBook(self.rundir.clients, signer.client_key)
+        table, signer.clients = FaultTable(), ClientBook(self.rundir.clients, signer.client_keys)
         self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,

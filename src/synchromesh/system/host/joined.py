@@ -31,7 +31,7 @@ from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps
 from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.registries import SharedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.client import RemoteRegistry
@@ -73,7 +73,7 @@ class Membership:
         self._folder = folder
         self.runtime = runtime
         self._host: Host | None = None
-        self._key = b""
+        self._keys: tuple[bytes, ...] = ()
         self._signer: Signer | None = None
         self._registry: SharedRegistry | RemoteRegistry | None = None
         self._registration: Registration | None = None
@@ -160,12 +160,12 @@ class Membership:
             rundir.create()  # the system may run elsewhere
         else:
             rundir.read()  # the system makes a key before it says that it runs
-        key = signing_key(config.system.key, rundir, self._folder, os.environ)
-        if self._registry is not None and key == self._key:
+        keys = system_keys(config.system, rundir, self._folder, os.environ)
+        if self._registry is not None and keys == self._keys:
             return self._registry
         if self._host is not None:
             await self._host.close()
-        signer = Signer(key)
+        signer = Signer(*keys)
         host = self._host = Host(config, self._folder, runtime, name=self._endpoint.instance)
         shared = shared_registry(config, self._folder, signer, runtime)
 
@@ -177,7 +177,7 @@ class Membership:
                 runtime=runtime,
             )
 
-        self._key, self._signer, self._registry = key, signer, None
+        self._keys, self._signer, self._registry = keys, signer, None
         registry = await host.open(Definitions(()), signer, registry_at)
         if not isinstance(registry, RemoteRegistry):
             host.exit.push_async_callback(registry.close)

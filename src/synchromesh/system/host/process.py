@@ -124,7 +124,7 @@ class Process:
         spec, host, runtime = self._spec, self.host, self.host.runtime
         name, config = spec.name, spec.config
         (part,) = parts_of(config, name)
-        signer = Signer(base64.b64decode(spec.key))
+        signer = Signer(*map(base64.b64decode, spec.key.split(",")))
         code = GatewayCode(config, host.folder) if name == GATEWAY else None
         definitions = Definitions(load_services(config, host.folder))
         gateway = self._load_gateway(config, host.folder) if name == GATEWAY else None

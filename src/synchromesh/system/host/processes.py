@@ -7,8 +7,7 @@ while, and the others go on. What runs in the processes is `process`.
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from socket import socket
 
 from synchromesh.discovery import Endpoint
@@ -30,7 +29,7 @@ from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.hang_watch import HangWatch
 from synchromesh.system.supervise.launcher import Launcher
-from synchromesh.system.supervise.messages import ProcessSpec
+from synchromesh.system.supervise.messages import ProcessSpec, key_text
 
 
 class Processes:
@@ -39,7 +38,7 @@ class Processes:
     Args:
         host: the supervisor's own.
         registry: loses the instances of a process that has ended, at once (R6).
-        key: signs every hop.
+        keys: the first signs every hop, and all are accepted.
         token: what a process asks for at its own control API.
         on_moved: called with the name and the URL of a part that comes up elsewhere.
         forks: the fork server; None where each process is a new interpreter.
@@ -55,7 +54,7 @@ class Processes:
         host: Host,
         registry: SupervisedRegistry,
         *,
-        key: bytes,
+        keys: Sequence[bytes],
         token: str,
         on_moved: Callable[[str, str], None],
         forks: ForkServer | None,
@@ -63,7 +62,7 @@ class Processes:
     ) -> None:
         self._host = host
         self._registry = registry
-        self._key = key
+        self._keys = keys
         self._token = token
         self._on_moved = on_moved
         self._watching = Supervisor("processes", rng=host.runtime.rng, gave_up=host.gave_up)
@@ -227,7 +226,7 @@ class Processes:
             name=name,
             config=config_of_gateway(host.config, now),
             later=later_names(host.config, now),
-            key=base64.b64encode(self._key).decode(),
+            key=key_text(self._keys),
             control=host.control_server.url,
             token=self._token,
             port=port,

@@ -5,7 +5,6 @@ configuration → checks → its `Process`: registry on NATS, databases on Postg
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import secrets
@@ -19,12 +18,12 @@ from synchromesh.system.config.definitions import check_keep, load_services, ret
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
-from synchromesh.system.config.secrets import given_key
+from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.config.spread import alone, check_spread
 from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.process import Process, spare_collector, stopping
 from synchromesh.system.host.waits import unless
-from synchromesh.system.supervise.messages import ProcessSpec
+from synchromesh.system.supervise.messages import ProcessSpec, key_text
 
 _log = logging.getLogger("synchromesh.system")
 
@@ -48,11 +47,11 @@ def replica_spec(config: SystemConfig, folder: Path, name: str) -> ProcessSpec:
     retention_of(config, services, KEEP_S)
     check_policies(config, services)
     check_engines(config, folder)
-    key = given_key(config.system.key, folder, os.environ)
+    keys = system_keys(config.system, RunDir(folder), folder, os.environ)
     return ProcessSpec(
         part.name,
         mine,
-        base64.b64encode(key).decode(),
+        key_text(keys),
         control="",
         token=secrets.token_urlsafe(32),
     )

@@ -37,7 +37,7 @@ from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
-from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.console_part import serve_console
@@ -237,8 +237,8 @@ class System:
 
     async def _start(self, definitions: Definitions, opening: Opening | None) -> None:
         host, enter, config = self._host, self._host.exit, self._config
-        key = self._take_folder()
-        signer, self._token = Signer(key), secrets.token_urlsafe(32)
+        keys = self._take_folder()
+        signer, self._token = Signer(*keys), secrets.token_urlsafe(32)
 
         def admit(token: str, audience: str) -> Credential:
             return signer.admit(token, audience=audience, now_us=host.runtime.wall_us())
@@ -276,7 +276,7 @@ class System:
             self._processes = Processes(
                 host,
                 registry,
-                key=key,
+                keys=keys,
                 token=self._token,
                 on_moved=lambda _, __: self._publish(),
                 forks=self._forks,
@@ -300,19 +300,19 @@ class System:
             await where.run(GATEWAY)
         enter.callback(host.rundir.withdraw)
         host.admin.is_up = True
-        await serve_console(host, key, definitions.gateway)
+        await serve_console(host, keys[0], definitions.gateway)
         self._info = self._run_info()
         self._publish()
 
-    def _take_folder(self) -> bytes:
-        """Lock the run directory, and return the signing key."""
+    def _take_folder(self) -> tuple[bytes, ...]:
+        """Lock the run directory, and return the system's keys."""
         host = self._host
         host.rundir.create()
         host.exit.callback(host.rundir.lock(host.runtime.disk).release)
         # One that a killed process left would lead callers astray.
         host.rundir.withdraw()
         host.begin_log()
-        return signing_key(self._config.system.key, host.rundir, host.folder, os.environ)
+        return system_keys(self._config.system, host.rundir, host.folder, os.environ)
 
     async def _open(self, opening: Opening, caller: Caller) -> None:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable
+
 import msgspec
 
 from synchromesh.calls import Isolation
@@ -22,13 +25,23 @@ class ActiveFault(msgspec.Struct, frozen=True):
     until_us: int | None
 
 
+def key_text(keys: Iterable[bytes]) -> str:
+    """Return keys as a spec has them: in base64, commas between them.
+
+    Example:
+        >>> key_text([b"a", b"b"])
+        'YQ==,Yg=='
+    """
+    return ",".join(base64.b64encode(each).decode() for each in keys)
+
+
 class ProcessSpec(msgspec.Struct, frozen=True):
     """The spec of a child process: what to run, and how to reach its supervisor.
 
     Attributes:
         name: which service it is, or which of its replicas, or "gateway".
         config: of the whole system.
-        key: signs every hop, in base64.
+        key: signs every hop, in base64; behind a comma one that is accepted beside it.
         control: the URL of the supervisor's control socket, where the registry is, unless that is
             on NATS; "" where the process has no supervisor.
         token: what the supervisor shows at the admin socket.
