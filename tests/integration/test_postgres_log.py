@@ -55,8 +55,19 @@ async def add(store: PostgresStore, stream: str, *, error: Exception | None = No
     return await store.write(body, name="add")
 
 
+async def add_beside(store: PostgresStore, stream: str) -> int:
+    """Append in a unit that does more, and so has a transaction of its own and no order."""
+
+    async def body(unit: Unit) -> int:
+        await unit.execute("select 1")
+        return await append(unit, stream, [NewEvent("shop.sold", b"{}")], expected=None)
+
+    return await store.write(body, name="add beside")
+
+
 async def test_a_tailing_reader_skips_nothing_of_two_processes(replicas: Replicas) -> None:
-    """Four writers in each, with units that fail: no hole, no event behind what was read (E3)."""
+    """Four writers in each, groups and units that do more, and some that fail: no hole, no event
+    behind what was read (E3)."""
     stores = [await replicas.open() for _ in range(2)]
     tail = await replicas.open(look_every_s=0.01)
     total = 2 * 4 * 24
@@ -66,7 +77,8 @@ async def test_a_tailing_reader_skips_nothing_of_two_processes(replicas: Replica
             if n % 5 == 0:
                 with pytest.raises(ValueError, match="no"):
                     await add(store, f"s/{number}", error=ValueError("no"))
-            await add(store, f"s/{(number + n) % 4}")
+            stream = f"s/{(number + n) % 4}"
+            await (add if n % 3 else add_beside)(store, stream)
 
     async def follow() -> list[tuple[int, str, int]]:
         seen: list[tuple[int, str, int]] = []
@@ -104,7 +116,7 @@ async def test_what_a_process_left_without_a_position_gets_one(replicas: Replica
     dying = await replicas.open()
     await add(dying, "a")
     await dying._sequencer.close()
-    lost = asyncio.ensure_future(add(dying, "a"))
+    lost = asyncio.ensure_future(add_beside(dying, "a"))
     while [each.position for each in await load(dying, "a")] != [1, 0]:
         await asyncio.sleep(0.01)
     other = await replicas.open(look_every_s=0.01)
@@ -125,7 +137,7 @@ async def test_one_sequencer_at_a_time_gives_positions(replicas: Replicas) -> No
     await add(store, "a")
     other = await asyncpg.connect(replicas.url)
     await other.execute("begin; select last from sm_log for update")
-    waiting = asyncio.ensure_future(add(store, "a"))
+    waiting = asyncio.ensure_future(add_beside(store, "a"))
     sequencer = store._sequencer._connection
     assert sequencer is not None
     blocked = "select count(*) from pg_locks where pid = $1 and not granted"
@@ -149,7 +161,7 @@ async def test_a_sequencer_whose_session_ends_goes_on(replicas: Replicas) -> Non
     admin = await asyncpg.connect(replicas.url)
     await admin.execute("select pg_terminate_backend($1)", sequencer.get_server_pid())
     await admin.close()
-    await asyncio.wait_for(add(store, "a"), WAIT_S)
+    await asyncio.wait_for(add_beside(store, "a"), WAIT_S)
     assert await position_of(store, AppendReceipt("a", 2)) == 2
 
 

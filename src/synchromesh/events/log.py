@@ -13,12 +13,20 @@ Source: Kleppmann, *Designing Data-Intensive Applications*, chapter 11.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from synchromesh.errors import BadRequest, ContractError, LogGap, LogReplaced, VersionConflict
-from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit, log_id_of
+from synchromesh.store import (
+    AppendsAtOnce,
+    Row,
+    SqlValue,
+    Store,
+    StoreReader,
+    Unit,
+    log_id_of,
+)
 
 TOPIC = "events"
 """The topic of appends."""
@@ -197,6 +205,8 @@ async def append(
         >>> async def body(unit: Unit) -> int:
         ...     return await append(unit, "stock/SX90", [NewEvent("shop.sold", b"{}")], expected=0)
     """
+    if isinstance(unit, AppendsAtOnce):
+        return await _append_at_once(unit, stream, events, expected)
     version = _int((await unit.execute(_VERSION, stream))[0][0])
     if expected is not None and version != expected:
         raise VersionConflict(stream, expected=expected, actual=version)
@@ -216,6 +226,26 @@ async def append(
     else:
         await unit.execute_many(_APPEND, rows)
     unit.notify(TOPIC)
+    return version + len(rows)
+
+
+async def _append_at_once(
+    unit: Any, stream: str, events: Sequence[NewEvent], expected: int | None
+) -> int:
+    """Append as `append` does, where the engine does it in one statement."""
+    rows = [
+        (
+            unit.new_id(), event.name, event.type_version, event.body, int(event.is_public),
+            event.partition_key, event.trace_id, unit.now_us,
+            event.readable_by_min or event.type_version,
+        )
+        for event in events
+    ]  # fmt: skip
+    version: int = await unit.append_rows(stream, expected, rows)
+    if expected is not None and version != expected:
+        raise VersionConflict(stream, expected=expected, actual=version)
+    if rows:
+        unit.notify(TOPIC)
     return version + len(rows)
 
 

@@ -13,7 +13,14 @@ from functools import partial
 
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
-from synchromesh.store import health, inbox, postgres_log, postgres_owners, postgres_units
+from synchromesh.store import (
+    health,
+    inbox,
+    postgres_log,
+    postgres_owners,
+    postgres_transaction,
+    postgres_units,
+)
 from synchromesh.store.copied_file import CopiedFile
 from synchromesh.store.copied_rows import CopiedTable
 from synchromesh.store.dialect import POSTGRES
@@ -31,6 +38,7 @@ from synchromesh.store.postgres_connection import (
 from synchromesh.store.postgres_copy import PostgresCopy
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
+from synchromesh.store.postgres_job import UnitsOptions
 from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_log import logs_of
 from synchromesh.store.postgres_migrations import migrate, pending
@@ -41,7 +49,7 @@ from synchromesh.store.postgres_readers import (
     Readers,
     reaches,
 )
-from synchromesh.store.postgres_units import Units, UnitsOptions
+from synchromesh.store.postgres_units import Units
 from synchromesh.store.postgres_wakeups import Wakeups
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
 from synchromesh.store.unit_store import StoreLoad, UnitStore
@@ -55,7 +63,7 @@ STORE_SCHEMA = Schema(
             statements=(
                 "create table sm_meta(name text primary key, value text not null)",
                 *inbox.TABLES,
-                *postgres_units.TABLES,
+                *postgres_transaction.TABLES,
                 *postgres_log.TABLES,
                 *postgres_owners.TABLES,
                 *health.TABLES,

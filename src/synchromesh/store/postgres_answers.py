@@ -14,7 +14,7 @@ from synchromesh.store.postgres_errors import (
     is_own_duplicate,
     is_untyped,
 )
-from synchromesh.store.postgres_unit import Asked
+from synchromesh.store.postgres_unit import Asked, AskedAppend
 from synchromesh.store.statements import refuse
 from synchromesh.store.unit import SqlValue
 
@@ -54,6 +54,8 @@ class UnitAnswers:
         is_cut: it ended in the middle of a statement.
         has_appended: something was inserted into a log.
         has_session: something may have been left in the session.
+        asks: how often something was asked.
+        appends: how often that was one append.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class UnitAnswers:
         self._is_careful = is_careful
         self._is_patient = is_patient
         self.has_failed = False
+        self.asks = self.appends = 0
         self.is_cut = self.has_appended = self.has_session = False
 
     async def answer(self, asked: Asked) -> object:
@@ -72,10 +75,12 @@ class UnitAnswers:
         Raises:
             Again: the whole unit has to be run again.
             Lost: the connection is.
-        StatementFailed: it has ended the transaction, in spite of all; the connection is not kept.
+            StatementFailed: it has ended the transaction; the connection is not kept.
             PostgresFault: the statement was refused.
         """
         plan, rows = asked.plan, asked.rows
+        self.asks += 1
+        self.appends += type(asked) is AskedAppend
         if plan is None:
             await self._send("rollback to sm_body")
             self.has_failed = False

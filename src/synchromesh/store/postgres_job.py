@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from typing import Any
 
-from synchromesh.store.unit import Once, Unit
+from synchromesh.codec import encode
+from synchromesh.errors import Rejection, to_problem
+from synchromesh.store import inbox
+from synchromesh.store.bodies import as_coroutine
+from synchromesh.store.postgres_unit import PostgresUnit, Steps
+from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsOptions:
+    """Whose units they are, and their bounds, as `PostgresOptions` has them.
+
+    Attributes:
+        path: where the database is, as messages show it.
+        life_id: what the ids of its units begin with: 23 characters of a UUID.
+        logs: tables that are logs.
+    """
+
+    path: str
+    service: str
+    life_id: str
+    logs: Sequence[str]
+    limit_s: float
+    backlog_max: int
+    connections_max: int
 
 
 class UnitJob:
-    """A queued unit; whoever runs it fills in its outcome."""
+    """A queued unit; whoever runs it fills in its outcome. A single one is in no group."""
 
     __slots__ = (
         "body", "conflicts", "context", "error", "future", "has_appended", "has_duplicate",
-        "has_session", "is_careful", "is_doubtful", "is_durable", "name", "once", "result",
-        "topics", "unit_id",
+        "has_session", "is_careful", "is_doubtful", "is_durable", "is_single", "name", "once",
+        "result", "topics", "unit_id",
     )  # fmt: skip
 
     def __init__(
@@ -32,7 +57,7 @@ class UnitJob:
         self.future = future
         self.context: Context = copy_context()
         self.conflicts = 0
-        self.is_careful = self.is_doubtful = self.is_durable = False
+        self.is_careful = self.is_doubtful = self.is_durable = self.is_single = False
         self.has_appended = self.has_duplicate = self.has_session = False
         self.unit_id = ""
         self.result: object = None
@@ -43,3 +68,38 @@ class UnitJob:
     def lane(self) -> tuple[str, str] | None:
         """The key of which one unit runs at a time."""
         return None if self.once is None else (self.once.caller, self.once.key)
+
+
+class GroupTurn:
+    """The turn of a group among units."""
+
+    lane = None
+
+
+def steps_of(job: UnitJob, unit: PostgresUnit) -> Steps:
+    """Return the steps of a unit's body; of one under a key, of its inbox around it."""
+    steps = _plainly(job, unit) if job.once is None else _once(job, job.once, unit)
+    return Steps(steps, job.body, unit, job.context)
+
+
+async def _plainly(job: UnitJob, unit: PostgresUnit) -> object:
+    return await as_coroutine(job.body(unit), job.body, job.name)
+
+
+async def _once(job: UnitJob, once: Once, unit: PostgresUnit) -> Recorded:
+    """Look up the inbox, run the body and record its conclusion."""
+    known = await inbox.recall(unit, once)
+    if known is not None:
+        return known
+    kind = InboxState.ANSWER
+    try:
+        body: Any = await as_coroutine(job.body(unit), job.body, job.name)
+    except Rejection as rejection:
+        if unit.is_late:
+            raise
+        # What it executed and told goes; that it was refused stays.
+        await unit.undo()
+        kind, body = InboxState.REJECTION, encode(to_problem(rejection))
+        # It is told from the record. Whoever keeps it is in a frame of its traceback.
+        rejection.__traceback__ = None
+    return await inbox.conclude(unit, once, kind, body)

@@ -10,6 +10,9 @@ Positions so have no holes and become visible in their order (E3); within a stre
 versions do, since an event is inserted after the one before it was committed. A unit is answered
 once its events are numbered: then readers see them. What a process leaves that died before that is
 numbered by any other's next turn, at the latest by a look from time to time.
+
+A group of units that only append holds the table of that row from before its snapshot to its
+commit, and gives positions itself (see `postgres_group`).
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from synchromesh.errors import ForeignAwait, StoreError, UnitTooLong
 from synchromesh.sealing import Vault
 from synchromesh.store.bodies import awaited_by, foreign
 from synchromesh.store.guard import in_unit
+from synchromesh.store.postgres_append import APPEND, as_values, refuse_events
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import CANCELED, PostgresFault, state_of, translate
-from synchromesh.store.unit import Fetched, Row, SqlValue
+from synchromesh.store.unit import AppendsAtOnce, Fetched, Row, SqlValue
 
 
 class Asked:
@@ -49,7 +50,26 @@ class Asked:
         return (yield self)
 
 
-class PostgresUnit:
+class AskedAppend(Asked):
+    """What a unit asks that appends to a stream: its values are for `APPEND`, of this one alone.
+
+    Attributes:
+        stream: where to.
+        append: the stream, the version that is expected, and the events: as `as_values` takes it.
+    """
+
+    __slots__ = ("append", "stream")
+
+    def __init__(
+        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
+    ) -> None:
+        self.stream = stream
+        self.append = (stream, expected, rows)
+        values: Any = as_values([self.append])
+        super().__init__(APPEND, values)
+
+
+class PostgresUnit(AppendsAtOnce):
     """Ask for the statements of one unit, until it ends or has timed out.
 
     Attributes:
@@ -118,6 +138,15 @@ class PostgresUnit:
         if rows:
             await self._run(Asked(plan, (), rows))
 
+    async def append_rows(
+        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
+    ) -> int:
+        """Append to a stream of the log, as `AppendsAtOnce` says."""
+        self._refuse_late()
+        refuse_events(stream, rows, path=self._path)
+        told: list[tuple[int, bool]] = await self._run(AskedAppend(stream, expected, rows))
+        return told[0][0]
+
     def notify(self, topic: str) -> None:
         """Notify the listeners of a topic after the commit."""
         self.topics.add(topic)
@@ -138,12 +167,15 @@ class PostgresUnit:
             f"while it runs it holds a connection to the database of {self.service!r}"
         )
 
-    def _plan(self, sql: str) -> Translation:
+    def _refuse_late(self) -> None:
         if self._is_over:
             raise ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
         if self.is_late:
             self.is_refused = True
             raise self.too_long()
+
+    def _plan(self, sql: str) -> Translation:
+        self._refuse_late()
         return self._plans.of(sql, f"unit {self.name!r}", path=self._path)
 
     async def _run(self, asked: Asked) -> Any:
@@ -159,54 +191,89 @@ class PostgresUnit:
         return translate(error, path=self._path, sql=asked.plan.sql if asked.plan else "")
 
 
-async def drive(
-    steps: Coroutine[Any, Any, object],
-    body: Callable[..., Awaitable[object]],
-    unit: PostgresUnit,
-    context: Context,
-    answer: Callable[[Asked], Awaitable[object]],
-) -> object:
-    """Run a body to its end, in its submitter's context, and return its result.
+class Steps:
+    """A body that is driven by hand, in its submitter's context, from one ask to the next.
 
     Args:
         steps: the coroutine that runs, around the body.
+
+    Attributes:
+        result: what the body returned, once it has.
+    """
+
+    __slots__ = ("_body", "_context", "_loop", "_steps", "_unit", "result")
+
+    def __init__(
+        self,
+        steps: Coroutine[Any, Any, object],
+        body: Callable[..., Awaitable[object]],
+        unit: PostgresUnit,
+        context: Context,
+    ) -> None:
+        self._steps = steps
+        self._body = body
+        self._unit = unit
+        self._context = context
+        self._loop = asyncio._get_running_loop()
+        self.result: object = None
+        context.run(in_unit.set, unit.name)
+
+    def go(self, value: object = None, fault: BaseException | None = None) -> Asked | None:
+        """Give the body what it asked for, and return what it asks next; None at its end.
+
+        Raises what the body raises.
+
+        Raises:
+            ForeignAwait: it awaited something else than the unit; it has to be closed.
+        """
+        context, steps = self._context, self._steps
+        # As in SQLite's thread there is no loop for the body, so that both refuse the same.
+        asyncio._set_running_loop(None)
+        try:
+            if fault is None:
+                asked = context.run(steps.send, value)
+            else:
+                asked = context.run(steps.throw, fault)
+        except StopIteration as end:
+            self.result = end.value
+            return None
+        except RuntimeError as error:
+            if "no running event loop" in str(error):
+                raise foreign(self._unit.name, self._body, "the event loop") from error
+            raise
+        finally:
+            asyncio._set_running_loop(self._loop)
+        if not isinstance(asked, Asked):
+            awaited = awaited_by(steps, past=2)
+            self._unit.end()
+            raise foreign(self._unit.name, self._body, awaited)
+        return asked
+
+    def close(self) -> None:
+        """End the body: whatever its clean-up raises, or asks for, the unit is over."""
+        self._unit.end()
+        with contextlib.suppress(BaseException):
+            self._steps.close()
+
+
+async def drive(steps: Steps, answer: Callable[[Asked], Awaitable[object]]) -> object:
+    """Run a body to its end and return its result.
+
+    Args:
         answer: runs what is asked; a driver's error is raised in the body, any other ends it.
 
     Raises:
         ForeignAwait: it awaited something else than the unit; it has been closed.
     """
-    context.run(in_unit.set, unit.name)
     value: object = None
     fault: BaseException | None = None
-    loop = asyncio._get_running_loop()
     try:
-        while True:
-            # As in SQLite's thread there is no loop for the body, so that both refuse the same.
-            asyncio._set_running_loop(None)
-            try:
-                if fault is None:
-                    asked = context.run(steps.send, value)
-                else:
-                    asked = context.run(steps.throw, fault)
-            except StopIteration as end:
-                return end.value
-            except RuntimeError as error:
-                if "no running event loop" in str(error):
-                    raise foreign(unit.name, body, "the event loop") from error
-                raise
-            finally:
-                asyncio._set_running_loop(loop)
-            if type(asked) is not Asked:
-                awaited = awaited_by(steps, past=2)
-                unit.end()
-                raise foreign(unit.name, body, awaited)
+        while (asked := steps.go(value, fault)) is not None:
             value = fault = None
             try:
                 value = await answer(asked)
             except PostgresFault as error:
                 fault = error
+        return steps.result
     finally:
-        unit.end()
-        # Whatever its clean-up raises, or asks for, the unit is over.
-        with contextlib.suppress(BaseException):
-            steps.close()
+        steps.close()

@@ -22,25 +22,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from synchromesh.codec import encode
-from synchromesh.errors import (
-    Rejection,
-    Shed,
-    StoreBroken,
-    StoreError,
-    StoreUnavailable,
-    to_problem,
-)
+from synchromesh.errors import Rejection, Shed, StoreBroken, StoreError, StoreUnavailable
 from synchromesh.runtime import Runtime
 from synchromesh.sealing import Vault
-from synchromesh.store import inbox
-from synchromesh.store.bodies import as_coroutine
 from synchromesh.store.outage import Outage
 from synchromesh.store.postgres_answers import Again, Lost, UnitAnswers
 from synchromesh.store.postgres_connection import Connection, clear
@@ -48,35 +37,26 @@ from synchromesh.store.postgres_dialect import Translations
 from synchromesh.store.postgres_errors import (
     CANCELED,
     PostgresFault,
-    is_conflict,
     is_lost,
     is_own_duplicate,
     state_of,
     translate,
 )
-from synchromesh.store.postgres_job import UnitJob
+from synchromesh.store.postgres_group import Group
+from synchromesh.store.postgres_grouping import Grouping
+from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, steps_of
+from synchromesh.store.postgres_transaction import (
+    BEGIN,
+    BEGIN_ALONE,
+    SAVEPOINT,
+    commit,
+    roll_back,
+    send,
+)
 from synchromesh.store.postgres_unit import PostgresUnit, drive
 from synchromesh.store.turns import Turns
-from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+from synchromesh.store.unit import Once, Unit
 
-TABLES = (
-    "create table sm_commit(unit text primary key, at_us bigint not null)",
-    "create table sm_turn()",
-)
-"""The marks of commits; and what units lock, to be beside others or alone: it has no rows."""
-
-# One trip. The snapshot is taken with the lock held, as it is not by a function that locks. What a
-# function has set for the session, and was committed, is no business of the next unit.
-_BEGINS = "begin isolation level serializable read write; reset all; lock table sm_turn in "
-_BEGIN = f"{_BEGINS}row share mode"
-_BEGIN_ALONE = f"{_BEGINS}exclusive mode"
-_SAVEPOINT = "; savepoint sm_body"
-# One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
-# so that it is in no conflict.
-_COMMIT = (
-    "insert into sm_commit(unit, at_us) select '{unit}', {now_us} "
-    "where pg_current_xact_id_if_assigned() is not null; commit"
-)
 _LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
 
 _SWEEP = "delete from sm_commit where unit >= $1 and unit < $2"
@@ -93,25 +73,6 @@ _ROUNDS_MAX = 64
 _log = logging.getLogger("synchromesh.store")
 
 
-@dataclass(frozen=True, slots=True)
-class UnitsOptions:
-    """Whose units they are, and their bounds, as `PostgresOptions` has them.
-
-    Attributes:
-        path: where the database is, as messages show it.
-        life_id: what the ids of its units begin with: 23 characters of a UUID.
-        logs: tables that are logs.
-    """
-
-    path: str
-    service: str
-    life_id: str
-    logs: Sequence[str]
-    limit_s: float
-    backlog_max: int
-    connections_max: int
-
-
 class Units:
     """Run units on a bounded number of connections; create and use it on the loop.
 
@@ -123,7 +84,7 @@ class Units:
 
     Attributes:
         outage: whether the server can be reached.
-        commits: how many units were committed.
+        commits: how many commits there were, each of a unit or of a group.
     """
 
     def __init__(
@@ -153,9 +114,10 @@ class Units:
         self._sweep_at = _SWEEP_EVERY
         self._life_id = options.life_id
         self._number = 0
-        self._turns: Turns[UnitJob] = Turns()
+        self._turns: Turns[UnitJob | GroupTurn] = Turns()
+        self._grouping: Grouping[UnitJob] = Grouping()
         self._pending: set[UnitJob] = set()
-        self._idle: deque[asyncio.Future[UnitJob]] = deque()
+        self._idle: deque[asyncio.Future[UnitJob | GroupTurn]] = deque()
         self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
         self._is_up.set()
         self._is_empty.set()
@@ -195,7 +157,10 @@ class Units:
         job = UnitJob(body, once, name, self._loop.create_future())
         self._pending.add(job)
         self._is_empty.clear()
-        self._turns.add(job)
+        if once is not None or not self._grouping.takes(name):
+            self._turns.add(job)
+        elif self._grouping.add(job):
+            self._turns.add(GroupTurn())
         self._kick()
         return job.future
 
@@ -224,13 +189,16 @@ class Units:
         connection: Connection | None = None
         try:
             while True:
-                waiting: asyncio.Future[UnitJob] = self._loop.create_future()
+                waiting: asyncio.Future[UnitJob | GroupTurn] = self._loop.create_future()
                 self._idle.append(waiting)
                 self._kick()
-                job = await waiting
-                connection = await self._serve(job, connection)
-                if connection is not None and job.has_session and not await clear(connection):
-                    connection = None
+                work = await waiting
+                if isinstance(work, GroupTurn):
+                    connection = await self._serve_group(connection)
+                else:
+                    connection = await self._serve(work, connection)
+                    if connection is not None and work.has_session and not await clear(connection):
+                        connection = None
                 if connection is not None and self.commits >= self._sweep_at:
                     self._sweep_at = self.commits + _SWEEP_EVERY
                     connection = await self._sweep(connection)
@@ -241,10 +209,10 @@ class Units:
     def _kick(self) -> None:
         """Hand units to idle lanes, as long as there are both."""
         while self._idle:
-            job = self._turns.take()
-            if job is None:
+            work = self._turns.take()
+            if work is None:
                 return
-            self._idle.popleft().set_result(job)
+            self._idle.popleft().set_result(work)
 
     async def _serve(self, job: UnitJob, connection: Connection | None) -> Connection | None:
         """Run a unit until it is over; return the connection, if it is well."""
@@ -261,12 +229,72 @@ class Units:
                 raise
             held[0], job.error = None, error
         self._turns.done(job)
+        self._settle(job)
+        self._kick()
+        return held[0]
+
+    async def _serve_group(self, connection: Connection | None) -> Connection | None:
+        """Run a group until each of its units is over or put off; return as `_serve` does."""
+        group = Group(self._grouping.begin(), self._unit, steps_of, path=self._path)
+        held = [connection]
+        try:
+            await self._run_group(group, held)
+        except BaseException as error:
+            if held[0] is not None:
+                held[0].terminate()
+            if not isinstance(error, Exception):
+                for job in (*group.jobs, *group.put_off, *group.singles):
+                    if job in self._pending:
+                        job.future.cancel()
+                raise
+            held[0] = None
+            for job in group.jobs:
+                job.error = error
+        for job in group.jobs:
+            self._settle(job)
+        for job in group.singles:
+            self._grouping.saw(job.name, is_lone=False)
+            self._turns.add(job)
+        if self._grouping.end(group.put_off):
+            self._turns.add(GroupTurn())
+        self._kick()
+        return held[0]
+
+    async def _run_group(self, group: Group, held: list[Connection | None]) -> None:
+        for _ in range(_ROUNDS_MAX):
+            if (connection := held[0]) is None:
+                connection = held[0] = await self._connected()
+            limit = self._loop.call_later(self._options.limit_s, group.expire)
+            try:
+                if group.is_doubtful and await self._is_durable(connection, group.mark):
+                    break
+                self._number += 1
+                if await group.attempt(
+                    connection, self._id_of(self._number), self._runtime.wall_us()
+                ):
+                    self.commits += 1
+                    break
+            except Lost as lost:
+                self._note_lost(lost, held)
+            finally:
+                limit.cancel()
+        else:
+            group.dissolve()
+        for job in group.jobs:
+            job.is_durable = job.error is None
+
+    def _settle(self, job: UnitJob) -> None:
+        """Answer a unit that is over: one that appended once its events have positions."""
         if job.has_appended and job.error is None:
             self._number_logs(partial(self._conclude, job))
         else:
             self._conclude(job)
-        self._kick()
-        return held[0]
+
+    def _note_lost(self, lost: Lost, held: list[Connection | None]) -> None:
+        _log.warning("%s: a connection was lost (%s)", self._path, lost.error)
+        if held[0] is not None:
+            held[0].terminate()
+        held[0] = None
 
     async def _run(self, job: UnitJob, held: list[Connection | None]) -> None:
         """Run a unit on the connection that is held until it is over."""
@@ -274,15 +302,15 @@ class Units:
             if (connection := held[0]) is None:
                 connection = held[0] = await self._connected()
             try:
-                if not (job.is_doubtful and await self._is_durable(connection, job)):
+                if job.is_doubtful and await self._is_durable(connection, job.unit_id):
+                    job.is_durable = True
+                else:
                     await self._attempt(job, connection)
             except Again as why:
                 if not self._may_rerun(job, why):
                     return
             except Lost as lost:
-                _log.warning("%s: a connection was lost (%s)", self._path, lost.error)
-                connection.terminate()
-                held[0] = None
+                self._note_lost(lost, held)
             else:
                 return
         job.error = StoreUnavailable(
@@ -334,16 +362,19 @@ class Units:
             return None
         return connection
 
+    def _unit(self, job: UnitJob) -> PostgresUnit:
+        return PostgresUnit(
+            job.unit_id, job.name, self._runtime.wall_us(), service=self._service,
+            path=self._path, plans=self.plans, new_id=self._runtime.new_id, vault=self._vault,
+        )  # fmt: skip
+
     # -- one run of a unit --------------------------------------------------------------------
 
     async def _attempt(self, job: UnitJob, connection: Connection) -> None:
         """Run a unit in a transaction of its own and commit it, or keep its error."""
         self._number += 1
         job.unit_id, job.error, job.is_doubtful = self._id_of(self._number), None, False
-        unit = PostgresUnit(
-            job.unit_id, job.name, self._runtime.wall_us(), service=self._service,
-            path=self._path, plans=self.plans, new_id=self._runtime.new_id, vault=self._vault,
-        )  # fmt: skip
+        unit = self._unit(job)
         answers = UnitAnswers(
             connection,
             path=self._path,
@@ -352,10 +383,10 @@ class Units:
         )
         limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
         try:
-            begin = _BEGIN_ALONE if job.conflicts > 1 else _BEGIN
-            await _send(connection, begin if job.once is None else begin + _SAVEPOINT)
+            begin = BEGIN_ALONE if job.conflicts > 1 else BEGIN
+            await send(connection, begin if job.once is None else begin + SAVEPOINT)
             try:
-                job.result = await self._driven(job, unit, answers)
+                job.result = await drive(steps_of(job, unit), answers.answer)
             except (Again, Lost):
                 raise
             except BaseException as error:  # the submitter gets it, whatever it is
@@ -363,16 +394,14 @@ class Units:
                     raise
                 job.error = error
             await self._end(job, unit, connection, answers)
+            if job.once is None:
+                self._grouping.saw(job.name, is_lone=answers.asks == answers.appends == 1)
         except Again:
-            await _roll_back(connection)
+            await roll_back(connection)
             raise
         finally:
             limit.cancel()
             job.has_session = job.has_session or answers.has_session
-
-    async def _driven(self, job: UnitJob, unit: PostgresUnit, answers: UnitAnswers) -> object:
-        steps = _plainly(job, unit) if job.once is None else self._once(job, job.once, unit)
-        return await drive(steps, job.body, unit, job.context, answers.answer)
 
     async def _end(
         self, job: UnitJob, unit: PostgresUnit, connection: Connection, answers: UnitAnswers
@@ -384,41 +413,20 @@ class Units:
             # It went on as if nothing were amiss.
             raise Again(is_careful=True)
         if job.error is not None:
-            await _roll_back(connection)
+            await roll_back(connection)
             return
         job.topics, job.has_appended = unit.topics, answers.has_appended
-        sql = _COMMIT.format(unit=unit.unit_id, now_us=unit.now_us)
         try:
-            await connection.execute(sql)
-        except PostgresFault as error:
-            if is_lost(error):
-                job.is_doubtful = True
-                raise Lost(error) from error
-            if is_conflict(error):
-                raise Again(error) from error
-            await _roll_back(connection)
+            error = await commit(connection, unit.unit_id, unit.now_us)
+        except Lost:
+            job.is_doubtful = True
+            raise
+        if error is not None:
+            await roll_back(connection)
             job.error = translate(error, path=self._path, sql="commit")
             return
         job.is_durable = True
         self.commits += 1
-
-    async def _once(self, job: UnitJob, once: Once, unit: PostgresUnit) -> Recorded:
-        """Look up the inbox, run the body and record its conclusion."""
-        known = await inbox.recall(unit, once)
-        if known is not None:
-            return known
-        kind = InboxState.ANSWER
-        try:
-            body: Any = await as_coroutine(job.body(unit), job.body, job.name)
-        except Rejection as rejection:
-            if unit.is_late:
-                raise
-            # What it executed and told goes; that it was refused stays.
-            await unit.undo()
-            kind, body = InboxState.REJECTION, encode(to_problem(rejection))
-            # It is told from the record. Whoever keeps it is in a frame of its traceback.
-            rejection.__traceback__ = None
-        return await inbox.conclude(unit, once, kind, body)
 
     def _expire(self, unit: PostgresUnit) -> None:
         """Time a unit out: it is refused its next statement; one that runs is the server's."""
@@ -435,18 +443,16 @@ class Units:
 
     # -- connections that are lost --------------------------------------------------------------
 
-    async def _is_durable(self, connection: Connection, job: UnitJob) -> bool:
-        """Look up whether a unit was committed whose commit had no answer (I3)."""
+    async def _is_durable(self, connection: Connection, mark: str) -> bool:
+        """Look up whether a commit took effect that had no answer (I3)."""
         try:
-            mine = await connection.fetch(_LOOK_UP, job.unit_id, self._runtime.wall_us())
+            mine = await connection.fetch(_LOOK_UP, mark, self._runtime.wall_us())
         except PostgresFault as error:
             # Its old session is still at it: it is asked again.
             if is_lost(error) or state_of(error) == CANCELED:
                 raise Lost(error) from error
             raise
-        if not mine:
-            job.is_durable = True
-            self.commits += 1
+        self.commits += not mine
         return not mine
 
     async def _connected(self) -> Connection:
@@ -464,7 +470,13 @@ class Units:
         self._is_up.clear()
         self.outage.begin(error.message)
         _log.critical("the store of %r, %s, is closed: %s", self._service, self._path, error)
-        for job in self._turns.drain():
+        waiting = [*self._grouping.drain()]
+        for work in self._turns.drain():
+            if isinstance(work, GroupTurn):
+                self._grouping.end()
+            else:
+                waiting.append(work)
+        for job in waiting:
             job.error = self.outage.error(f"unit {job.name!r}")
             self._conclude(job)
         self._reconnecting = self._loop.create_task(self._reconnect())
@@ -479,19 +491,3 @@ class Units:
         _log.warning("the store of %r is open again", self._service)
         self._is_up.set()
         self._went()
-
-
-async def _plainly(job: UnitJob, unit: PostgresUnit) -> object:
-    return await as_coroutine(job.body(unit), job.body, job.name)
-
-
-async def _send(connection: Connection, sql: str) -> None:
-    try:
-        await connection.execute(sql)
-    except PostgresFault as error:
-        # Not known to be in a transaction, or out of one: it is not kept.
-        raise Lost(error) from error
-
-
-async def _roll_back(connection: Connection) -> None:
-    await _send(connection, "rollback")

@@ -89,6 +89,25 @@ class Unit(Protocol):
         ...
 
 
+class AppendsAtOnce:
+    """A unit whose engine appends to the log of events in one statement, as one with trips does.
+
+    Units that do nothing else may share that statement with others, and their commit.
+    """
+
+    __slots__ = ()
+
+    async def append_rows(
+        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
+    ) -> int:
+        """Append to a stream if it is at the expected version, None for any; return which it was.
+
+        A row is an event's id, name, type version, body, whether it is public, partition key,
+        trace, time and oldest version that reads it.
+        """
+        raise NotImplementedError
+
+
 class Unprepared(BaseException):
     """Raised within a unit that needs work done before it: it is rolled back, and run again.
 

@@ -1,0 +1,97 @@
+"""Appends to the log in one statement: of one unit, or of all units of a group.
+
+It reads the last version of each stream, inserts where that is the expected one, and tells what it
+was. In a group the order of the log is held (see `postgres_transaction`), so that positions are
+given in the same statement, and no turn of the sequencer is needed:
+
+    the last event of the stream has a position, or there is none ─▶ the next ones of the log
+    it has none yet: a unit committed it a moment ago               ─▶ none, the sequencer gives it
+
+Else an event would be read before the one that it follows. Streams of one statement are distinct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synchromesh.store.postgres_dialect import Translation
+from synchromesh.store.unit import SqlValue
+
+LOG = "sm_event"
+"""The table that it appends to."""
+
+_COLUMNS = {
+    "id": "text", "name": "text", "type_version": "bigint", "body": "bytea", "is_public": "integer",
+    "ordering_key": "text", "trace_id": "text", "recorded_us": "bigint",
+    "readable_by_min": "bigint",
+}  # fmt: skip
+_NAMES = ", ".join(_COLUMNS)
+_ASKED = f"""\
+with asked as materialized (
+    select number, given.stream, expected, coalesce(last.version, 0) as version,
+        coalesce(last.is_numbered, true) as is_numbered
+    from unnest(?::text[], ?::bigint[]) with ordinality as given(stream, expected, number)
+    left join lateral (
+        select version, position is not null as is_numbered from {LOG}
+        where {LOG}.stream = given.stream order by version desc limit 1
+    ) as last on true
+), fit as materialized (
+    select {_NAMES}, asked.stream, asked.version + nth as version, at,
+        case when is_numbered then row_number() over (partition by is_numbered order by at) end
+            as place
+    from unnest(?::bigint[], ?::bigint[], {", ".join(f"?::{each}[]" for each in _COLUMNS.values())})
+        with ordinality as event(number, nth, {_NAMES}, at)
+    join asked using (number) where asked.expected is null or asked.expected = asked.version
+)"""
+_INSERTED = f"insert into {LOG}({{}}{_NAMES}, stream, version) select {{}}{_NAMES}, stream, version"
+_TOLD = "select version, is_numbered from asked order by number"
+
+APPEND = Translation(
+    f"{_ASKED}, written as ({_INSERTED.format('', '')} from fit order by at) {_TOLD}", has_log=True
+)
+"""Appends without positions, to one stream."""
+
+APPEND_IN_ORDER = Translation(
+    f"""{_ASKED}, moved as (
+    update sm_log set last = last + (select count(place) from fit)
+    where name = '{LOG}' and exists (select from fit where place is not null)
+    returning last - (select count(place) from fit) as base
+), written as (
+    {_INSERTED.format("position, ", "(select base from moved) + place, ")} from fit order by at
+) {_TOLD}"""
+)
+"""Appends to many streams with positions, while the order of the log is held."""
+
+# Checks the values of an event, with its stream, and names the statement that it is for.
+_ROW = Translation(
+    f"insert into {LOG}(stream, {_NAMES}) values ({', '.join('?' * (len(_COLUMNS) + 1))})"
+)
+
+
+def refuse_events(stream: str, rows: Sequence[Sequence[SqlValue]], *, path: str) -> None:
+    """Refuse what the log cannot keep as it is: raise `StatementFailed`."""
+    for row in rows:
+        _ROW.refuse_values((stream, *row), path=path)
+
+
+def as_values(
+    appends: Sequence[tuple[str, int | None, Sequence[Sequence[SqlValue]]]],
+) -> list[list[SqlValue]]:
+    """Return the values of either statement, for streams with what is expected and appended.
+
+    Example:
+        >>> as_values([("s/1", 0, [("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)])])[:4]
+        [['s/1'], [0], [1], [1]]
+    """
+    numbers: list[SqlValue] = []
+    nths: list[SqlValue] = []
+    columns: list[list[SqlValue]] = [[] for _ in _COLUMNS]
+    for number, (_, _, rows) in enumerate(appends, 1):
+        for nth, row in enumerate(rows, 1):
+            numbers.append(number)
+            nths.append(nth)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    streams: list[SqlValue] = [stream for stream, _, _ in appends]
+    expected: list[SqlValue] = [version for _, version, _ in appends]
+    return [streams, expected, numbers, nths, *columns]

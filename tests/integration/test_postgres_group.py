@@ -1,0 +1,311 @@
+"""Units that only append share a commit on PostgreSQL, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from postgres_server import empty_database
+from synchromesh.errors import StatementFailed, StoreBroken, VersionConflict
+from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, load, read
+from synchromesh.events.log import TOPIC
+from synchromesh.runtime import RealRuntime
+from synchromesh.store import Unit
+from synchromesh.store.postgres import PostgresOptions, PostgresStore
+from synchromesh.store.postgres_connection import Connection
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S = 180.0
+
+
+@pytest.fixture
+async def opened(anyio_backend: str) -> AsyncIterator[Callable[..., Awaitable[PostgresStore]]]:
+    """Opens stores of one log, each of which knows that units named "add" only append."""
+    url = await empty_database("grouped")
+    stores: list[PostgresStore] = []
+
+    async def open_one(**options: Any) -> PostgresStore:
+        store = await PostgresStore.open(
+            url, service="grouped", schemas=[SCHEMA], runtime=RealRuntime(),
+            options=PostgresOptions(**options),
+        )  # fmt: skip
+        stores.append(store)
+        await add(store, f"known/{len(stores)}")
+        return store
+
+    yield open_one
+    for each in stores:
+        await each.close()
+
+
+async def add(
+    store: PostgresStore,
+    stream: str,
+    *,
+    events: int = 1,
+    expected: int | None = None,
+    after: Callable[[Unit], Awaitable[object]] | None = None,
+    **event: Any,
+) -> int:
+    async def body(unit: Unit) -> int:
+        new = [NewEvent("shop.sold", b"{}", **event)] * events
+        version = await append(unit, stream, new, expected=expected)
+        if after is not None:
+            await after(unit)
+        return version
+
+    return await store.write(body, name="add")
+
+
+async def stored(store: PostgresStore) -> list[tuple[int, str, int]]:
+    """Return position, stream and version of all events, but of those that made a name known."""
+    found = await read(store, after=Checkpoint(store.log_id), limit=1000)
+    assert [each.position for each in found] == [*range(1, len(found) + 1)]
+    of_tests = [each for each in found if not each.stream.startswith("known/")]
+    return [(each.position, each.stream, each.version) for each in of_tests]
+
+
+class Proxy:
+    """A connection of which what is sent is seen, and may fail."""
+
+    def __init__(self, connection: Connection, faults: list[tuple[str, bool, Exception]]) -> None:
+        self._connection = connection
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def _call(self, run: Callable[..., Awaitable[Any]], sql: str, *values: Any) -> Any:
+        for fault in self._faults:
+            at, is_after, error = fault
+            if at in sql:
+                self._faults.remove(fault)
+                if is_after:
+                    await run(sql, *values)
+                raise error
+        return await run(sql, *values)
+
+    async def execute(self, sql: str, *values: Any) -> Any:
+        return await self._call(self._connection.execute, sql, *values)
+
+    async def fetch(self, sql: str, *values: Any) -> Any:
+        return await self._call(self._connection.fetch, sql, *values)
+
+
+LOST = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle")
+CONFLICT = asyncpg.SerializationError("could not serialize access")
+FULL = asyncpg.DiskFullError("could not extend file")
+
+
+def _duplicate() -> Exception:
+    error: Exception = asyncpg.UniqueViolationError(
+        "duplicate key value violates unique constraint"
+    )
+    vars(error)["table_name"] = "sm_event"
+    return error
+
+
+APPENDING, COMMITTING, BEGINNING = "moved as", "; commit", "lock table sm_log"
+
+
+_faults: dict[str, list[tuple[str, bool, Exception]]] = {}
+
+
+def faults_of(store: PostgresStore) -> list[tuple[str, bool, Exception]]:
+    """Return what has yet to fail."""
+    return _faults[store.place]
+
+
+async def failing(
+    opened: Any, *faults: tuple[str, bool, Exception], **options: Any
+) -> PostgresStore:
+    """Open a store of one connection, of which what is named fails once, later."""
+    store: PostgresStore = await opened(connections_max=1, **options)
+    connect = store._units._connect
+    to_come: list[tuple[str, bool, Exception]] = []
+
+    async def connect_proxy() -> Proxy:
+        return Proxy(await connect(), to_come)
+
+    store._units._connect = connect_proxy
+    _faults[store.place] = to_come
+    # The connection that it has is replaced by one that is watched.
+    admin = await asyncpg.connect(store._url)
+    await admin.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = current_database() and query like '%; commit'"
+    )
+    await admin.close()
+    await store.write(lambda unit: unit.execute("select 1"), name="anew")
+    to_come += faults
+    return store
+
+
+async def test_units_that_append_share_a_commit(opened: Any) -> None:
+    """Each gets its own version; positions are dense, and within a stream as versions are."""
+    store = await opened()
+    before, told = store.commits, []
+    stop = store.listen(TOPIC, lambda: told.append(1))
+    versions = await asyncio.gather(
+        *(add(store, f"s/{number % 40}", events=1 + number % 3) for number in range(60))
+    )
+    stop()
+    assert sorted(versions) == sorted(
+        [1 + number % 3 for number in range(40)]
+        + [1 + number % 3 + 1 + (number + 40) % 3 for number in range(20)]
+    )
+    assert store.commits - before <= 4
+    assert told
+    found = await stored(store)
+    for stream in {each[1] for each in found}:
+        of = [version for _, each, version in found if each == stream]
+        assert of == [*range(1, len(of) + 1)]
+    assert len(found) == sum(1 + number % 3 for number in range(60))
+
+
+async def test_many_writers_of_one_stream_are_put_off_but_not_lost(opened: Any) -> None:
+    """Of one stream it is one at a time, each by what the one before it has left."""
+    store = await opened()
+    versions = await asyncio.gather(*(add(store, "hot") for _ in range(30)))
+    assert sorted(versions) == [*range(1, 31)]
+    assert [version for _, _, version in await stored(store)] == [*range(1, 31)]
+
+
+async def test_a_version_that_is_taken_fails_its_unit_alone(opened: Any) -> None:
+    """Of those who decided at one version one succeeds (E2), and who is beside them does too."""
+    store = await opened()
+    before = store.commits
+    outcomes = await asyncio.gather(
+        *(add(store, "a", expected=0) for _ in range(5)),
+        *(add(store, f"b/{number}", expected=0) for number in range(5)),
+        return_exceptions=True,
+    )
+    refused = [each for each in outcomes[:5] if isinstance(each, VersionConflict)]
+    assert len(refused) == 4
+    assert {each.actual for each in refused} == {1}
+    assert outcomes[5:] == [1] * 5
+    assert store.commits - before <= 2
+    assert len(await stored(store)) == 6
+
+
+async def test_a_unit_that_fails_after_its_append_fails_alone(opened: Any) -> None:
+    """What it appended goes, and the others commit (I4); so with one that asks for more."""
+    store = await opened()
+
+    async def fail(_: Unit) -> None:
+        raise ValueError("no")
+
+    async def ask(unit: Unit) -> None:
+        assert [each.version for each in await load(unit, "more")] == [1]
+
+    outcomes = await asyncio.gather(
+        add(store, "a"), add(store, "failed", after=fail), add(store, "b"),
+        add(store, "more", after=ask), add(store, "c"), return_exceptions=True,
+    )  # fmt: skip
+    assert isinstance(outcomes[1], ValueError)
+    assert [each for each in outcomes if not isinstance(each, ValueError)] == [1] * 4
+    assert sorted(stream for _, stream, _ in await stored(store)) == ["a", "b", "c", "more"]
+
+
+async def test_a_value_that_the_log_refuses_fails_its_unit_alone(opened: Any) -> None:
+    """The server, or the driver, refuses the statement of all: each is tried by itself."""
+    store = await opened()
+    outcomes = await asyncio.gather(
+        add(store, "a"), add(store, str(3**9000)), add(store, "bad", type_version=2**70),
+        add(store, "nul\0"), add(store, "b"), return_exceptions=True,
+    )  # fmt: skip
+    assert all(isinstance(each, StatementFailed | StoreBroken) for each in outcomes[1:4])
+    assert (outcomes[0], outcomes[4]) == (1, 1)
+    assert sorted(stream for _, stream, _ in await stored(store)) == ["a", "b"]
+
+
+async def test_a_caller_that_is_cancelled_harms_nobody(opened: Any) -> None:
+    """Its unit stands, as every unit does that was asked for."""
+    store = await opened()
+    tasks = [asyncio.ensure_future(add(store, f"s/{number}")) for number in range(6)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[2], asyncio.CancelledError)
+    assert [each for each in outcomes if each == 1] == [1] * 5
+    await add(store, "last")
+    assert len(await stored(store)) == 7
+
+
+@pytest.mark.parametrize(
+    ("at", "is_after", "error"),
+    [
+        (COMMITTING, False, LOST), (COMMITTING, True, LOST), (APPENDING, True, LOST),
+        (BEGINNING, True, LOST), (APPENDING, False, CONFLICT), (COMMITTING, False, CONFLICT),
+        (APPENDING, False, asyncpg.DeadlockDetectedError("deadlock detected")),
+        (APPENDING, False, _duplicate()), (COMMITTING, False, FULL),
+    ],
+)  # fmt: skip
+async def test_a_group_that_is_cut_takes_effect_once(
+    opened: Any, at: str, is_after: bool, error: Exception
+) -> None:
+    """It is looked up by its mark before it is run again, all of it or nothing (I3)."""
+    store = await failing(opened, (at, is_after, error))
+    versions = await asyncio.wait_for(
+        asyncio.gather(*(add(store, f"s/{number}", expected=0) for number in range(8))), WAIT_S
+    )
+    assert versions == [1] * 8
+    assert len(await stored(store)) == 8
+    assert not faults_of(store), "it did fail"
+
+
+async def test_a_group_that_is_always_in_conflict_is_run_one_by_one(opened: Any) -> None:
+    """And each unit is, at last, alone in the database."""
+    faults = [(APPENDING, False, CONFLICT)] * 20
+    store = await failing(opened, *faults)
+    versions = await asyncio.gather(*(add(store, f"s/{number}") for number in range(4)))
+    assert versions == [1] * 4
+    assert len(await stored(store)) == 4
+
+
+async def test_who_appends_to_a_stream_that_another_holds_waits_for_itself(opened: Any) -> None:
+    """A unit elsewhere has inserted there and has yet to commit: nobody else waits for it."""
+    store = await opened()
+    other = await asyncpg.connect(store._url)
+    await other.execute(
+        "begin; insert into sm_event(id, stream, version, name, type_version, body, is_public, "
+        "ordering_key, trace_id, recorded_us) values ('x', 'held', 1, 'n', 1, '', 0, '', '', 1)"
+    )
+    waiting = asyncio.ensure_future(add(store, "held"))
+    async with asyncio.timeout(WAIT_S):
+        assert await asyncio.gather(*(add(store, f"s/{number}") for number in range(4))) == [1] * 4
+    assert not waiting.done()
+    await other.execute("commit")
+    assert await asyncio.wait_for(waiting, WAIT_S) == 2
+    await other.close()
+    found = await stored(store)
+    assert [version for _, stream, version in found if stream == "held"] == [1, 2]
+
+
+async def test_an_event_has_no_position_before_the_one_that_it_follows(opened: Any) -> None:
+    """The one before is committed and not numbered yet: the sequencer numbers both, in order."""
+    store = await opened()
+    await store._sequencer.close()
+    other = await asyncpg.connect(store._url)
+    await other.execute(
+        "insert into sm_event(id, stream, version, name, type_version, body, is_public, "
+        "ordering_key, trace_id, recorded_us) values ('x', 'a', 1, 'n', 1, '', 0, '', '', 1)"
+    )
+    await other.close()
+    following, free = asyncio.ensure_future(add(store, "a")), add(store, "b")
+    assert await asyncio.wait_for(free, WAIT_S) == 1
+    assert not following.done()
+    assert [each.position for each in await load(store, "a")] == [0, 0]
+    third = await opened(look_every_s=0.01)
+    async with asyncio.timeout(WAIT_S):
+        while 0 in [each.position for each in await load(third, "a")]:
+            await asyncio.sleep(0.01)
+    first, second = (each.position for each in await load(third, "a"))
+    assert first < second
+    await store._sequencer.close()
+    assert await following == 2
