@@ -12,7 +12,7 @@ import pytest
 from postgres_server import empty_database
 from synchromesh.errors import StatementFailed, StoreBroken, VersionConflict
 from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, load, read
-from synchromesh.events.log import TOPIC
+from synchromesh.events.appending import TOPIC
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Unit
 from synchromesh.store.postgres import PostgresOptions, PostgresStore

@@ -11,7 +11,8 @@ import pytest
 
 from postgres_server import empty_database
 from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, load, position_of, read
-from synchromesh.events.log import TOPIC, AppendReceipt
+from synchromesh.events.appending import TOPIC
+from synchromesh.events.log import AppendReceipt
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Unit, postgres_wakeups
 from synchromesh.store.postgres import PostgresOptions, PostgresStore

@@ -9,7 +9,7 @@ import pytest
 
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.postgres_dialect import Translations
-from synchromesh.store.postgres_group import Group
+from synchromesh.store.postgres_group import AppendGroup
 from synchromesh.store.postgres_grouping import GROUP_MAX, Grouping
 from synchromesh.store.postgres_job import UnitJob, steps_of
 from synchromesh.store.postgres_keys import AbsentKeys
@@ -35,6 +35,7 @@ def test_a_name_is_learnt_by_a_unit_that_only_appends() -> None:
 
 
 def test_names_without_end_are_no_leak() -> None:
+    """Those that came last are known still."""
     groups: Grouping[int] = Grouping()
     for number in range(3000):
         groups.saw(f"name {number}", is_lone=True)
@@ -67,7 +68,7 @@ class Server:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
-        self.group: Group | None = None
+        self.group: AppendGroup | None = None
 
     async def execute(self, sql: str) -> None:
         self.sent.append(sql)
@@ -94,7 +95,7 @@ async def test_a_group_that_outlives_its_limit_is_rolled_back() -> None:
         )  # fmt: skip
 
     server = Server()
-    server.group = group = Group(jobs, unit_of, steps_of, path="shop")
+    server.group = group = AppendGroup(jobs, unit_of, steps_of, path="shop")
     assert await group.attempt(server, "u-1", 0)
     assert server.sent[-1] == "rollback"
     assert not any("commit" in sql for sql in server.sent)

@@ -28,7 +28,7 @@ from synchromesh.errors import (
     StoreError,
 )
 from synchromesh.events import EventTypes
-from synchromesh.events.log import TOPIC
+from synchromesh.events.appending import TOPIC
 from synchromesh.messaging import Relay, RelayOptions
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.store import Store

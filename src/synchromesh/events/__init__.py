@@ -1,5 +1,6 @@
 """The event log and event sourcing: append, read, subscribe, deciders, projections."""
 
+from synchromesh.events.appending import NewEvent, append, append_each
 from synchromesh.events.decider import Decider, Decision
 from synchromesh.events.generation_tables import GenerationTables
 from synchromesh.events.generations import Generation, Parked, list_generations
@@ -7,10 +8,7 @@ from synchromesh.events.log import (
     RELAY_PREFIX,
     AppendReceipt,
     Checkpoint,
-    NewEvent,
     StoredEvent,
-    append,
-    append_each,
     count_after_checkpoint,
     head,
     load,

@@ -17,8 +17,9 @@ import msgspec
 
 from synchromesh.codec import encode
 from synchromesh.errors import BadRequest, ContractError, StatementFailed
+from synchromesh.events.appending import NewEvent, append_each
 from synchromesh.events.generation_tables import GenerationTables, table_of
-from synchromesh.events.log import Checkpoint, NewEvent, append_each, executor, save_checkpoint
+from synchromesh.events.log import Checkpoint, executor, save_checkpoint
 from synchromesh.store import Row, StoreReader, Unit, log_id_of
 
 PREFIX = "projection/"

@@ -12,14 +12,13 @@ Source: Kleppmann, *Designing Data-Intensive Applications*, chapter 11.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import msgspec
 
-from synchromesh.errors import BadRequest, ContractError, LogGap, LogReplaced, VersionConflict
+from synchromesh.errors import BadRequest, ContractError, LogGap, LogReplaced
 from synchromesh.store import (
-    AppendsAtOnce,
     Row,
     SqlValue,
     Store,
@@ -27,9 +26,6 @@ from synchromesh.store import (
     Unit,
     log_id_of,
 )
-
-TOPIC = "events"
-"""The topic of appends."""
 
 RELAY_PREFIX = "relay/"
 """The prefix of the names of relays' checkpoints."""
@@ -45,15 +41,6 @@ COUNTED_MAX = 100_000
 # All but what a reader filters by and what it decodes comes as one column, `head`, which the engine
 # itself keeps of the others: fetching ten columns takes twice as long as three and decoding one.
 _COLUMNS = "position, head, body"
-_VERSION = "select coalesce(max(version), 0) from sm_event where stream = ?"
-_INSERT = (
-    "insert into sm_event(id, stream, version, name, type_version, body, is_public, ordering_key, "
-    "trace_id, recorded_us, readable_by_min) values (?, ?, {version}, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_APPEND = _INSERT.format(version="?")
-_APPEND_NEXT = _INSERT.format(
-    version="(select coalesce(max(version), 0) + 1 from sm_event where stream = ?)"
-)
 # An event that is not committed, or was a moment ago, may have no position yet.
 _LOAD = (
     "select coalesce(position, 0), head, body from sm_event where stream = ? and version > ? "
@@ -84,22 +71,6 @@ class Executes(Protocol):
 
 # Structs, and none of the garbage collector's business, since they hold nothing that could refer
 # back: a reader makes one for each event, and a frozen dataclass costs it ten times as much.
-
-
-class NewEvent(msgspec.Struct, frozen=True, gc=False):
-    """A new event; `body` is JSON, `name` as in `inventory.stock_reserved`.
-
-    A public one is delivered to other services, in order among those of its `partition_key`. Code
-    that knows the type from version `readable_by_min` on may read it; 0 is its own version.
-    """
-
-    name: str
-    body: bytes
-    type_version: int = 1
-    is_public: bool = False
-    partition_key: str = ""
-    trace_id: str = ""
-    readable_by_min: int = 0
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -188,84 +159,6 @@ async def position_of(source: Unit | StoreReader, receipt: AppendReceipt) -> int
             "the service that gave it, and of its log: do not keep it across a restore"
         )
     return _int(rows[0][0])
-
-
-async def append(
-    unit: Unit, stream: str, events: Sequence[NewEvent], *, expected: int | None
-) -> int:
-    """Append events to a stream within a unit and return the stream's new version.
-
-    `expected` is the version that the decision was made at, 0 for a new stream; None appends
-    whatever the version is.
-
-    Raises:
-        VersionConflict: the stream is at another version; nothing was appended (E2).
-
-    Example:
-        >>> async def body(unit: Unit) -> int:
-        ...     return await append(unit, "stock/SX90", [NewEvent("shop.sold", b"{}")], expected=0)
-    """
-    if isinstance(unit, AppendsAtOnce):
-        return await _append_at_once(unit, stream, events, expected)
-    version = _int((await unit.execute(_VERSION, stream))[0][0])
-    if expected is not None and version != expected:
-        raise VersionConflict(stream, expected=expected, actual=version)
-    if not events:
-        return version
-    new_id, now_us = unit.new_id, unit.now_us
-    rows = [
-        (
-            new_id(), stream, at, event.name, event.type_version, event.body, int(event.is_public),
-            event.partition_key, event.trace_id, now_us,
-            event.readable_by_min or event.type_version,
-        )
-        for at, event in enumerate(events, version + 1)
-    ]  # fmt: skip
-    if len(rows) == 1:
-        await unit.execute(_APPEND, *rows[0])
-    else:
-        await unit.execute_many(_APPEND, rows)
-    unit.notify(TOPIC)
-    return version + len(rows)
-
-
-async def _append_at_once(
-    unit: Any, stream: str, events: Sequence[NewEvent], expected: int | None
-) -> int:
-    """Append as `append` does, where the engine does it in one statement."""
-    rows = [
-        (
-            unit.new_id(), event.name, event.type_version, event.body, int(event.is_public),
-            event.partition_key, event.trace_id, unit.now_us,
-            event.readable_by_min or event.type_version,
-        )
-        for event in events
-    ]  # fmt: skip
-    version: int = await unit.append_rows(stream, expected, rows)
-    if expected is not None and version != expected:
-        raise VersionConflict(stream, expected=expected, actual=version)
-    if rows:
-        unit.notify(TOPIC)
-    return version + len(rows)
-
-
-async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> None:
-    """Append each event to the end of its stream, without a check of versions.
-
-    It is one statement for all of them: for what happens often and decides nothing by a version.
-    """
-    new_id = unit.new_id
-    rows = [
-        (
-            new_id(), stream, stream, event.name, event.type_version, event.body,
-            int(event.is_public), event.partition_key, event.trace_id, unit.now_us,
-            event.readable_by_min or event.type_version,
-        )
-        for stream, event in events
-    ]  # fmt: skip
-    if rows:
-        await unit.execute_many(_APPEND_NEXT, rows)
-        unit.notify(TOPIC)
 
 
 async def load(

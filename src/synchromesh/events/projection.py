@@ -24,10 +24,10 @@ from synchromesh.errors import (
     StoreUnavailable,
 )
 from synchromesh.events import generations
+from synchromesh.events.appending import TOPIC
 from synchromesh.events.generation_tables import GenerationTables
 from synchromesh.events.generations import Generation, Parked
 from synchromesh.events.log import (
-    TOPIC,
     Checkpoint,
     StoredEvent,
     following,

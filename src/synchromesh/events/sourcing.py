@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from synchromesh.events.appending import append
 from synchromesh.events.decider import Decider
-from synchromesh.events.log import AppendReceipt, append, load
+from synchromesh.events.log import AppendReceipt, load
 from synchromesh.events.snapshots import FOLD_MAX, codec_of, fold_ahead, newest, save
 from synchromesh.events.types import EventTypes
 from synchromesh.store import Unit, Unprepared

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
-from synchromesh.events.log import TOPIC, Checkpoint, StoredEvent, read
+from synchromesh.events.appending import TOPIC
+from synchromesh.events.log import Checkpoint, StoredEvent, read
 from synchromesh.store import Store
 
 

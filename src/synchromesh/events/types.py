@@ -11,7 +11,8 @@ import msgspec
 
 from synchromesh.codec import NO_FIT, encode
 from synchromesh.errors import ContractError
-from synchromesh.events.log import NewEvent, StoredEvent
+from synchromesh.events.appending import NewEvent
+from synchromesh.events.log import StoredEvent
 from synchromesh.events.versions import EventVersions
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.sealing import Vault, open_if_ours, open_sealed

@@ -81,7 +81,7 @@ class _Member:
             raise _Spoiled
 
 
-class Group:
+class AppendGroup:
     """The units that one commit is for; it is run again until each of them is settled.
 
     Args:

@@ -42,7 +42,7 @@ from synchromesh.store.postgres_errors import (
     state_of,
     translate,
 )
-from synchromesh.store.postgres_group import Group
+from synchromesh.store.postgres_group import AppendGroup
 from synchromesh.store.postgres_grouping import Grouping
 from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, steps_of
 from synchromesh.store.postgres_transaction import (
@@ -235,7 +235,7 @@ class Units:
 
     async def _serve_group(self, connection: Connection | None) -> Connection | None:
         """Run a group until each of its units is over or put off; return as `_serve` does."""
-        group = Group(self._grouping.begin(), self._unit, steps_of, path=self._path)
+        group = AppendGroup(self._grouping.begin(), self._unit, steps_of, path=self._path)
         held = [connection]
         try:
             await self._run_group(group, held)
@@ -260,7 +260,7 @@ class Units:
         self._kick()
         return held[0]
 
-    async def _run_group(self, group: Group, held: list[Connection | None]) -> None:
+    async def _run_group(self, group: AppendGroup, held: list[Connection | None]) -> None:
         for _ in range(_ROUNDS_MAX):
             if (connection := held[0]) is None:
                 connection = held[0] = await self._connected()

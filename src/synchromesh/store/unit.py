@@ -7,6 +7,7 @@ both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{log_position}`
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -97,6 +98,7 @@ class AppendsAtOnce:
 
     __slots__ = ()
 
+    @abstractmethod
     async def append_rows(
         self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
     ) -> int:
@@ -105,7 +107,7 @@ class AppendsAtOnce:
         A row is an event's id, name, type version, body, whether it is public, partition key,
         trace, time and oldest version that reads it.
         """
-        raise NotImplementedError
+        ...
 
 
 class Unprepared(BaseException):
