@@ -180,7 +180,8 @@ def came_as(
 ) -> HttpExchange:
     """Return the same as it came from the wire."""
     client = Client("10.0.0.1:4711", certificate)
-    return HttpExchange(client, b"GET", b"/", list(fields), b"", is_plain=True)
+    pairs = fields if isinstance(fields, list) else list(fields)
+    return HttpExchange(client, b"GET", b"/", pairs, b"", is_plain=True)
 
 
 class Client:

@@ -24,9 +24,18 @@ from synchromesh.errors import Unauthenticated
 from synchromesh.gateway import ApiKey, KeyRing, KeysFile, Principal, make_key, parse_keys
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.fast import Gate
-from synchromesh.gateway.forward import answer_head, answer_of
+from synchromesh.gateway.forward import answer_of
+from synchromesh.gateway.forward_heads import answer_head
+from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.leading import Leading, UpstreamPaths
-from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
+from synchromesh.http import (
+    Headers,
+    HttpExchange,
+    HttpRequest,
+    HttpResponse,
+    KeptFields,
+    RawPair,
+)
 from synchromesh.http.message import encode_response
 from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import Policy, RetryOptions
@@ -139,6 +148,97 @@ def test_a_verdict_ends_when_its_key_expires() -> None:
         await ring.close()
 
     run(simulated)
+
+
+def test_a_verdict_that_fields_keep_ends_with_its_key(tmp_path: Path) -> None:
+    """The same fields of a connection are verified once, and not beyond the key's own end."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(msgspec.json.encode(KeysFile((KEY,))))
+
+    def read(path: Path) -> dict[str, ApiKey]:
+        return parse_keys(path.read_bytes(), "the file")
+
+    async def simulated(runtime: Runtime) -> None:
+        kept = KeptFields(field("x-api-key", TEXT), b"as they came", 0)
+        ring = KeyRing(read(path), runtime, file=WatchedFile(path, "the keys", read))
+        known = Identification([ring]).known()
+        assert known(came_as(kept)) is known(came_as(kept)) is not None
+        assert Identification([]).known()(came_as(kept)) is None
+        assert Identification([KeyRing({}, runtime)]).known()(came_as(kept)) is None
+        assert Identification([ring]).known({"token"})(came_as(kept)) is None
+        path.write_bytes(msgspec.json.encode(KeysFile(())))
+        ring.refresh()
+        assert known(came_as(kept)) is None
+        ends = dt.datetime.fromtimestamp(runtime.wall_us() / 1e6 + 60, dt.UTC)
+        ring.add(ApiKey(KEY.id, KEY.principal, KEY.hash, KEY.scopes, ends))
+        assert known(came_as(kept)) is known(came_as(kept)) is not None
+        await asyncio.sleep(61)
+        assert known(came_as(kept)) is None
+        ring.replace({KEY.id: KEY})
+        assert known(came_as(kept)) is known(came_as(kept)) is not None
+        ring.replace({})
+        assert known(came_as(kept)) is None
+
+    run(simulated)
+
+
+def test_an_application_s_own_is_asked_before_a_verdict_that_is_kept() -> None:
+    """Nobody knows what it may come to know; what stands behind it is never asked first."""
+
+    class Own:
+        """Knows everybody, once it is told to."""
+
+        who: Principal | None = None
+
+        def known(self, exchange: HttpExchange) -> Principal | None:
+            return self.who
+
+        async def authenticate(self, request: HttpRequest) -> Principal | None:
+            return self.who
+
+        def refresh(self) -> None: ...
+        async def close(self) -> None: ...
+
+    async def main(ring: KeyRing) -> None:
+        own, kept = Own(), KeptFields(field("x-api-key", TEXT), b"as they came", 0)
+        before, behind = Identification([ring, own]).known(), Identification([own, ring]).known()
+        found = [before(came_as(kept)), behind(came_as(kept))]
+        own.who = Principal("session")
+        found += [before(came_as(kept)), behind(came_as(kept))]
+        assert [each and each.name for each in found] == ["shop", "shop", "shop", "session"]
+
+    with_ring(main)
+
+
+def test_what_comes_again_is_passed_on_as_it_came_first() -> None:
+    """Request and answer, and what is said of both; another field in between changes its own."""
+
+    async def main(way: Way) -> None:
+        asked = [
+            ("a", ""),
+            ("a", ""),
+            ("a", ""),
+            ("b", "r-1"),
+            ("b", "r-1"),
+            ("b", "r-2"),
+            ("a", ""),
+        ]
+        told = []
+        for number, (accept, name) in enumerate(asked):
+            way.store.answer = answering(200, b"whole", (("etag", f'"{accept}"'), ("x-n", accept)))
+            headers = {"accept": accept, **({"x-request-id": name} if name else {})}
+            answer = await way.ask("GET /firmware/a", headers=headers)
+            got = way.store.seen[number].request
+            assert got.headers.get_all("accept") == (accept,)
+            assert got.headers.get_all("x-request-id") == ((name,) if name else ())
+            assert answer.headers.get_all("x-n") == (accept,)
+            assert answer.headers.get_all("x-request-id") == ((name,) if name else ())
+            assert answer.headers.get_all("cache-control") == ("no-store",)
+            told.append(answer.headers.get("synchromesh-trace"))
+            assert got.headers.get("traceparent", "")[3:35] == told[-1]
+        assert len(set(told)) == len(asked)
+
+    through(main)
 
 
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

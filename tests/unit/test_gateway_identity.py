@@ -321,8 +321,7 @@ def test_what_is_known_at_once_is_what_would_be_found_out() -> None:
         assert told(who.known()(came_as([pair]))) == "key acme"
         assert by_certificate(came_as([pair])) is None
         assert Identification([ring]).known({"certificate"})(came_as([pair])) is None
-        # As before where nobody looks at connections: one frame, and no other.
-        assert Identification([ring]).known() == ring.known
+        assert told(Identification([ring]).known()(came_as([pair]))) == "key acme"
 
     simulated(main)
 

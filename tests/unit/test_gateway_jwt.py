@@ -37,7 +37,7 @@ from synchromesh.gateway.jwks import WAITING_MAX, UrlKeys
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.principal import Authenticator, QuickAuthenticator
 from synchromesh.gateway.tokens import Claims, TokenRules, UnknownKey, judge, read_keys
-from synchromesh.http import Headers, HttpRequest
+from synchromesh.http import Headers, HttpRequest, KeptFields
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
 
@@ -523,6 +523,31 @@ def test_a_key_that_has_gone_ends_its_verdicts(tmp_path: Path) -> None:
         with pytest.raises(UnknownKey):
             await verifier.authenticate(came(bearer(made)))
         assert await verifier.authenticate(came(bearer(fresh(runtime, OTHER_RSA)))) is not None
+
+    at_work(tmp_path, main)
+
+
+def test_a_verdict_that_fields_keep_ends_with_its_token_and_its_key(tmp_path: Path) -> None:
+    """It is found with the fields, and looked at each time: by whom, by which keys, until when."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        made = fresh(runtime, for_s=60)
+        kept = KeptFields(fields(made), b"as they came", 0)
+        known = Identification([verifier]).known()
+        assert known(came_as(kept)) is None
+        assert kept.verdict is None
+        found = await verifier.authenticate(came(bearer(made)))
+        assert known(came_as(kept)) == known(came_as(kept)) == found
+        # A gateway that does not ask this verifier makes nothing of what it has said.
+        assert Identification([]).known()(came_as(kept)) is None
+        await asyncio.sleep(91)
+        assert known(came_as(kept)) is None
+        kept = KeptFields(fields(fresh(runtime)), b"as they came", 0)
+        await verifier.authenticate(came(Headers.from_wire(kept)))
+        assert known(came_as(kept)) is not None
+        (tmp_path / "keys.json").write_bytes(jwks(OTHER_RSA))
+        verifier.refresh()
+        assert known(came_as(kept)) is None
 
     at_work(tmp_path, main)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gateway_fakes import Connection
 from synchromesh.http import HttpExchange, Limits, PoolLimits
-from synchromesh.http.plain import ODD_MAX
+from synchromesh.http.plain import KEPT_BYTES_MAX, ODD_MAX, KeptFields
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.responses import ResponseReader, ResponseState
 from synchromesh.http.states import ReadingState
@@ -125,6 +125,60 @@ def test_a_request_that_is_read_at_once_is_read_as_by_llhttp() -> None:
         assert found == list(map(taken, slow.ready)), request
         assert (fast.state, fast.begun) == (slow.state, slow.begun), request
     assert at_once > 300
+
+
+def test_fields_that_come_again_are_the_same_until_they_differ() -> None:
+    """Of the third message on they are not read again, whatever came between; as llhttp reads."""
+    fast, slow = request_reader(is_fast=True), request_reader(is_fast=False)
+    for line, field, body in itertools.product(
+        (b"POST / HTTP/1.1", b"PUT /a?b=c HTTP/1.1"),
+        (b"a: b", b"a: b", b"a: b", b"A: b", b"a: b2", b"a: b", b"a: b"),
+        (b"abc", b"abc", b"ab", b"abcd"),
+    ):
+        request = line + b"\r\nhost: x\r\n" + LENGTH + field + b"\r\n\r\n" + body
+        exchange = fast.take_whole(request)
+        # One that is cut, or that more follows, is the parser's.
+        assert (exchange is not None) is (body == b"abc"), request
+        if exchange is not None:
+            assert slow.feed(request) is None
+            assert taken(exchange) == taken(slow.ready.popleft())
+    kept = []
+    for field in (b"c: d", b"c: d", b"c: d", b"c: e", b"c: d", b"c: f"):
+        exchange = fast.take_whole(GET + field + b"\r\n\r\n")
+        kept.append(exchange is not None and isinstance(exchange.pairs, KeptFields))
+    assert kept == [False, True, True, False, True, False]
+
+
+def test_answers_that_come_again_are_the_same_until_they_differ() -> None:
+    """The status is a part of what is compared; nothing of one answer is told of another."""
+    reader = ResponseReader(POOL_LIMITS)
+    seen: list[tuple[int, object, bytes, int]] = []
+    for status, tag in itertools.product((b"200 OK", b"404 Not Found"), (b"1", b"1", b"1", b"2")):
+        reader.expect(False, False)
+        body = b"%b%b!" % (status[:1], tag)
+        assert reader.take_whole(
+            b"HTTP/1.1 %b\r\n%betag: %b\r\n\r\n%b" % (status, LENGTH, tag, body)
+        )
+        pairs = [(b"content-length", b"3"), (b"etag", tag)]
+        assert (reader.pairs, reader.take_body(), reader.length) == (pairs, body, 3)
+        seen.append((reader.status, tag, body, id(reader.pairs)))
+    assert [status for status, *_ in seen] == [200] * 4 + [404] * 4
+    assert seen[1][3] == seen[2][3] != seen[3][3]
+    reader.expect(False, False)
+    assert not reader.take_whole(b"HTTP/1.1 404 Not Found\r\n%betag: 2\r\n\r\nab" % LENGTH)
+
+
+def test_long_fields_are_read_each_time() -> None:
+    """What an idle connection keeps is bounded."""
+    reader = RequestReader(Limits(), None, Nobody())
+    for size, is_kept in ((KEPT_BYTES_MAX - 20, True), (KEPT_BYTES_MAX, False)):
+        request = GET + b"a: %b\r\n\r\n" % (b"x" * size)
+        taken = [reader.take_whole(request) for _ in range(3)]
+        assert [each is not None and isinstance(each.pairs, KeptFields) for each in taken] == [
+            False,
+            is_kept,
+            is_kept,
+        ]
 
 
 def test_a_response_that_is_read_at_once_is_read_as_by_llhttp() -> None:

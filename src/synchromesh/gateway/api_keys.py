@@ -22,11 +22,12 @@ from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
     Folders,
+    KeptVerdict,
     bearer_of,
     credential_of,
     taken_name,
 )
-from synchromesh.http import Headers, HttpExchange, HttpRequest
+from synchromesh.http import Headers, HttpExchange, HttpRequest, KeptFields
 from synchromesh.identity import Principal
 from synchromesh.runtime import Runtime
 from synchromesh.watched import WatchedFile
@@ -123,6 +124,7 @@ class KeyRing:
     ) -> None:
         self._file = file
         self._reserved: Mapping[str, str] = {}
+        # Another one for each set of keys, and never changed: verdicts rest on it (`holds`).
         self._entries = _entries(keys)
         self._wall_us = runtime.wall_us
 
@@ -160,9 +162,24 @@ class KeyRing:
         entry = self._entries.get(key_id)
         if entry is None or not compare_digest(sha256(text).digest(), entry.hash):
             return None
-        if entry.key.expires is not None and entry.key.is_expired(self._wall_us()):
-            return None
+        expires, until_us = entry.key.expires, None
+        if expires is not None:
+            until_us = expires.timestamp() * 1e6
+            if until_us <= self._wall_us():
+                return None
+        fields = exchange.pairs
+        if isinstance(fields, KeptFields):
+            fields.verdict = KeptVerdict(entry.principal, self, self._entries, until_us)
         return entry.principal
+
+    def holds(self, verdict: KeptVerdict) -> bool:
+        """Tell whether a verdict still counts: no key has come or gone, and its own has not ended.
+
+        What was hashed for it are the same bytes, so that they need not be hashed again.
+        """
+        return verdict.basis is self._entries and (
+            verdict.until_us is None or self._wall_us() < verdict.until_us
+        )
 
     def reserve(self, reserved: Mapping[str, str]) -> None:
         """Take no key from now on whose principal has a name that others give.

@@ -11,8 +11,7 @@ Source: RFC 9110, sections 7.6.1 and 7.6.3.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -30,7 +29,7 @@ from synchromesh.context import (
 )
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.gateway.arrival import FIELDS, NOTHING, REQUEST_ID, Arrival, arrival_of
+from synchromesh.gateway.arrival import REQUEST_ID, arrival_of
 from synchromesh.gateway.cors import SAID_BY_US
 from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.leading import FIELDS as LED
@@ -45,10 +44,8 @@ from synchromesh.http import (
     Headers,
     HttpRequest,
     HttpResponse,
-    RawPair,
     Switching,
     asks_to_switch,
-    status_line,
 )
 from synchromesh.propagation import BAGGAGE, TRACEPARENT, TRACESTATE
 
@@ -213,7 +210,7 @@ def answer_of(
     places is told as they are outside.
     """
     ours = tuple(ours)
-    dropped = DROPPED | _named(response.headers)
+    dropped = DROPPED | named_by(response.headers)
     own = {name for name, _ in ours}
     if REQUEST_ID in own:
         dropped |= {REQUEST_ID}  # it is the client's to say
@@ -229,118 +226,6 @@ def answer_of(
     if isinstance(response, Switching):
         return response.telling([*kept, *added])
     return HttpResponse(response.status, [*kept, *added], response.body, stream=response.stream)
-
-
-# -- the same for fields as they came, on the fast way ---------------------------------------------
-
-_ECHOED: Final = f"{REQUEST_ID}: ".encode()
-# What may stand in `Connection` without naming a field of this hop.
-_OPTIONS: Final = frozenset({b"keep-alive", b"close"})
-# What is done with a field of an answer, by its name; unlike a request's they are the upstream's
-# own words, few and always the same. Others than these are judged once and kept.
-_DROP, _PASS, _CACHE, _CONNECTION, _NAME, _LED, _CORS = range(7)
-_RULES: dict[bytes, int] = {}
-_RULES_MAX: Final = 1024
-_FIXED_RULES: Final = {
-    **{name.encode(): _DROP for name in (*DROPPED, "content-length")},
-    b"cache-control": _CACHE,
-    b"connection": _CONNECTION,
-    REQUEST_ID.encode(): _NAME,
-    **{name.encode(): _LED for name in LED},
-}
-_RULES.update(_FIXED_RULES)
-_NO_STORE: Final = b"cache-control: no-store\r\n"
-_OUR_LINES: Final = b"x-content-type-options: nosniff\r\nsynchromesh-trace: "
-_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
-_STATUS_LINES: Final = {status: status_line(status) for status in range(200, 600)}
-_NO_BODY: Final = frozenset({204, 304})
-
-
-# Fields of a request that do not pass, and may need a closer look all the same.
-ODD: Final = frozenset({b"connection", b"idempotency-key"}) | FIELDS
-
-
-def look(
-    closer: Sequence[RawPair], told_by: AbstractSet[bytes]
-) -> tuple[Arrival, tuple[RawPair, ...]] | None:
-    """Return what such fields say of a request, and those of them that are in `told_by`.
-
-    None where one of them needs the slow way: a key, or a `Connection` that names other fields.
-    """
-    arrived = NOTHING
-    told: tuple[RawPair, ...] = ()
-    for name, value in closer:
-        if name in told_by:
-            told = (*told, (name, value))
-        elif name in FIELDS:
-            if arrived is NOTHING:
-                arrived = arrival_of(Headers.from_wire(closer))
-        elif name != b"origin" and (name != b"connection" or value.lower() not in _OPTIONS):
-            return None
-    return arrived, told
-
-
-def answer_head(
-    status: int,
-    pairs: Sequence[RawPair],
-    trace_id: str,
-    size: int,
-    echo: bytes,
-    leading: Leading,
-    has_cors: bool = False,
-) -> bytes:
-    """Return the head of an upstream's answer as the client gets it, as `answer_of` makes it.
-
-    Args:
-        pairs: its fields, as a strict parser has judged them, names in lower case.
-        size: of its body; below 0 where that comes in chunks.
-        echo: the lines that repeat what the client has named its request, and say which pages may
-            read the answer.
-        leading: tells where it leads.
-        has_cors: the latter is the gateway's to say.
-    """
-    lines = [_STATUS_LINES[status]]
-    caching, rules = _NO_STORE, _RULES
-    for name, value in pairs:
-        rule = rules.get(name)
-        if rule is None:
-            rule = _judge(name)
-        if rule:
-            if rule == _CACHE:
-                # What the upstream says of caching goes before ours: it knows its answer.
-                caching = b""
-            elif (rule == _NAME and _ECHOED in echo) or (rule == _CORS and has_cors):
-                continue  # it is the client's to say, or the gateway's
-            elif rule == _CONNECTION:
-                if value not in _OPTIONS and value.lower() not in _OPTIONS:
-                    kept = _unnamed(pairs)
-                    return answer_head(status, kept, trace_id, size, echo, leading, has_cors)
-                continue
-            elif rule == _LED:
-                lines += (name, b": ", leading.raw(name, value), b"\r\n")
-                continue
-            lines += (name, b": ", value, b"\r\n")
-    if size < 0:
-        framing = _CHUNKED
-    else:
-        framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
-    lines += (framing, caching, echo, _OUR_LINES, trace_id.encode(), b"\r\n")
-    return b"".join(lines)
-
-
-def _unnamed(pairs: Sequence[RawPair]) -> list[RawPair]:
-    """Return the fields of an answer but those that its `Connection` names: of its own hop."""
-    named = {name.encode("latin-1") for name in _named(Headers.from_wire(list(pairs)))}
-    return [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
-
-
-def _judge(name: bytes) -> int:
-    if len(_RULES) >= _RULES_MAX:
-        _RULES.clear()  # somebody makes names up
-        _RULES.update(_FIXED_RULES)
-    rule = _CORS if name.startswith(SAID_BY_US.encode()) else _PASS
-    rule = _RULES[name] = _DROP if name.startswith(b"synchromesh-") else rule
-    return rule
 
 
 def read_forward(
@@ -463,11 +348,11 @@ def read_path(path: str, template: Template, note: Note) -> str:
 
 
 def _passing(headers: Headers, passed: frozenset[str]) -> list[tuple[str, str]]:
-    named = _named(headers)
+    named = named_by(headers)
     return [(name, value) for name, value in headers if name in passed and name not in named]
 
 
-def _named(headers: Headers) -> set[str]:
+def named_by(headers: Headers) -> set[str]:
     """Return what `Connection` names: fields of this hop alone."""
     return {
         option.strip().lower()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from synchromesh.calls.forwarding import FailedAttempt
+from synchromesh.calls.forwarding import FailedAttempt, Forwarder
 from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import CallContext
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.identifying import Identification
+from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import HttpExchange
 from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import Breaker, Edge, LatencyTracker, Limiter
-from synchromesh.telemetry import Record
+from synchromesh.telemetry import Record, Tracer
 
 
 class SentForward(Protocol):
@@ -39,10 +41,19 @@ class ForwardGate(Protocol):
     Attributes:
         attempts_left: the extra attempts of each request's tree.
         limiter: bounds what is in flight.
+        forwarder: has the ways to the upstreams.
+        identification: says who asks.
+        origins: tells whom a request comes from.
+        traffic: counts what becomes of requests, by route.
     """
 
     attempts_left: int
     limiter: Limiter
+    forwarder: Forwarder
+    identification: Identification
+    origins: Origins
+    tracer: Tracer
+    traffic: Mapping[str, RouteTraffic]
 
     def resume(self, sent: SentForward, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""

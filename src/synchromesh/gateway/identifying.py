@@ -24,6 +24,8 @@ from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
     Authenticator,
+    Keeping,
+    KeptVerdict,
     Known,
     QuickAuthenticator,
     bearer_of,
@@ -31,7 +33,7 @@ from synchromesh.gateway.principal import (
 )
 from synchromesh.gateway.shapes import is_a
 from synchromesh.gateway.tokens import issuer_of
-from synchromesh.http import HttpExchange, HttpRequest
+from synchromesh.http import HttpExchange, HttpRequest, KeptFields
 from synchromesh.identity import Principal, checked
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ _FIELDS = (AUTHORIZATION.encode(), API_KEY.encode())
 
 # What makes no principal that it has not checked; an application's own may.
 _CHECKING = (KeyRing, TokenVerifier, OwnAuthenticator)
+# Whose verdicts rest on the fields of a request alone.
+_KEEPING = (KeyRing, TokenVerifier)
 _log = logging.getLogger("synchromesh.gateway")
 
 
@@ -62,9 +66,14 @@ class Identification:
         self._shown = [each for each in authenticators if isinstance(each, CertificateVerifier)]
         # The first that is sure decides; one that cannot tell at once leaves those behind it out.
         self._quick: list[Known] = []
+        # Those whose verdicts are kept: what stands behind an application's own is asked each time,
+        # for nobody knows what that may come to know.
+        self._keeping: set[Keeping] = set()
         for each in self._asked:
             if not isinstance(each, QuickAuthenticator):
                 break
+            if isinstance(each, _KEEPING) and len(self._keeping) == len(self._quick):
+                self._keeping.add(each)
             self._quick.append(each.known if isinstance(each, _CHECKING) else _sure(each))
 
     async def of(self, request: HttpRequest, kinds: AbstractSet[str] = frozenset()) -> Principal:
@@ -113,11 +122,18 @@ class Identification:
 
     def known(self, kinds: AbstractSet[str] = frozenset()) -> Known:
         """Return what tells principals at once; what it does not know is left to `of`."""
-        quick = self._quick
-        if not kinds and not self._shown and len(quick) == 1:
-            return quick[0]
+        quick, keeping = self._quick, self._keeping
 
         def known(exchange: HttpExchange) -> Principal | None:
+            fields = exchange.pairs
+            verdict = fields.verdict if isinstance(fields, KeptFields) else None
+            if (
+                isinstance(verdict, KeptVerdict)
+                # Others may have given it: before a reload, or to a gateway's other host.
+                and verdict.by in keeping
+                and verdict.by.holds(verdict)
+            ):
+                return verdict.principal
             for ask in quick:
                 found = ask(exchange)
                 if found is not None:

@@ -22,6 +22,7 @@ from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
     Folders,
+    KeptVerdict,
     bearer_of,
     credential_of,
 )
@@ -36,7 +37,7 @@ from synchromesh.gateway.tokens import (
     judge,
     need_joserfc,
 )
-from synchromesh.http import HttpExchange, HttpRequest
+from synchromesh.http import HttpExchange, HttpRequest, KeptFields
 from synchromesh.identity import Principal, checked
 from synchromesh.runtime import Runtime
 
@@ -265,9 +266,23 @@ class TokenVerifier:
         if self._kept_by is not self._source.keys:
             self._forget()
         kept = self._kept.get(self._digest(field))
-        if kept is None or kept[1] * 1e6 <= self._wall_us():
+        if kept is None:
             return None
-        return kept[0]
+        principal, until_us = kept[0], kept[1] * 1e6
+        if until_us <= self._wall_us():
+            return None
+        fields = exchange.pairs
+        if isinstance(fields, KeptFields):
+            fields.verdict = KeptVerdict(principal, self, self._kept_by, until_us)
+        return principal
+
+    def holds(self, verdict: KeptVerdict) -> bool:
+        """Tell whether a verdict still counts: by the keys that the issuer has now, and in time."""
+        return (
+            verdict.basis is self._source.keys
+            and verdict.until_us is not None
+            and self._wall_us() < verdict.until_us
+        )
 
     def refresh(self) -> None:
         """Have the keys read or fetched again, where that is due."""

@@ -24,7 +24,7 @@ from synchromesh.errors import CallError, ConnectionLost, RateLimited, Synchrome
 from synchromesh.gateway.access_log import NO_STATUS, AccessLog, Told
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
-from synchromesh.gateway.forward import answer_head
+from synchromesh.gateway.forward_heads import answer_head
 from synchromesh.gateway.forward_place import ForwardPlace
 from synchromesh.gateway.forward_plan import ForwardPlan
 from synchromesh.gateway.origin import ClientOrigin

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from synchromesh.errors import Unauthenticated
 from synchromesh.http import Headers, HttpExchange, HttpRequest
@@ -51,6 +51,32 @@ class QuickAuthenticator(Protocol):
 
     def known(self, exchange: HttpExchange) -> Principal | None:
         """Return who asks where that is sure at once; None has `authenticate` asked."""
+        ...
+
+
+class KeptVerdict(NamedTuple):
+    """Who asks by the fields of a request, and what that rests on.
+
+    It is kept with the fields (`KeptFields.verdict`), so that the same fields need not be verified
+    again while it holds; whether it does is looked at each time, by the one who has given it.
+
+    Attributes:
+        by: who has given it.
+        basis: what it was verified by; a verdict on anything else than what counts now is void.
+        until_us: when it ends, by the wall clock; None for never.
+    """
+
+    principal: Principal
+    by: Keeping
+    basis: object
+    until_us: float | None
+
+
+class Keeping(Protocol):
+    """Gives verdicts that may be kept, for what fields say and nothing else."""
+
+    def holds(self, verdict: KeptVerdict) -> bool:
+        """Tell whether a verdict of its own still counts."""
         ...
 
 

@@ -16,6 +16,7 @@ from synchromesh.http.message import (
     request_head,
     status_line,
 )
+from synchromesh.http.plain import KeptFields
 from synchromesh.http.pool import HttpPool
 from synchromesh.http.reading import Streaming
 from synchromesh.http.server import HttpServer
@@ -38,6 +39,7 @@ __all__ = [
     "HttpRequest",
     "HttpResponse",
     "HttpServer",
+    "KeptFields",
     "Lifespan",
     "Limits",
     "Message",

@@ -1,9 +1,14 @@
-"""Reads a head in which nothing is odd from its bytes, at once.
+"""Reads a head in which nothing is odd from its bytes, at once, and knows it when it comes again.
 
 llhttp tells a message field by field, and each field is a call from C into Python: half of what
 reading a request costs. Nearly every message of a call comes in one piece, though, and says nothing
 out of the ordinary. What is accepted here is a part of what llhttp and `strictness` accept, and it
 is read as they read it; anything else is left to them, before a byte of it was taken.
+
+Who sends one message after the other over a connection mostly says the same of each: only the first
+line and the body differ. So a connection keeps the fields that came last, and compares what comes
+with their bytes: the same bytes are the same fields, and need not be read, nor judged, again
+(docs/adr/0080). What a layer above has found out by them is kept with them (`KeptFields`).
 
 Source: RFC 9112, sections 3 and 5.
 """
@@ -11,8 +16,11 @@ Source: RFC 9112, sections 3 and 5.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
+
+from synchromesh.http.message import RawPair
 
 # All that a line may consist of here; with it, CR and LF are only where lines end.
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))
@@ -33,25 +41,65 @@ _NAMES: dict[bytes, bytes] = {}
 _NAMES_MAX: Final = 1024
 
 
-def read_head(data: bytes) -> tuple[bytes, dict[bytes, bytes], bytes] | None:
-    """Return the first line of a head, its fields, and what follows it; None where it is odd.
+HEAD_END: Final = b"\r\n\r\n"
+LINE_END: Final = b"\r\n"
+# Fields that take more are read each time: what idle connections keep is bounded.
+KEPT_BYTES_MAX: Final = 2048
+
+
+class KeptFields(list[RawPair]):
+    """The fields of a head, read once for all messages of a connection that say the same.
+
+    Names are in lower case, none is there twice, and nobody changes the list. It is the same object
+    for each message that has these fields, and of no connection but one: so who reads many of them
+    leaves there what they come to, and finds it when they come again. What may be over before they
+    differ (a key is withdrawn, a token expires, a route is replaced) has to be looked at each time.
+
+    They are kept when they come for the second time in a row: who never says the same twice costs
+    no more than that is compared.
+
+    Args:
+        pairs: the fields.
+        block: the bytes that they were read from.
+        length: how long the body is that follows.
+
+    Attributes:
+        noted: who has found out something by them, and what; None for nothing yet.
+        verdict: who asks by them, as somebody has found out; None where nobody has looked.
+
+    Example:
+        >>> fields = KeptFields([(b"host", b"x")], b"Host: x", 0)
+        >>> fields, fields.noted
+        ([(b'host', b'x')], None)
+    """
+
+    __slots__ = ("block", "length", "noted", "verdict")
+
+    def __init__(self, pairs: Iterable[RawPair], block: bytes, length: int) -> None:
+        super().__init__(pairs)
+        self.block = block
+        self.length = length
+        self.noted: tuple[object, Any] | None = None
+        self.verdict: object = None
+
+
+def read_fields(block: bytes) -> dict[bytes, bytes] | None:
+    """Return the fields of a head, which are all of it but its first line; None where it is odd.
 
     Names are in lower case, and none is there twice.
 
     Example:
-        >>> read_head(b"GET / HTTP/1.1\\r\\nHost: x\\r\\na: b\\r\\n\\r\\nbody")
-        (b'GET / HTTP/1.1', {b'host': b'x', b'a': b'b'}, b'body')
+        >>> read_fields(b"Host: x\\r\\na: b")
+        {b'host': b'x', b'a': b'b'}
         >>> [
-        ...     read_head(b"GET / HTTP/1.1\\r\\n" + fields + b"\\r\\n\\r\\n")
-        ...     for fields in (b"a: b\\nc: d", b"a : b", b"a:b", b"a: b\\r\\nA: c", b"upgrade: h2c")
+        ...     read_fields(block)
+        ...     for block in (b"a: b\\nc: d", b"a : b", b"a:b", b"a: b\\r\\nA: c", b"upgrade: h2c")
         ... ]
         [None, None, None, None, None]
     """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    lines = head.split(b"\r\n")
-    if not end or len(head.translate(None, _PRINTABLE)) != 2 * len(lines) - 2:
+    lines = block.split(LINE_END)
+    if len(block.translate(None, _PRINTABLE)) != 2 * len(lines) - 2:
         return None
-    first = lines.pop(0)
     fields = {}
     names = _NAMES
     for line in lines:
@@ -67,7 +115,7 @@ def read_head(data: bytes) -> tuple[bytes, dict[bytes, bytes], bytes] | None:
         or fields.get(b"connection", b"keep-alive") != b"keep-alive"
     ):
         return None
-    return first, fields, rest
+    return fields
 
 
 def _learn(name: bytes) -> bytes:

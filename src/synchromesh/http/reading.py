@@ -22,7 +22,15 @@ from synchromesh.http.body import Body
 from synchromesh.http.exchange import HttpExchange, ResponseWriter
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
-from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, read_head
+from synchromesh.http.plain import (
+    HEAD_END,
+    KEPT_BYTES_MAX,
+    LENGTH_DIGITS_MAX,
+    LINE_END,
+    ODD_MAX,
+    KeptFields,
+    read_fields,
+)
 from synchromesh.http.states import READS, ReadingEvent, ReadingState
 from synchromesh.http.strictness import (
     WATCHED,
@@ -124,6 +132,9 @@ class RequestReader:
         self._target = b""
         # The latest that were judged: a Host, and the first line of a plain request.
         self._host: bytes | None = None
+        # The latest fields of a plain request, as they came, and those that have come twice.
+        self._block = b""
+        self._fields: KeptFields | None = None
         self._line = self._line_method = self._line_target = b""
         self._odd = 0 if is_fast else ODD_MAX  # how many in a row were not plain
         self._pairs: list[RawPair] = []
@@ -176,35 +187,53 @@ class RequestReader:
         if self.state > _IDLE or self.is_draining or self._odd >= ODD_MAX:
             return None
         self._odd += 1
-        read = read_head(piece)
-        if read is None:
-            return None
-        line, fields, body = read
-        limits = self._limits
-        if line != self._line and not self._judge_line(line):
-            return None
-        host = fields.get(b"host")
-        length = fields.get(b"content-length", b"0")
+        head, end, body = piece.partition(HEAD_END)
+        line, _, block = head.partition(LINE_END)
+        fields = self._fields
+        if fields is not None and fields.block == block:
+            pairs: list[RawPair] = fields
+            length = fields.length
+        else:
+            read = self._read_fields(block)
+            if read is None:
+                return None
+            pairs, length = read
         if (
-            host is None
-            or not length.isdigit()
-            or len(length) > LENGTH_DIGITS_MAX
-            or int(length) != len(body)
-            or len(body) > limits.body_bytes_max
-            or len(piece) - len(body) > limits.head_bytes_max
-            or len(fields) > limits.headers_max
-            or not (host == self._host or has_plain_host(host))
+            length != len(body)
+            or not end
+            or len(head) + len(end) > self._limits.head_bytes_max
+            or (line != self._line and not self._judge_line(line))
         ):
             return None
-        self._host = host
         self._odd = 0
         self.begun += 1
         self.is_old = False
         self._quiet_bytes = 0
         self.state = _IDLE
-        return HttpExchange(
-            self._sink, self._line_method, self._line_target, list(fields.items()), body, True
-        )
+        return HttpExchange(self._sink, self._line_method, self._line_target, pairs, body, True)
+
+    def _read_fields(self, block: bytes) -> tuple[list[RawPair], int] | None:
+        """Return fields, and the length of the body; None where they are odd. No more is asked."""
+        read, limits = read_fields(block), self._limits
+        if read is None:
+            return None
+        host, length = read.get(b"host"), read.get(b"content-length", b"0")
+        if (
+            host is None
+            or not length.isdigit()
+            or len(length) > LENGTH_DIGITS_MAX
+            or int(length) > limits.body_bytes_max
+            or len(read) > limits.headers_max
+            or not (host == self._host or has_plain_host(host))
+        ):
+            return None
+        self._host = host
+        pairs = list(read.items())
+        if block == self._block:
+            pairs = self._fields = KeptFields(pairs, block, int(length))
+        elif len(block) <= KEPT_BYTES_MAX:
+            self._block = block
+        return pairs, int(length)
 
     def _judge_line(self, line: bytes) -> bool:
         """Tell whether the first line of a request is plain, and know it from now on."""

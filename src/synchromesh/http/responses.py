@@ -17,7 +17,16 @@ import httptools
 
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
-from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, STATUSES, read_head
+from synchromesh.http.plain import (
+    HEAD_END,
+    KEPT_BYTES_MAX,
+    LENGTH_DIGITS_MAX,
+    LINE_END,
+    ODD_MAX,
+    STATUSES,
+    KeptFields,
+    read_fields,
+)
 
 # What one read may bring beyond the limit of a head before it is noticed.
 _READ_BYTES: Final = 256 * 1024
@@ -66,6 +75,10 @@ class ResponseReader:
         self.length: int | None = None
         self.is_delimited = self.keeps_alive = False
         self._odd = 0  # how many in a row were not plain
+        # The latest head of a plain response, as it came, and what one that came twice has said.
+        self._head = b""
+        self._fields: KeptFields | None = None
+        self._fields_status = 0
 
     def expect(self, is_head: bool, takes_parts: bool) -> None:
         """Expect the next response; one that is taken in parts may be of any length."""
@@ -101,28 +114,52 @@ class ResponseReader:
         if self.state is not _AWAITED or self._is_head or self._odd >= ODD_MAX:
             return False
         self._odd += 1
-        read = read_head(data) if len(data) <= _WHOLE_BYTES_MAX else None
-        if read is None:
+        if len(data) > _WHOLE_BYTES_MAX:
             return False
-        line, fields, body = read
-        status, limits = STATUSES.get(line), self._limits
-        length = fields.get(b"content-length", b"")
-        if (
-            status is None
-            or not length.isdigit()
-            or len(length) > LENGTH_DIGITS_MAX
-            or int(length) != len(body)
-            or len(body) > limits.body_bytes_max
-            or len(data) - len(body) > limits.head_bytes_max
-            or len(fields) > limits.headers_max
-        ):
+        head, end, body = data.partition(HEAD_END)
+        fields = self._fields
+        if fields is not None and fields.block == head:
+            pairs: list[RawPair] = fields
+            length, status = fields.length, self._fields_status
+        else:
+            read = self._read_head(head)
+            if read is None:
+                return False
+            status, pairs, length = read
+        if length != len(body) or not end:
             return False
-        self.status, self.pairs, self.length = status, list(fields.items()), len(body)
+        self.status, self.pairs, self.length = status, pairs, length
         self._body = [body]
         self._odd = 0
         self.is_delimited = self.keeps_alive = True
         self.state = _WHOLE
         return True
+
+    def _read_head(self, head: bytes) -> tuple[int, list[RawPair], int] | None:
+        """Return status, fields and length of a plain response; None where its head is odd.
+
+        All that is asked of it is asked here: who finds the same bytes again asks nothing.
+        """
+        line, _, block = head.partition(LINE_END)
+        status, read, limits = STATUSES.get(line), read_fields(block), self._limits
+        if status is None or read is None:
+            return None
+        length = read.get(b"content-length", b"")
+        if (
+            not length.isdigit()
+            or len(length) > LENGTH_DIGITS_MAX
+            or int(length) > limits.body_bytes_max
+            or len(head) + len(HEAD_END) > limits.head_bytes_max
+            or len(read) > limits.headers_max
+        ):
+            return None
+        pairs = list(read.items())
+        if head == self._head:
+            pairs = self._fields = KeptFields(pairs, head, int(length))
+            self._fields_status = status
+        elif len(head) <= KEPT_BYTES_MAX:
+            self._head = head
+        return status, pairs, int(length)
 
     def take_body(self) -> bytes:
         """Return what has come of the body and was not taken."""
