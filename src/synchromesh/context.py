@@ -189,6 +189,24 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     return text.encode("ascii")
 
 
+def lines_outside(trace_id: str, span_id: str, marks: TraceMarks, key: str = "") -> bytes:
+    """Return what a stranger is told of a call, as `header_lines` does: its trace and its key.
+
+    He is told no deadline and no baggage, and can spend none of our attempts.
+
+    Args:
+        trace_id, span_id: as they were made here, or as `read_trace` has found them good.
+
+    Example:
+        >>> lines_outside("a" * 32, "b" * 16, KEPT_TRACE)[:20]
+        b'traceparent: 00-aaaa'
+    """
+    if key or marks.state:
+        told = CallContext(trace_id=trace_id, span_id=span_id, key=key, marks=marks.outside())
+        return header_lines(told, now=0.0, wall_us=None)
+    return f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n".encode("ascii")
+
+
 def list_line(name: str, members: str) -> str:
     """Return the line of a `tracestate` or `baggage`. Raises ValueError where it could end it."""
     if not members.isprintable():

@@ -13,6 +13,7 @@ from synchromesh.context import (
     check_key,
     from_headers,
     header_lines,
+    lines_outside,
     new_span_id,
     new_trace_id,
     own_headers,
@@ -282,3 +283,15 @@ def test_no_ratio_goes_before_what_a_trace_says_of_itself(flag: int) -> None:
         assert got.marks.flags == flag
         begun = from_headers({}, now=0.0, wall_us=0, rng=RNG, propagation=propagation)
         assert begun.marks.flags == (3 if ratio else 2)
+
+
+@pytest.mark.parametrize("key", ["", "order A-1"])
+@pytest.mark.parametrize("state", ["", "vendor=1"])
+@pytest.mark.parametrize("baggage", ["", "tenant=acme"])
+def test_a_stranger_is_told_the_trace_and_the_key_alone(key: str, state: str, baggage: str) -> None:
+    """By either way of putting it together; no baggage is among it."""
+    trace_id, span_id = "a" * 32, "b" * 16
+    marks = TraceMarks(2, state, baggage)
+    own = CallContext(trace_id=trace_id, span_id=span_id, key=key, marks=TraceMarks(2, state))
+    told = header_lines(own, now=0.0, wall_us=None)
+    assert lines_outside(trace_id, span_id, marks, key) == told

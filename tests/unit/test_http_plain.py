@@ -46,6 +46,21 @@ STATUSES = [
 ]
 BODIES = [b"abc", b"", b"abcd", b"ab", b"abcGET / HTTP/1.1\r\n"]
 GET, POST = b"GET / HTTP/1.1\r\nhost: x\r\n", b"POST / HTTP/1.1\r\nhost: x\r\n"
+CODINGS = [
+    b"transfer-encoding: chunked\r\n", b"Transfer-Encoding: Chunked\r\n",
+    b"transfer-encoding: gzip, chunked\r\n", b"transfer-encoding: chunked\r\ncontent-length: 3\r\n",
+]  # fmt: skip
+SIZES = [
+    *(b"3", b"03", b"0003", b"00003", b"+3", b" 3", b"3 ", b"0x3", b"3;x=y", b"3_", b"2", b"4"),
+    *(b"", b"0", b"a", b"A", b"8", b"9", b"1000000000000000"),
+]
+CHUNKS = [
+    b"abc", b"", b"ab\r\n0\r\n\r\n", b"abc\r\n1\r\nd", b"a" * 8, b"a" * 9, b"abc\r\n0\r\n\r\n",
+]  # fmt: skip
+LAST_CHUNKS = [
+    b"\r\n0\r\n\r\n", b"\r\n00\r\n\r\n", b"\r\n0\r\nx: y\r\n\r\n", b"\r\n0\r\n",
+    b"0\r\n\r\n", b"\n0\n\n", b"\r\n0\r\n\r\nx", b"",
+]  # fmt: skip
 OK, LENGTH = b"HTTP/1.1 200 OK\r\n", b"content-length: 3\r\n"
 MANY = [b"a%d: %b\r\n" % (n, b"x" * 40) for n in range(9)]
 
@@ -76,6 +91,8 @@ def responses() -> Iterator[bytes]:
         yield OK + field + b"\r\nabc"
     for count in range(len(MANY)):
         yield OK + LENGTH + b"".join(MANY[:count]) + b"\r\nabc"
+    for coding, size, data, end in itertools.product(CODINGS, SIZES, CHUNKS, LAST_CHUNKS):
+        yield OK + coding + b"\r\n" + size + b"\r\n" + data + end
 
 
 class Nobody:
@@ -220,6 +237,11 @@ def test_a_usual_message_is_read_at_once() -> None:
     responses.expect(False, False)
     assert responses.take_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
     assert responses.take_body() == b"abc"
+    for body in (b"abc", b"a" * 8, b"abc"):
+        responses.expect(False, False)
+        chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        assert responses.take_whole(OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
+        assert (responses.take_body(), responses.length) == (body, None)
 
 
 def test_a_connection_of_odd_messages_is_left_to_llhttp() -> None:

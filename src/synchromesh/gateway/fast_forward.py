@@ -17,7 +17,12 @@ from typing import Final, TypeAlias
 from synchromesh.calls.fast import known_at_once
 from synchromesh.calls.forwarding import IDEMPOTENT, by_http
 from synchromesh.calls.http_client import HttpTransport, keep_line
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.context import (
+    ATTEMPTS_LEFT_MAX,
+    CallContext,
+    header_lines,
+    lines_outside,
+)
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.arrival import NOTHING, Arrival
@@ -32,7 +37,6 @@ from synchromesh.gateway.passing import ForwardExchange
 from synchromesh.http import HttpExchange, KeptFields, RawPair
 from synchromesh.http.together import together_on
 from synchromesh.identity import NOBODY, Principal
-from synchromesh.propagation import TraceMarks
 
 _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
@@ -254,7 +258,7 @@ class FastForward:
             shared.finder.note_found(service.name)
         trace_id, span_id = sent.trace_id, sent.call_span_id
         if self.is_external:
-            lines.append(_trace_lines(trace_id, span_id, sent.marks))
+            lines.append(lines_outside(trace_id, span_id, sent.marks))
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
@@ -315,11 +319,3 @@ class FastForward:
             return None  # the slow way meets it again, and tells it
         self.places[endpoint.instance] = place
         return place
-
-
-def _trace_lines(trace_id: str, span_id: str, marks: TraceMarks) -> bytes:
-    """Return what a stranger is told of a trace, as `header_lines` has it."""
-    if marks.state:
-        told = CallContext(trace_id=trace_id, span_id=span_id, marks=marks.outside())
-        return header_lines(told, now=0.0, wall_us=None)
-    return f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n".encode("ascii")

@@ -83,23 +83,26 @@ def answer_head(
         leading: tells where it leads.
         has_cors: the latter is the gateway's to say.
     """
-    # But for the trace, and an echo that has no say in it, a head comes to the same behind an
-    # instance each time that the upstream has said the same.
+    # But for its length, the trace, and an echo that has no say in it, a head comes to the same
+    # behind an instance each time that the upstream has said the same.
     has_name = _ECHOED in echo
     usual = pairs if isinstance(pairs, KeptFields) and not (has_cors or has_name) else None
     if usual is not None and usual.noted is not None and usual.noted[0] is leading:
         lines: bytes = usual.noted[1]
     else:
-        lines = _lines(status, pairs, size, leading, has_name=has_name, has_cors=has_cors)
+        lines = _lines(status, pairs, leading, has_name=has_name, has_cors=has_cors)
         if usual is not None:
             usual.noted = leading, lines
-    return b"%b%b%b%b\r\n" % (lines, echo, _OUR_LINES, trace_id.encode())
+    if size < 0:
+        framing = _CHUNKED
+    else:
+        framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
+    return b"%b%b%b%b%b\r\n" % (lines, framing, echo, _OUR_LINES, trace_id.encode())
 
 
 def _lines(
     status: int,
     pairs: Sequence[RawPair],
-    size: int,
     leading: Leading,
     *,
     has_name: bool,
@@ -121,17 +124,13 @@ def _lines(
             elif rule == _CONNECTION:
                 if value not in _OPTIONS and value.lower() not in _OPTIONS:
                     kept = _unnamed(pairs)
-                    return _lines(status, kept, size, leading, has_name=has_name, has_cors=has_cors)
+                    return _lines(status, kept, leading, has_name=has_name, has_cors=has_cors)
                 continue
             elif rule == _LED:
                 lines += (name, b": ", leading.raw(name, value), b"\r\n")
                 continue
             lines += (name, b": ", value, b"\r\n")
-    if size < 0:
-        framing = _CHUNKED
-    else:
-        framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
-    lines += (framing, caching)
+    lines.append(caching)
     return b"".join(lines)
 
 

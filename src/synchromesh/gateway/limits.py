@@ -20,6 +20,8 @@ _LIMIT = re.compile(r"([0-9]{1,6})/(s|m|h)")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 # Sums of floats: less than this part of a token is none.
 _ROUNDING = 1e-3
+# What is left of such an interval is a whole second, rounded up.
+_SHORT_S = 0.9
 
 RATELIMIT: Final = "ratelimit"
 RATELIMIT_POLICY: Final = "ratelimit-policy"
@@ -164,13 +166,14 @@ class TokenBuckets:
         if full_at_s is None:
             full_at_s = buckets.get(_SHARED, now)
         lacking_s = full_at_s - now
-        lacking = min(burst, math.ceil(lacking_s / self._interval_s - _ROUNDING))
-        more_in = 0
+        interval_s = self._interval_s
+        lacking, more_in = math.ceil(lacking_s / interval_s - _ROUNDING), 1
         if lacking <= 0:
-            lacking = 0
-        else:
+            lacking = more_in = 0
+        elif lacking >= burst or interval_s > _SHORT_S:
+            lacking = min(burst, lacking)
             # As `take` has it, so that both round to the same second.
-            more_in = whole_seconds(lacking_s - self._interval_s * (lacking - 1))
+            more_in = whole_seconds(lacking_s - interval_s * (lacking - 1))
         return self._allowances.get((lacking, more_in)) or self._allowance(lacking, more_in)
 
     def is_as(self, other: TokenBuckets) -> bool:

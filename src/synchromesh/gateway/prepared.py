@@ -14,7 +14,7 @@ from synchromesh.calls.fast import SURELY_FITS, known_at_once
 from synchromesh.calls.http_client import Place, keep_line
 from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, lines_outside
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
@@ -166,12 +166,8 @@ class PreparedCall:
         """Return the lines that sign a hop, and those of what travels with it."""
         service = self._service
         if self._plan.is_external:
-            # A stranger is not told who we are, and can spend none of our attempts.
-            marks = context.marks.outside()
-            told = CallContext(
-                trace_id=context.trace_id, span_id=call.span_id, key=call.key, marks=marks
-            )
-            return b"", header_lines(told, now=now, wall_us=None)
+            # A stranger is not told who we are.
+            return b"", lines_outside(context.trace_id, call.span_id, context.marks, call.key)
         hop = service.hops[context.priority].get(context.principal)
         if hop is None or now >= hop.fresh_until_s:
             hop = service.hop(context.principal, context.priority, now)

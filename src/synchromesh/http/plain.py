@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -26,6 +27,11 @@ from synchromesh.http.message import RawPair
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 # What decides about framing, persistence or protocol needs a closer look.
 _ODD: Final = frozenset({b"expect", b"proxy-connection", b"transfer-encoding", b"upgrade"})
+# Of answers the framing is looked at: those of many frameworks come in a chunk.
+ODD_IN_ANSWERS: Final = _ODD - {b"transfer-encoding"}
+_HEX: Final = b"0123456789abcdefABCDEF"
+_CHUNK_DIGITS_MAX: Final = 4
+_LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 # An answer of any other status, or of other words, is read by llhttp: these have a body.
 STATUSES: Final = {
     f"HTTP/1.1 {status.value} {status.phrase}".encode(): status.value
@@ -61,7 +67,7 @@ class KeptFields(list[RawPair]):
     Args:
         pairs: the fields.
         block: the bytes that they were read from.
-        length: how long the body is that follows.
+        length: how long the body is that follows; below 0 where that is for itself to say.
 
     Attributes:
         noted: who has found out something by them, and what; None for nothing yet.
@@ -83,10 +89,10 @@ class KeptFields(list[RawPair]):
         self.verdict: object = None
 
 
-def read_fields(block: bytes) -> dict[bytes, bytes] | None:
+def read_fields(block: bytes, odd: AbstractSet[bytes] = _ODD) -> dict[bytes, bytes] | None:
     """Return the fields of a head, which are all of it but its first line; None where it is odd.
 
-    Names are in lower case, and none is there twice.
+    Names are in lower case, and none is there twice, or among those that are `odd`.
 
     Example:
         >>> read_fields(b"Host: x\\r\\na: b")
@@ -111,11 +117,32 @@ def read_fields(block: bytes) -> dict[bytes, bytes] | None:
         fields[lower] = value
     if (
         len(fields) != len(lines)
-        or not _ODD.isdisjoint(fields)
+        or not odd.isdisjoint(fields)
         or fields.get(b"connection", b"keep-alive") != b"keep-alive"
     ):
         return None
     return fields
+
+
+def one_chunk(data: bytes) -> bytes | None:
+    """Return a body that came as one chunk, and its end with it; None for anything else.
+
+    Example:
+        >>> one_chunk(b"3\\r\\nabc\\r\\n0\\r\\n\\r\\n")
+        b'abc'
+        >>> [
+        ...     one_chunk(data + b"\\r\\n0\\r\\n\\r\\n")
+        ...     for data in (b"4\\r\\nabc", b"3;x=y\\r\\nabc", b"+3\\r\\nabc", b"0\\r\\n")
+        ... ]
+        [None, None, None, None]
+    """
+    size, _, rest = data.partition(LINE_END)
+    if not 0 < len(size) <= _CHUNK_DIGITS_MAX or size.translate(None, _HEX):
+        return None
+    chunk = rest.removesuffix(_LAST_CHUNK)
+    if not chunk or len(chunk) == len(rest) or int(size, 16) != len(chunk):
+        return None
+    return chunk
 
 
 def _learn(name: bytes) -> bytes:

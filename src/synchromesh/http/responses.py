@@ -22,9 +22,11 @@ from synchromesh.http.plain import (
     KEPT_BYTES_MAX,
     LENGTH_DIGITS_MAX,
     LINE_END,
+    ODD_IN_ANSWERS,
     ODD_MAX,
     STATUSES,
     KeptFields,
+    one_chunk,
     read_fields,
 )
 
@@ -126,9 +128,16 @@ class ResponseReader:
             if read is None:
                 return False
             status, pairs, length = read
-        if length != len(body) or not end:
+        if not end:
             return False
-        self.status, self.pairs, self.length = status, pairs, length
+        if length < 0:
+            chunk = one_chunk(body)
+            if chunk is None or len(chunk) > self._limits.body_bytes_max:
+                return False
+            body = chunk
+        elif length != len(body):
+            return False
+        self.status, self.pairs, self.length = status, pairs, None if length < 0 else length
         self._body = [body]
         self._odd = 0
         self.is_delimited = self.keeps_alive = True
@@ -138,28 +147,34 @@ class ResponseReader:
     def _read_head(self, head: bytes) -> tuple[int, list[RawPair], int] | None:
         """Return status, fields and length of a plain response; None where its head is odd.
 
-        All that is asked of it is asked here: who finds the same bytes again asks nothing.
+        The length is below 0 where it comes in chunks. All that is asked of a head is asked here:
+        who finds the same bytes again asks nothing.
         """
         line, _, block = head.partition(LINE_END)
-        status, read, limits = STATUSES.get(line), read_fields(block), self._limits
+        status, read = STATUSES.get(line), read_fields(block, ODD_IN_ANSWERS)
+        limits = self._limits
         if status is None or read is None:
             return None
-        length = read.get(b"content-length", b"")
+        stated, coding = read.get(b"content-length"), read.get(b"transfer-encoding")
+        if stated is None and coding == b"chunked":
+            length = -1
+        elif coding is None and stated and stated.isdigit() and len(stated) <= LENGTH_DIGITS_MAX:
+            length = int(stated)
+        else:
+            return None
         if (
-            not length.isdigit()
-            or len(length) > LENGTH_DIGITS_MAX
-            or int(length) > limits.body_bytes_max
+            length > limits.body_bytes_max
             or len(head) + len(HEAD_END) > limits.head_bytes_max
             or len(read) > limits.headers_max
         ):
             return None
         pairs = list(read.items())
         if head == self._head:
-            pairs = self._fields = KeptFields(pairs, head, int(length))
+            pairs = self._fields = KeptFields(pairs, head, length)
             self._fields_status = status
         elif len(head) <= KEPT_BYTES_MAX:
             self._head = head
-        return status, pairs, int(length)
+        return status, pairs, length
 
     def take_body(self) -> bytes:
         """Return what has come of the body and was not taken."""
