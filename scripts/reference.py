@@ -126,6 +126,7 @@ hang = "30s"
 on_failure = "continue"
 key = "env:SERVO_WORKS_KEY"
 joined = ["shop"]
+tls = { certificate = "tls/host.pem", key = "tls/host.key", ca = "tls/services.pem" }
 """,
     "services": """\
 [services.orders]

@@ -23,6 +23,7 @@ TOML = """
 [system]
 name = "{name}"
 key = "env:MESH_KEY"
+tls = {{ certificate = "tls/host.pem", key = "tls/host.key", ca = "tls/authority.pem" }}
 
 [services.tills]
 app = "operated_app:tills"

@@ -158,19 +158,42 @@ class ClientContexts:
     """Says what a client secures its connection to a host and port by.
 
     Args:
-        special: by host and port, for those that are not proved by the system's authorities alone.
+        special: by host and port, for those that are not proved by `files`.
+        files: for all others; without them they are proved by the system's authorities.
 
     Raises:
         ConfigError: as `client_context` does.
     """
 
-    def __init__(self, special: Mapping[tuple[str, int], ClientFiles] = MappingProxyType({})):
-        self._default = client_context()
+    def __init__(
+        self,
+        special: Mapping[tuple[str, int], ClientFiles] = MappingProxyType({}),
+        files: ClientFiles = ClientFiles(),
+    ) -> None:
+        self._files = files
+        # Before they are read: a change meanwhile is then seen as one.
+        self._seen = self._stamps()
+        self._default = client_context(files)
         self._special = {address: client_context(files) for address, files in special.items()}
 
     def __call__(self, host: str, port: int) -> ssl.SSLContext:
         """Return the context for a host and port."""
         return self._special.get((host, port), self._default)
+
+    def refresh(self) -> None:
+        """Read `files` again where they have changed; wrong ones are logged, and not taken."""
+        now = self._stamps()
+        if now == self._seen:
+            return
+        self._seen = now
+        try:
+            self._default = client_context(self._files)
+        except ConfigError as error:
+            _log.error("what is shown to others stays as it was: %s", error.message)
+
+    def _stamps(self) -> tuple[Stamp | None, ...]:
+        files = (self._files.ca, self._files.certificate, self._files.key)
+        return tuple(stamp_of(path) for path in files if path is not None)
 
 
 def _read_server(files: ServerFiles, now_s: float) -> tuple[ssl.SSLContext, Certificate, bytes]:

@@ -6,18 +6,20 @@ import asyncio
 import json
 import os
 import random
+import socket
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import msgspec
 import pytest
 
+from certificates import Issued, issue
 from cli_runs import Ran, Run, runner
 from nats_server import shared_nats
 from nats_world import kept_at, running
@@ -53,6 +55,7 @@ class Spread:
 
     folder: Path
     port: int
+    authority: Issued
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     count: int = 0
 
@@ -107,7 +110,7 @@ class Spread:
 
 
 def free_port() -> int:
-    with create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         return port
 
@@ -124,10 +127,13 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
         patch.setenv("DATABASE_URL", server.replace("postgres@", ""))
         port = free_port()
         (folder / "synchromesh.toml").write_text(TOML.format(name=name, port=port))
+        (folder / "tls").mkdir()
+        authority = issue(folder / "tls", "authority")
+        issue(folder / "tls", "host", by=authority)
         passwords = Signer(bytes.fromhex(KEY)).database_passwords
         databases = PostgresDatabases(server, system=name, passwords=passwords)
         asyncio.run(databases.create(["tills"]))
-        system = Spread(folder, port)
+        system = Spread(folder, port, authority)
         try:
             system.start("tills#1", "tills#2", "gateway")
             yield system
@@ -158,6 +164,9 @@ def test_the_status_of_all_replicas_is_on_one_screen(spread: Spread, run: Run) -
     (instance,) = status["services"][FIRST]["instances"]
     assert instance["instance"] == FIRST
     assert status["findings"] == []
+    assert sorted(status["engines"]) == ["databases", "registry and messages"]
+    assert status["engines"]["databases"].startswith("PostgreSQL at ")
+    assert "NATS at 127.0.0.1:" in run(spread.folder, "status").out
 
     def owned() -> list[str]:
         told = ok(run(spread.folder, "status", "--json"))["services"]
@@ -193,8 +202,15 @@ def test_an_edge_is_broken_in_all_replicas_and_healed(spread: Spread, run: Run) 
     assert isolated["isolated"] == ["tills"]
     released = run(spread.folder, "breaker", "release", "tills", "--why", "drill")
     assert released.out == "released: tills\n"
-    elsewhere = run(spread.folder, "console")
-    assert elsewhere.code == 2
+    for words, instead in (
+        (["console"], "status --watch"),
+        (["call", "tills.count"], "client add"),
+        (["logs"], "journalctl"),
+    ):
+        elsewhere = run(spread.folder, *words)
+        assert elsewhere.code in (1, 2)
+        assert instead in elsewhere.err, elsewhere
+    assert run(spread.folder, "gateway", "mirror").out == "no route of the gateway has a mirror\n"
 
 
 async def asked(
@@ -274,7 +290,7 @@ async def test_who_cannot_be_asked_is_named_with_the_mend(spread: Spread, run: R
 
 async def test_one_that_hangs_is_not_waited_for(pool: HttpPool) -> None:
     """Nobody knows whether it has done what it was asked for."""
-    with create_server(("127.0.0.1", 0)) as hung:
+    with socket.create_server(("127.0.0.1", 0)) as hung:
         admin = f"http://127.0.0.1:{hung.getsockname()[1]}"
         facts = (("pid", f"7@{NODE}"), ("admin", admin))
         entry = InstanceEntry(Endpoint(FIRST, "tills", "http://127.0.0.1:1", facts), "p")
@@ -334,6 +350,38 @@ def asked_with(port: int, key: str) -> tuple[int, str]:
             return answer.status, answer.headers["ratelimit-policy"]
     except urllib.error.HTTPError as error:
         return error.code, error.headers.get("ratelimit-policy", "")
+
+
+def test_services_call_each_other_by_tls_alone(spread: Spread, run: Run) -> None:
+    """Who shows no certificate of their authority is not let in; one that is renewed is taken."""
+    status = ok(run(spread.folder, "status", "--json"))
+    (listed,) = status["services"][FIRST]["instances"]
+    assert listed["url"].startswith("https://127.0.0.1:")
+    port = int(listed["url"].rpartition(":")[2])
+    tls = spread.folder / "tls"
+    context = ssl.create_default_context(cafile=str(tls / "authority.pem"))
+
+    def answered() -> bytes:
+        """What is read by who asks something; nothing where the connection is ended."""
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            shown.append(secured.getpeercert(binary_form=True))
+            try:
+                secured.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+                return secured.recv(8)
+            except OSError:
+                return b""
+
+    shown: list[bytes | None] = []
+    # By TLS 1.3 who shows nothing is refused at the first that is read.
+    assert answered() == b""
+    context.load_cert_chain(tls / "host.pem", tls / "host.key")
+    assert answered() == b"HTTP/1.1"
+    issue(tls, "host", by=spread.authority)
+    assert until(lambda: answered() != b"" and shown[-1] != shown[0])
+    assert spread.ask()[0] == 200
 
 
 def test_two_gateways_share_keys_rates_and_reloads(spread: Spread, run: Run) -> None:

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import here_alone
 from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
 
@@ -57,7 +58,11 @@ def call(
         if name in texts:
             raise click.UsageError(f"argument {name!r} is given twice")
         texts[name] = value
-    control = ControlClient(folder)
+    control = here_alone(
+        folder,
+        "an operator is no client; ask the gateway, or call a service by a credential of a client "
+        "(synchromesh client add)",
+    )
     request = {
         "operation": operation,
         "arguments": texts,

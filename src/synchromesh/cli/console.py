@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import here_alone
 from synchromesh.cli.output import print_json, print_line
 
 
@@ -19,7 +19,12 @@ def console(folder: Path, is_json: bool) -> int:
     It shows what needs a person, services, traces and sagas, and does what the command line does.
     The browser stays in for a week, also after a restart.
     """
-    answer = ControlClient(folder).post("/console", {})
+    control = here_alone(
+        folder,
+        "synchromesh status --watch, trace, why and saga ask all of them, and synchromesh export "
+        "grafana draws their metrics",
+    )
+    answer = control.post("/console", {})
     if is_json:
         print_json(answer)
     else:

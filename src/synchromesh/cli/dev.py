@@ -171,15 +171,21 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
 
 
 def _announce(system: System, is_split: bool, is_json: bool) -> None:
+    from synchromesh.system.config.engine_section import FILES
+
     info = system.info
     if is_json:
         urls = {"control": info.control, "gateway": info.gateway, "services": info.services}
         more = {"admin": info.admin, "admin_of": info.admin_of, "console": system.console_url()}
+        more["engines"] = system.engines
         print_json({**urls, **more})
         return
     and_others = ", and one for each service" if is_split else ""
     name = click.style(info.system, bold=True)
     print_line(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
+    if system.engines != FILES:
+        for what, engine in system.engines.items():
+            print_line(f"  {what:<18} {engine}")
     urls = {**info.services, **({"gateway": info.gateway} if info.gateway else {})}
     own = {"control": info.control, "admin": info.admin, "console": system.console_url()}
     for part, url in {**urls, **own}.items():

@@ -59,7 +59,15 @@ def logs(
         _print(line, folder, is_json=is_json)
     if follower is None:
         if not found and not is_json:
+            from synchromesh.cli.operating import is_elsewhere
+
             click.echo("nothing was logged that fits", err=True)
+            if is_elsewhere(folder):
+                click.echo(
+                    "replicas by synchromesh run write their log to stdout: look at journalctl, "
+                    "kubectl logs or docker compose logs, where they run",
+                    err=True,
+                )
         return 0 if found else FINDING
     with suppress(KeyboardInterrupt):
         _follow(folder, follower, wanted, is_json=is_json)

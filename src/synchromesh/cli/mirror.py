@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli.operating import control_of
 from synchromesh.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ def mirror(folder: Path, is_json: bool) -> int:
 
     from synchromesh.system.control.status import Status
 
-    status = msgspec.convert(ControlClient(folder).get("/status"), Status)
-    mirrors = status.gateway.mirrors if status.gateway is not None else []
+    status = msgspec.convert(control_of(folder).get("/status"), Status)
+    gateways = [status.gateway] if status.gateway is not None else []
+    mirrors = [each for one in (status.gateways.values() or gateways) for each in one.mirrors]
     if is_json:
         print_json(msgspec.to_builtins(mirrors))
     elif not mirrors:

@@ -123,6 +123,28 @@ def control_of(folder: Path) -> ControlClient | ReplicasClient:
         raise
 
 
+def here_alone(folder: Path, instead: str) -> ControlClient:
+    """Return a client of the system that runs in a folder, for a verb that replicas have not.
+
+    Args:
+        instead: what to do where the system is replicas that nobody supervises, a sentence.
+
+    Raises:
+        ConfigError: no system runs in the folder.
+    """
+    if _client_elsewhere(folder) is not None:
+        raise ConfigError(
+            f"no system runs in this folder, and replicas by synchromesh run have no such verb: "
+            f"{instead}"
+        )
+    return ControlClient(folder)
+
+
+def is_elsewhere(folder: Path) -> bool:
+    """Return whether a system is configured to be replicas elsewhere, and does not run here."""
+    return _client_elsewhere(folder) is not None
+
+
 def say_silent(answer: dict[str, Any]) -> int:
     """Say which replicas did not do what all of them were to; return the exit code."""
     silent = answer.get("silent", ())

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from synchromesh.cli.show import duration_text, faults_table, plain_table, styled, time_of_day
 from synchromesh.codec import to_datetime
+from synchromesh.system.config.engine_section import FILES
 from synchromesh.system.control.rates import WorkRate
 from synchromesh.system.control.status import (
     BreakerStatus,
@@ -28,10 +29,7 @@ def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ())
 
     `unreachable` is why the status is not current; `work` what was done since the last look.
     """
-    head = f"{status.system}  {f'process {status.pid}' if status.pid else 'replicas'}"
-    if status.spans_dropped:
-        head += f"  {status.spans_dropped} spans dropped"
-    parts: list[RenderableType] = [Text(head, style="bold")]
+    parts = _head(status)
     if unreachable:
         parts.append(Text(f"last known: {unreachable}", style="red"))
     parts += [Text(finding, style="red") for finding in status.findings]
@@ -74,6 +72,15 @@ def _work_table(work: Sequence[WorkRate]) -> Table:
                 f"{each.p99_s * 1e3:.1f} ms",
             )
     return table
+
+
+def _head(status: Status) -> list[RenderableType]:
+    head = f"{status.system}  {f'process {status.pid}' if status.pid else 'replicas'}"
+    if status.spans_dropped:
+        head += f"  {status.spans_dropped} spans dropped"
+    servers = {} if status.engines == FILES else status.engines
+    told = [f"{what}: {engine}" for what, engine in servers.items()]
+    return [Text(head, style="bold"), *map(Text, told)]
 
 
 def _services(status: Status) -> Table:

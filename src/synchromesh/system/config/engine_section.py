@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -14,6 +14,8 @@ from synchromesh.system.config.secrets import read_secret
 
 _SCHEMES = {"postgres": ("postgresql", "postgres"), "nats": ("nats", "tls", "ws", "wss")}
 _PORT_MAX = 65_535
+# What a system is on that has no server, as `EngineSection.shown` says it.
+FILES = {"databases": "SQLite files"}
 
 
 class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +69,43 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "and percent-encode what is odd in a password"
             )
         return url
+
+    def shown(self, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return what the system runs on, without users and passwords.
+
+        Raises:
+            ConfigError: as `url` does.
+
+        Example:
+            >>> engine = EngineSection(postgres="postgresql://db:5432", sqlite=("customers",))
+            >>> engine.shown(Path(), {})
+            {'databases': 'PostgreSQL at db:5432, and SQLite files of customers'}
+            >>> EngineSection().shown(Path(), {})
+            {'databases': 'SQLite files'}
+        """
+        postgres, nats = (self.url(each, folder, environment) for each in ("postgres", "nats"))
+        databases = f"PostgreSQL at {_places(postgres)}" if postgres else FILES["databases"]
+        if postgres and self.sqlite:
+            databases += f", and SQLite files of {', '.join(self.sqlite)}"
+        found = {"databases": databases}
+        if nats:
+            found["registry and messages"] = f"NATS at {_places(nats)}"
+        return found
+
+
+def _places(url: str) -> str:
+    """Return the hosts and ports of a URL, which may be several with commas between them.
+
+    Example:
+        >>> _places("nats://me:secret@a:4222,nats://b:4222"), _places("postgresql:///?host=/run")
+        ('a:4222, b:4222', '/run')
+    """
+    found = []
+    for each in url.split(","):
+        parts = urlsplit(each if "://" in each else f"//{each}")
+        query = dict(parse_qsl(parts.query))
+        found.append(parts.netloc.rpartition("@")[2] or query.get("host", "its own address"))
+    return ", ".join(found)
 
 
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:

@@ -117,6 +117,12 @@ def _check(config: SystemConfig, layers: Layers) -> None:
                 "or external too; rename one"
             )
     _check_engine(config, layers)
+    tls = config.system.tls
+    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
+        raise ConfigError(
+            f"{layers.where('system', 'tls')}: [system] tls needs certificate, key and ca, all of "
+            "them: each host proves itself to the others, and believes that authority alone"
+        )
     _check_numbers(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
     try:

@@ -29,6 +29,7 @@ from synchromesh.system.config.gateway_section import GatewaySection
 from synchromesh.system.config.layers import Secret
 from synchromesh.system.config.sagas_section import SagasSection
 from synchromesh.system.config.telemetry_section import TelemetrySection
+from synchromesh.system.config.tls_sections import SystemTlsSection
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
@@ -64,6 +65,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on_failure: what a part does that fails too often while the system runs: with "continue" it
             is given up and tried again after growing pauses, and the others go on; with "stop" it
             ends the system, with exit code 3.
+        tls: what services on several hosts prove themselves by to each other, by TLS; both sides
+            do.
         joined: the services that other processes answer for, by `synchromesh.asgi.join` or by HTTP.
     """
 
@@ -77,6 +80,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accepted_key: Secret = ""
     hang: str = "30s"
     on_failure: Literal["continue", "stop"] = "continue"
+    tls: SystemTlsSection = SystemTlsSection()
     joined: tuple[str, ...] = ()
 
 

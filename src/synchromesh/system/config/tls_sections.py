@@ -36,6 +36,38 @@ class ClientTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class SystemTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tls = {...}` of `[system]`: files in PEM, relative to this folder; read when they change.
+
+    Attributes:
+        certificate: of this host, for the address that others call it by, and those of the
+            authorities between; both to serve and to call; "" has services call each other by
+            plain HTTP.
+        key: its private key, without a password.
+        ca: the authority of the certificates of all hosts; of no others.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    def server(self, folder: Path) -> ServerFiles | None:
+        """Return what services prove themselves by; None where they serve plain HTTP."""
+        if not self.certificate:
+            return None
+        from synchromesh.tls import ServerFiles
+
+        return ServerFiles(folder / self.certificate, folder / self.key, folder / self.ca)
+
+    def client(self, folder: Path) -> ClientFiles | None:
+        """Return what services call each other by; None where that is plain HTTP."""
+        if not self.certificate:
+            return None
+        from synchromesh.tls import ClientFiles
+
+        return ClientFiles(folder / self.ca, folder / self.certificate, folder / self.key)
+
+
 class ServerTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`tls = {...}` of `[gateway]`: files in PEM, relative to this folder; read when they change.
 

@@ -66,6 +66,7 @@ class LocalProcess:
         taken_up: told of a part whose code is taken up while it runs.
         reloaded: returns what its last reload was; None for none.
         code_changed: files that have changed since their part started, by part.
+        engines: what databases and the registry are on, in words.
         restart: restarts a part or background child that runs here; False where there is none.
     """
 
@@ -88,6 +89,7 @@ class LocalProcess:
     taken_up: Callable[[str], None] = lambda _: None
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
     code_changed: dict[str, list[str]] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)
 
     async def observed(self) -> list[ObservedCall]:
         """Return what was called by whom, as the spans of this process tell."""
@@ -100,6 +102,7 @@ class LocalProcess:
             system=self.system,
             pid=pid,
             admin=self.admin,
+            engines=self.engines,
             gateway=(
                 GatewayStatus(
                     pid,

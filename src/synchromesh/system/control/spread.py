@@ -73,8 +73,11 @@ class AllReplicas:
         registry: is followed meanwhile.
     """
 
-    def __init__(self, config: SystemConfig, registry: NatsRegistry, asking: Asking) -> None:
+    def __init__(
+        self, config: SystemConfig, folder: Path, registry: NatsRegistry, asking: Asking
+    ) -> None:
         self._config = config
+        self._folder = folder
         self._registry = registry
         self._asking = asking
         self._answers: dict[tuple[str, str], Verb] = {
@@ -149,6 +152,7 @@ class AllReplicas:
             services=[name for name in config.services if name not in config.system.joined],
             externals=config.external,
             gateway=GATEWAY if config.gateway.app else "",
+            engines=config.engine.shown(self._folder, os.environ),
         )
 
     async def _metrics(self, _: str, __: bytes) -> MetricsAnswer:
@@ -308,7 +312,7 @@ async def all_replicas(config: SystemConfig, folder: Path, who: str) -> AsyncIte
             raise DiscoveryError(f"{registry!r} has not said who is there in time")
         operator = Operator(keys[0], who, runtime.wall_us)
         async with HttpPool(network=runtime.network) as pool:
-            yield AllReplicas(config, registry, Asking(operator, pool, os.uname().nodename))
+            yield AllReplicas(config, folder, registry, Asking(operator, pool, os.uname().nodename))
     finally:
         for task in tasks:
             task.cancel()

@@ -6,8 +6,9 @@ so that one of them is believed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
@@ -65,6 +66,7 @@ def spread_status(
     services: Collection[str],
     externals: Collection[str] = (),
     gateway: str = "",
+    engines: Mapping[str, str] = MappingProxyType({}),
 ) -> Status:
     """Return the status of a system.
 
@@ -73,6 +75,7 @@ def spread_status(
         services: those that are configured.
         externals: the services that are not ours.
         gateway: what its gateway is called; "" where it has none.
+        engines: what it runs on, in words.
 
     Example:
         >>> at = ListedInstance("orders#1@a", "http://10.0.0.5:8001", False)
@@ -107,6 +110,7 @@ def spread_status(
         children={gateway: _no_replica(gateway)} if gateway and gateway not in there else {},
         faults=FaultsStatus(list(faults.values())),
         isolations=list(isolations.values()),
+        engines=dict(engines),
     )
     merged = Status.merge(first, *whole)
     gateways = {name: each for own in whole for name, each in own.gateways.items()}

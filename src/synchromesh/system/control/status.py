@@ -283,6 +283,7 @@ class Status(msgspec.Struct, frozen=True):
         spans_dropped: how many spans were lost, for too many came at once.
         code_changed: the files that have changed since their part started, by service or "gateway".
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
+        engines: what databases are on, and the registry where that is on a server, in words.
 
     Example:
         >>> down = ChildStatus("restarting", last_error="OSError")
@@ -306,6 +307,7 @@ class Status(msgspec.Struct, frozen=True):
     findings: list[str] = []
     admin: str = ""
     gateways: dict[str, GatewayStatus] = {}
+    engines: dict[str, str] = {}
 
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:
@@ -332,6 +334,7 @@ class Status(msgspec.Struct, frozen=True):
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
             code_changed=first.code_changed,
+            engines=first.engines,
             findings=[
                 *_findings(services, children),
                 *_unhealthy(externals),

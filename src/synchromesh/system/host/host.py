@@ -8,6 +8,7 @@ and back in the other order. What was started before something failed is stopped
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -23,7 +24,7 @@ from synchromesh.gateway import Gateway
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
-from synchromesh.network import HandedNetwork
+from synchromesh.network import HandedNetwork, Network
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import StoreOptions
@@ -54,7 +55,7 @@ from synchromesh.system.host.gateway_reload import Fits, GatewayReload
 from synchromesh.system.host.listed_gateway import ListedGateway
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
-from synchromesh.system.host.securing import secured_network, terminated
+from synchromesh.system.host.securing import open_https, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
 from synchromesh.system.host.shared_keys import open_shared_keys
 from synchromesh.system.host.subscribers import follow_subscribers
@@ -131,6 +132,7 @@ class Host:
     _definitions: Definitions
     _fix: Callable[..., None]
     _registry: Registry
+    _inside: Network
 
     def __init__(
         self,
@@ -206,11 +208,9 @@ class Host:
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
         export(self.background, lambda: self.control.own_metrics())
-        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        if (secured := secured_network(config, self.folder, runtime.network)) is not None:
-            by_tls = HttpPool(network=secured, limits=limits)
-            enter.push_async_callback(by_tls.close)
-            transports["https"] = HttpTransport(by_tls, runtime=runtime)
+        secured = config, self.folder, runtime, limits, enter
+        self._inside, https = open_https(*secured, self.background)
+        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime), **https}
         if self._inproc is not None:
             transports["inproc"] = self._inproc
         table, signer.clients = FaultTable(), ClientBook(self.rundir.clients, signer.client_keys)
@@ -243,6 +243,7 @@ class Host:
             externals=() if self.name else tuple(config.external),
             supervisors=[self.background],
             restart=self.restart,
+            engines=config.engine.shown(self.folder, os.environ),
         )
         return made
 
@@ -469,14 +470,12 @@ class Host:
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, own, succeeds = self.config, self.config.system, self._succeeds
-        port = succeeds.port if succeeds else 0
+        at = own.host, config.services[part.service].port, succeeds.port if succeeds else 0
         made = self.services[part.name] = ServicePart(
             part,
             self.deps,
             self._registry,
-            listening=Listening(
-                own.host, config.services[part.service].port, port, own.advertise, self.operated_at
-            ),
+            listening=Listening(*at, own.advertise, self.operated_at, self._inside),
             inproc=self._inproc,
             background=self.background,
             up=lambda instance: self._note_up(part.name, instance),

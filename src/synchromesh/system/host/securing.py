@@ -1,38 +1,128 @@
-"""TLS of a system: to external services, and at the gateway."""
+"""TLS of a system: between its services, to external services, and at the gateway."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from synchromesh.calls import HttpTransport, Transport
 from synchromesh.errors import ConfigError
-from synchromesh.network import Network
+from synchromesh.http import HttpPool, PoolLimits
+from synchromesh.network import Network, RealNetwork
+from synchromesh.runtime import Runtime
+from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.schema import SystemConfig
 
 if TYPE_CHECKING:
-    from synchromesh.tls import ClientFiles, ServerTls
+    from synchromesh.system.config.tls_sections import SystemTlsSection
+    from synchromesh.tls import ClientContexts, ClientFiles, ServerFiles, ServerTls
+
+REREAD_EVERY_S = 1.0
 
 
-def secured_network(config: SystemConfig, folder: Path, network: Network) -> Network | None:
-    """Return the network by which https:// URLs are reached; None where there are none.
+class SystemTls:
+    """What the services of a process prove themselves by to others, and others to them.
+
+    Args:
+        server: what listeners are secured by; None for plain ones.
+        client: what https:// URLs are reached by; None where there are none.
+
+    Attributes:
+        outside: the network by which https:// URLs are reached; None where there are none.
+        inside: the network that services listen on.
+    """
+
+    def __init__(
+        self, network: Network, server: ServerTls | None, client: ClientContexts | None
+    ) -> None:
+        self._server, self._client = server, client
+        self.outside = None if client is None else network.secured(client=client)
+        self.inside = network if server is None else network.secured(server=server.context)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether it has files that may change."""
+        return self._server is not None
+
+    def warning(self, now_s: float) -> str:
+        """Return what a person should know of the certificate; "" where that is nothing."""
+        return "" if self._server is None else self._server.warning(now_s=now_s)
+
+    async def run(self, wall_us: Callable[[], int]) -> None:
+        """Read the files again when they change; a supervised loop."""
+        assert self._server is not None
+        assert self._client is not None
+        while True:
+            await asyncio.sleep(REREAD_EVERY_S)
+            self._server.refresh(now_s=wall_us() / 1e6)
+            self._client.refresh()
+
+
+def system_tls(config: SystemConfig, folder: Path, network: Network, now_s: float) -> SystemTls:
+    """Return what secures the calls of a process.
 
     Raises:
         ConfigError: a file of certificates is missing or wrong; the message names the section.
     """
+    section, special = config.system.tls, _special(config, folder)
+    files = section.client(folder)
+    if not special and files is None:
+        return SystemTls(network, None, None)
+    from synchromesh.tls import ClientContexts, ServerTls
+
+    if files is None:
+        return SystemTls(network, None, ClientContexts(special))
+    try:
+        return SystemTls(
+            network, ServerTls(_own(section, folder), now_s=now_s), ClientContexts(special, files)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"[system] tls: {error.message}") from error
+
+
+def open_https(
+    config: SystemConfig,
+    folder: Path,
+    runtime: Runtime,
+    limits: PoolLimits,
+    enter: AsyncExitStack,
+    background: Supervisor,
+) -> tuple[Network, dict[str, Transport]]:
+    """Return what services listen on, and what carries calls to https:// URLs, if there are such.
+
+    Raises:
+        ConfigError: a file of certificates is missing or wrong; the message names the section.
+    """
+    tls = system_tls(config, folder, runtime.network, runtime.wall_us() / 1e6)
+    if tls.has_files:
+        background.start(Child("tls", lambda: tls.run(runtime.wall_us)))
+    if tls.outside is None:
+        return tls.inside, {}
+    pool = HttpPool(network=tls.outside, limits=limits)
+    enter.push_async_callback(pool.close)
+    return tls.inside, {"https": HttpTransport(pool, runtime=runtime)}
+
+
+def _own(section: SystemTlsSection, folder: Path) -> ServerFiles:
+    files = section.server(folder)
+    assert files is not None, "both are there or none"
+    return files
+
+
+def _special(config: SystemConfig, folder: Path) -> dict[tuple[str, int], ClientFiles]:
+    """Return what external services are reached by, by host and port. Raises ConfigError."""
     special: dict[tuple[str, int], ClientFiles] = {}
     for name in _secured(config):
         files = _shown_to(name, config, folder)
         for url in config.external[name].addresses:
             parts = urlsplit(url)
             special[parts.hostname or "", parts.port or 443] = files
-    if not special:
-        return None
-    from synchromesh.tls import ClientContexts
-
-    return network.secured(client=ClientContexts(special))
+    return special
 
 
 def terminated(config: SystemConfig, folder: Path, now_s: float) -> ServerTls | None:
@@ -59,6 +149,8 @@ def tls_mistakes(config: SystemConfig, folder: Path, now_s: float) -> Iterator[s
     ]
     if config.gateway.app:
         tries.append(partial(terminated, config, folder, now_s))
+    if config.system.tls.certificate:
+        tries.append(partial(system_tls, config, folder, RealNetwork(), now_s))
     for each in tries:
         try:
             each()

@@ -19,6 +19,7 @@ from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, St
 from synchromesh.http import HttpServer
 from synchromesh.identity import REGISTRY
 from synchromesh.messaging import declaration_of
+from synchromesh.network import Network
 from synchromesh.service import (
     Child,
     Deps,
@@ -58,6 +59,7 @@ class Listening:
         advertise: the host by which others reach it; "" for the one it listens on.
         operated_at: where operators find the admin listener of the process; "" where they ask its
             supervisor.
+        network: where it listens; None for that of the runtime.
     """
 
     host: str = "127.0.0.1"
@@ -65,13 +67,14 @@ class Listening:
     before: int = 0
     advertise: str = ""
     operated_at: str = ""
+    network: Network | None = None
 
     def url_of(self, url: str) -> str:
         """Return the URL by which callers reach a server that listens at one."""
         if not self.advertise:
             return url
         host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise
-        return f"http://{host}:{url.rpartition(':')[2]}"
+        return f"{url.partition('://')[0]}://{host}:{url.rpartition(':')[2]}"
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
@@ -156,7 +159,8 @@ class ServicePart:
         edge = HttpEdge(runtime=self._deps.runtime, propagation=self._deps.propagation)
         edge.mount(instance.dispatcher, instance.offered)
         runtime = self._deps.runtime
-        self._server = HttpServer(edge, network=runtime.network, wall_us=runtime.wall_us)
+        network = self._listening.network or runtime.network
+        self._server = HttpServer(edge, network=network, wall_us=runtime.wall_us)
         await self._listen(self._server)
         self._exit.push_async_callback(self._server.close)
         # Whoever uses its address is not to be told another one.

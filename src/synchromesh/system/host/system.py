@@ -121,6 +121,11 @@ class System:
             raise ConfigError("the system does not run; start it first")
         return self._info
 
+    @property
+    def engines(self) -> dict[str, str]:
+        """What databases and the registry are on, in words."""
+        return self._host.local.engines
+
     def console_url(self) -> str:
         """Return a URL that lets one browser into the console, once.
 
