@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -88,9 +88,8 @@ class KeysOnNats:
             DiscoveryError: it does not answer.
             MissingExtra: the extra `nats` is not installed.
         """
-        await self._document.open()
         brought = tuple(brought)
-        if await self._look(is_renewed=True) == 0:
+        if await self._patiently(self._first) == 0:
             await self.change(lambda known: known.with_keys(brought))
             if brought:
                 _log.info("%d API keys of this folder are on NATS now", len(brought))
@@ -118,24 +117,21 @@ class KeysOnNats:
             ConfigError: as it raises; or there are too many keys.
             DiscoveryError: the server does not answer; what was wanted may be done yet.
         """
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + CHANGE_WITHIN_S
-        while True:
-            try:
-                revision = await self._look()
-                wanted = change(self.known)
-                if wanted != self.known or not revision:
-                    await self._write(wanted, revision)
-                return wanted
-            except Conflict:
-                pass
-            except DiscoveryError as error:
-                if loop.time() >= end_s:
-                    raise DiscoveryError(
-                        f"{error.message}; it is not known whether the API keys were changed: look "
-                        "at synchromesh gateway key list once the server answers"
-                    ) from error
-            await asyncio.sleep(PAUSE_S)
+
+        async def changing() -> SharedKeys:
+            revision = await self._look()
+            wanted = change(self.known)
+            if wanted != self.known or not revision:
+                await self._write(wanted, revision)
+            return wanted
+
+        try:
+            return await self._patiently(changing)
+        except DiscoveryError as error:
+            raise DiscoveryError(
+                f"{error.message}; it is not known whether the API keys were changed: look at "
+                "synchromesh gateway key list once the server answers"
+            ) from error
 
     async def run(self, changed: Callable[[Mapping[str, ApiKey]], None]) -> None:
         """Ask for them again and again, and tell what has changed; a supervised loop."""
@@ -162,6 +158,24 @@ class KeysOnNats:
             if self.known != before:
                 changed(self.known.by_id())
             await asyncio.sleep(ASK_EVERY_S)
+
+    async def _first(self) -> int:
+        await self._document.open()
+        return await self._look(is_renewed=True)
+
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Do something again while others change the keys, and for a while where nobody answers."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + CHANGE_WITHIN_S
+        while True:
+            try:
+                return await act()
+            except Conflict:
+                pass
+            except DiscoveryError:
+                if loop.time() >= end_s:
+                    raise
+            await asyncio.sleep(PAUSE_S)
 
     async def _look(self, *, is_renewed: bool = False) -> int:
         """Read the keys, write down again what was lost; return the revision, 0 for none ever.
