@@ -24,6 +24,7 @@ from synchromesh.saga.records import RecordKind, SagaRecord
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.saga.shards import shards_of
 from synchromesh.saga.starting import new_row
+from synchromesh.saga.writing import write_all
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
 from synchromesh.system.host.process import spare_collector as spare_collector
@@ -180,7 +181,7 @@ async def _leave(
                 parts.append(saga_tables.Part(row, 0, records(id_), is_start=True))
 
             async def body(unit: Unit, parts: list[saga_tables.Part] = parts) -> object:
-                return await saga_tables.write_all(unit, parts, fence)
+                return await write_all(unit, parts, fence)
 
             await store.write(body, name="seed")
 

@@ -34,10 +34,10 @@ from simulation.mutant import ROOT, Mutant, load_tests
 from simulation.mutants_of_tests import MUTANTS_OF_TESTS
 from simulation.mutants_of_weather import MUTANTS_OF_WEATHER
 from synchromesh.events import Checkpoint, save_checkpoint
-from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import RecordKind as RecordKind
 from synchromesh.saga.records import SagaRecord, StepState
+from synchromesh.saga.writing import write_all
 from synchromesh.store import InboxState, Once, Recorded, Unit
 
 # -- the inbox -----------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _batch_is_told_before_it_is_written(write: Any) -> Any:
         if starts:
             await write(self, starts)
         fence = self._shards.fence(entry.row.shard for entry in late)
-        await self._store.write(lambda unit: tables.write_all(unit, late, fence), name="too late")
+        await self._store.write(lambda unit: write_all(unit, late, fence), name="too late")
 
     return mutated
 

@@ -59,8 +59,22 @@ def test_one_group_has_its_turn_at_a_time() -> None:
         assert not groups.add(number)
     assert len(groups.begin()) == GROUP_MAX
     assert groups.end()
-    assert len(groups.drain()) == 1
-    assert not groups.end()
+    assert len(groups.drain(is_over=False)) == 1
+    assert not groups.add(1), "the turn is under way still"
+    assert groups.drain(is_over=True) == [1]
+    assert groups.add(2)
+
+
+def test_a_name_whose_units_are_batches_is_known_by_the_first() -> None:
+    """They are in no group, and hold the order of the log by themselves."""
+    groups: Grouping[int] = Grouping()
+    assert not groups.is_batch("saga records")
+    groups.saw("saga records", is_lone=False, is_batch=True)
+    assert groups.is_batch("saga records")
+    assert not groups.takes("saga records")
+    for number in range(1024):
+        groups.saw(f"name {number}", is_lone=False, is_batch=True)
+    assert not groups.is_batch("saga records"), "it is learnt anew, and no leak"
 
 
 class Server:
@@ -84,7 +98,7 @@ async def test_a_group_that_outlives_its_limit_is_rolled_back() -> None:
     runtime, loop = RealRuntime(), asyncio.get_running_loop()
 
     async def body(unit: Any) -> int:
-        return int(await unit.append_rows(unit.name, None, []))
+        return int((await unit.append_streams([(unit.name, None, [])], is_each=False))[0])
 
     jobs = [UnitJob(body, None, name, loop.create_future()) for name in ("a", "b")]
 

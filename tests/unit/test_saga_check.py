@@ -17,12 +17,12 @@ from cli_runs import Run, runner
 from synchromesh.codec import encode
 from synchromesh.errors import ConfigError, SagaError, UnknownSaga
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga import tables
 from synchromesh.saga.recorded import RecordedRun, records_of, row_of
 from synchromesh.saga.samples import sample_run
 from synchromesh.saga.seals import RunSeal
 from synchromesh.saga.shards import shards_of
 from synchromesh.saga.tables import Part
+from synchromesh.saga.writing import write_all
 from synchromesh.service import Service, schemas_of
 from synchromesh.store import SqliteStores
 from synchromesh.system.config.definitions import load_services
@@ -128,7 +128,7 @@ class Release:
             shape = self.service().sagas["sell"].shape
             for part in parts:
                 part.seal = RunSeal(shape.personal, shape.personal_result)
-            await store.write(lambda unit: tables.write_all(unit, parts, fence), name="runs")
+            await store.write(lambda unit: write_all(unit, parts, fence), name="runs")
             await store.close()
 
         asyncio.run(main())

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from synchromesh.errors import VersionConflict
-from synchromesh.store import AppendsAtOnce, SqlValue, Unit
+from synchromesh.store import ArrayUnit, SqlValue, Unit
 
 TOPIC = "events"
 """The topic of appends."""
@@ -55,7 +55,7 @@ async def append(
         >>> async def body(unit: Unit) -> int:
         ...     return await append(unit, "stock/SX90", [NewEvent("shop.sold", b"{}")], expected=0)
     """
-    if isinstance(unit, AppendsAtOnce):
+    if isinstance(unit, ArrayUnit):
         version = await _append_at_once(unit, stream, events, expected)
         if events:
             unit.notify(TOPIC)
@@ -88,6 +88,15 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
 
     It is one statement for all of them: for what happens often and decides nothing by a version.
     """
+    if isinstance(unit, ArrayUnit):
+        streams: dict[str, list[tuple[SqlValue, ...]]] = {}
+        for stream, event in events:
+            streams.setdefault(stream, []).append(_row(unit, event))
+        if streams:
+            appends = [(stream, None, of) for stream, of in streams.items()]
+            await unit.append_streams(appends, is_each=True)
+            unit.notify(TOPIC)
+        return
     new_id = unit.new_id
     rows = [
         (
@@ -107,7 +116,8 @@ async def _append_at_once(
 ) -> int:
     """Append to a stream within a unit and return its new version; raises `VersionConflict`."""
     rows = [_row(unit, event) for event in events]
-    version: int = await unit.append_rows(stream, expected, rows)
+    version: int
+    (version,) = await unit.append_streams([(stream, expected, rows)], is_each=False)
     if expected is not None and version != expected:
         raise VersionConflict(stream, expected=expected, actual=version)
     return version + len(rows)

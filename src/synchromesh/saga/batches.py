@@ -28,10 +28,10 @@ from synchromesh.errors import (
     StoreReadOnly,
 )
 from synchromesh.resilience.retry import RetryOptions
-from synchromesh.saga import tables
 from synchromesh.saga.records import SagaRecord
 from synchromesh.saga.shards import Shards, fenced
 from synchromesh.saga.tables import Part, SagaRow
+from synchromesh.saga.writing import write_all
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import current_span
 
@@ -180,7 +180,7 @@ class BatchWriter:
         fence = self._shards.fence(entry.row.shard for entry in entries)
         try:
             outcomes = await self._store.write(
-                lambda unit: tables.write_all(unit, entries, fence), name="saga records"
+                lambda unit: write_all(unit, entries, fence), name="saga records"
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is somebody's of the batch
             await self._sort_out(entries, error)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
 from synchromesh.codec import decode, encode, to_datetime, to_json
-from synchromesh.errors import ConstraintFailed, SagaConflict, SagaError, SagaLocked
+from synchromesh.errors import ConstraintFailed, SagaConflict, SagaError
 from synchromesh.events import NewEvent, append_each
 from synchromesh.identity import NOBODY, Principal, principal_of, principal_text
+from synchromesh.saga import tables_at_once
 from synchromesh.saga.records import (
     ENDED,
     UNFINISHED,
@@ -24,11 +25,9 @@ from synchromesh.saga.records import (
 )
 from synchromesh.saga.shards import RunFence, fenced
 from synchromesh.sealing import Vault
-from synchromesh.store import Row, SqlValue, StoreReader, Unit
+from synchromesh.store import ArrayUnit, Row, SqlValue, StoreReader, Unit
 
 UNFINISHED_SQL = "status in ('queued', 'running', 'compensating', 'waiting')"
-# One that is stuck holds its lock, until a person has repaired or ended it.
-_HOLDS = "status in ('queued', 'running', 'compensating', 'waiting', 'sleeping', 'stuck')"
 COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us, shard"
@@ -79,8 +78,6 @@ HANDED_OVER = "sagas handed over"
 CONCLUDED = "sagas concluded"
 """What those listen to who wait for a run that another process has: runs ended, or turned."""
 
-# How long whoever meets a lock is asked to wait.
-LOCKED_S, LOCKED_LONG_S = 1.0, 60.0
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
@@ -180,32 +177,6 @@ class Part:
         self.seal: Seals | None = None
 
 
-async def write_all(unit: Unit, parts: Sequence[Part], fence: RunFence) -> list[bool | Exception]:
-    """Write what many runs add, of each run at most one part, and return what became of each.
-
-    True says that it is written, False that the same run was started before (S1). An error is a
-    part that was not written, while the others are: `Fenced` where another engine has taken over,
-    `SagaConflict` and `SagaLocked` as `Engine.start` says. Anybody may put a run into the queue of
-    whoever owns its shard.
-
-    Raises:
-        ConstraintFailed: records have the numbers of others (another engine wrote them), or two
-            starts clash. Nothing may be kept then; each part by itself tells whose fault it was.
-        Exception: a `begin` raised, or its start is refused after it wrote; the same holds.
-    """
-    outcomes: list[bool | Exception] = []
-    lost = await fence.lost(unit)
-    for part in parts:
-        if lost and part.row.shard in lost:
-            if part.row.status is not SagaStatus.QUEUED:
-                outcomes.append(fenced(part.row.id))
-                continue
-            unit.notify(HANDED_OVER)
-        outcomes.append(await _judge_start(unit, part) if part.is_start else True)
-    await _put(unit, [p for p, o in zip(parts, outcomes, strict=True) if o is True])
-    return outcomes
-
-
 async def check_owner(unit: Unit, row: SagaRow, fence: RunFence) -> None:
     """Raise `Fenced` where another engine has taken over."""
     if await fence.lost(unit):
@@ -219,7 +190,7 @@ async def extend(unit: Unit, part: Part) -> None:
         Fenced: their numbers are taken: a later record came.
     """
     try:
-        await _put(unit, (part,))
+        await put(unit, (part,))
     except ConstraintFailed as error:
         raise fenced(part.row.id) from error
 
@@ -237,50 +208,12 @@ def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
     )
 
 
-async def _judge_start(unit: Unit, part: Part) -> bool | Exception:
-    if part.begin is None:
-        return await _outcome_of_start(unit, part.row)
-    await part.begin(unit)
-    outcome = await _outcome_of_start(unit, part.row)
-    if isinstance(outcome, Exception):
-        # What it wrote must go with the start.
-        try:
-            raise outcome
-        finally:
-            del outcome  # the frame would be kept by its own error
-    return outcome
+async def put(unit: Unit, parts: Sequence[Part]) -> None:
+    """Write all rows of these parts, one statement a table and change.
 
-
-async def _outcome_of_start(unit: Unit, row: SagaRow) -> bool | SagaError:
-    there = await unit.execute("select name, digest from sm_saga where id = ?", row.id)
-    if there:
-        is_same = there[0] == (row.name, row.digest)
-        return False if is_same else conflict(row.id, str(there[0][0]), row.name)
-    if row.lock_key is None:
-        return True
-    holder = await unit.execute(
-        f"select id, status from sm_saga where name = ? and lock_key = ? and {_HOLDS}",
-        row.name,
-        row.lock_key,
-    )
-    if not holder:
-        return True
-    ((holder_id, status),) = holder
-    needs_person = status in (SagaStatus.STUCK._value_, SagaStatus.WAITING._value_)
-    told = f"saga {row.name!r} has an unfinished run {str(holder_id)!r}"
-    words = (
-        f"it is {status!s} and keeps the lock until a person has seen to it"
-        if needs_person
-        else "wait for its end, or ask for that one"
-    )
-    return SagaLocked(
-        f"{told} for the key {row.lock_key!r}; {words}",
-        retry_after_s=LOCKED_LONG_S if needs_person else LOCKED_S,
-    )
-
-
-async def _put(unit: Unit, parts: Sequence[Part]) -> None:
-    """Write all rows of these parts, one statement a table and change."""
+    Raises:
+        ConstraintFailed: records have the numbers of others, or two starts clash.
+    """
     starts: list[tuple[SqlValue, ...]] = []
     rows: list[tuple[SqlValue, ...]] = []
     # What is said last of a run holds.
@@ -335,15 +268,37 @@ async def _put(unit: Unit, parts: Sequence[Part]) -> None:
                 # Its number is that of what it was told.
                 taken += [(record.attempt,)] if record.attempt else []
     counts = list(ended.items())
+    changes = (taken, list(sleeps.values()), list(turns.values()))
+    await _write(unit, starts, rows, changes, ends, counts)
+    # Told in the same commit: one story with the events.
+    await append_each(unit, milestones)
+
+
+_Rows: TypeAlias = Sequence[tuple[SqlValue, ...]]
+
+
+async def _write(
+    unit: Unit,
+    starts: _Rows,
+    records: _Rows,
+    changes: tuple[_Rows, _Rows, _Rows],
+    ends: _Rows,
+    counts: Sequence[tuple[str, int]],
+) -> None:
+    changing = [*zip((_TAKE, SLEEP, _TURN), changes, strict=True)]
+    changed = {change[-1] for values in (*changes[1:], ends) for change in values}
+    if isinstance(unit, ArrayUnit) and changed.isdisjoint(start[0] for start in starts):
+        for sql, values in changing:
+            if values:
+                await unit.execute_many(sql, values)
+        await tables_at_once.put(unit, starts, records, ends, counts)
+        return
     for sql, values in (
-        (_START, starts), (_RECORD, rows), (_TAKE, taken), (SLEEP, list(sleeps.values())),
-        (_TURN, list(turns.values())), (_END, ends), (_FORGET, [(end[-1],) for end in ends]),
-        (_COUNT, counts),
+        (_START, starts), (_RECORD, records), *changing, (_END, ends),
+        (_FORGET, [(end[-1],) for end in ends]), (_COUNT, counts),
     ):  # fmt: skip
         if values:
             await unit.execute_many(sql, values)
-    # Told in the same commit: one story with the events.
-    await append_each(unit, milestones)
 
 
 def _values(row: SagaRow) -> tuple[SqlValue, ...]:

@@ -10,7 +10,7 @@ from synchromesh.store.owners import NO_FENCE, SOLE
 from synchromesh.store.rows import fetch_as
 from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
-    AppendsAtOnce,
+    ArrayUnit,
     Beside,
     DutyHandler,
     Fence,
@@ -36,7 +36,7 @@ __all__ = [
     "NO_FENCE",
     "OUTAGE",
     "SOLE",
-    "AppendsAtOnce",
+    "ArrayUnit",
     "Backup",
     "Beside",
     "Dialect",

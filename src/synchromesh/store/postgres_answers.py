@@ -55,7 +55,8 @@ class UnitAnswers:
         has_appended: something was inserted into a log.
         has_session: something may have been left in the session.
         asks: how often something was asked.
-        appends: how often that was one append.
+        appends: how often that was an append to one stream.
+        is_batch: it appended as a batch does.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class UnitAnswers:
         self._is_patient = is_patient
         self.has_failed = False
         self.asks = self.appends = 0
+        self.is_batch = False
         self.is_cut = self.has_appended = self.has_session = False
 
     async def answer(self, asked: Asked) -> object:
@@ -80,7 +82,9 @@ class UnitAnswers:
         """
         plan, rows = asked.plan, asked.rows
         self.asks += 1
-        self.appends += type(asked) is AskedAppend
+        if isinstance(asked, AskedAppend):
+            self.appends += asked.is_lone
+            self.is_batch = self.is_batch or asked.is_each
         if plan is None:
             await self._send("rollback to sm_body")
             self.has_failed = False

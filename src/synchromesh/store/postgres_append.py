@@ -1,8 +1,8 @@
 """Appends to the log in one statement: of one unit, or of all units of a group.
 
 It reads the last version of each stream, inserts where that is the expected one, and tells what it
-was. In a group the order of the log is held (see `postgres_transaction`), so that positions are
-given in the same statement, and no turn of the sequencer is needed:
+was. In a group or a batch the order of the log is held (see `postgres_transaction`), so that
+positions are given in the same statement, and no turn of the sequencer is needed:
 
     the last event of the stream has a position, or there is none ─▶ the next ones of the log
     it has none yet: a unit committed it a moment ago               ─▶ none, the sequencer gives it
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synchromesh.store.postgres_dialect import Translation
-from synchromesh.store.unit import SqlValue
+from synchromesh.store.unit import SqlValue, StreamRows
 
 LOG = "sm_event"
 """The table that it appends to."""
@@ -49,7 +49,7 @@ _TOLD = "select version, is_numbered from asked order by number"
 APPEND = Translation(
     f"{_ASKED}, written as ({_INSERTED.format('', '')} from fit order by at) {_TOLD}", has_log=True
 )
-"""Appends without positions, to one stream."""
+"""Appends to streams, without positions."""
 
 APPEND_IN_ORDER = Translation(
     f"""{_ASKED}, moved as (
@@ -60,7 +60,7 @@ APPEND_IN_ORDER = Translation(
     {_INSERTED.format("position, ", "(select base from moved) + place, ")} from fit order by at
 ) {_TOLD}"""
 )
-"""Appends to many streams with positions, while the order of the log is held."""
+"""Appends to streams with positions, while the order of the log is held."""
 
 # Checks the values of an event, with its stream, and names the statement that it is for.
 _ROW = Translation(
@@ -68,15 +68,14 @@ _ROW = Translation(
 )
 
 
-def refuse_events(stream: str, rows: Sequence[Sequence[SqlValue]], *, path: str) -> None:
+def refuse_events(appends: Sequence[StreamRows], *, path: str) -> None:
     """Refuse what the log cannot keep as it is: raise `StatementFailed`."""
-    for row in rows:
-        _ROW.refuse_values((stream, *row), path=path)
+    for stream, _, rows in appends:
+        for row in rows:
+            _ROW.refuse_values((stream, *row), path=path)
 
 
-def as_values(
-    appends: Sequence[tuple[str, int | None, Sequence[Sequence[SqlValue]]]],
-) -> list[list[SqlValue]]:
+def as_values(appends: Sequence[StreamRows]) -> list[list[SqlValue]]:
     """Return the values of either statement, for streams with what is expected and appended.
 
     Example:

@@ -106,6 +106,10 @@ class Translation:
                 self.sql,
                 path=path,
             )
+        self.refuse_kinds(values, path=path)
+
+    def refuse_kinds(self, values: Sequence[SqlValue], *, path: str) -> None:
+        """Refuse values that cannot be kept as they are: raise `StatementFailed`."""
         refuse_unstorable(values, self.sql, path=path)
         for number, value in enumerate(values, 1):
             if isinstance(value, str):

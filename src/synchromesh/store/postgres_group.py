@@ -23,7 +23,7 @@ from synchromesh.store.postgres_append import APPEND_IN_ORDER, as_values
 from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_errors import PostgresFault, is_conflict, is_lost, is_own_duplicate
 from synchromesh.store.postgres_job import UnitJob
-from synchromesh.store.postgres_transaction import BEGIN_IN_ORDER, commit, roll_back, send
+from synchromesh.store.postgres_transaction import BEGIN, HURRIED, IN_ORDER, commit, roll_back, send
 from synchromesh.store.postgres_unit import Asked, AskedAppend, PostgresUnit, Steps
 
 # How often a group is run again before each of its units is run by itself.
@@ -73,7 +73,7 @@ class _Member:
         else:
             if asked is None:
                 job.result, job.topics = self.steps.result, self.unit.topics
-            elif isinstance(asked, AskedAppend) and not self.has_asked:
+            elif isinstance(asked, AskedAppend) and asked.is_lone and not self.has_asked:
                 self.asked = asked
             else:
                 job.is_single = True
@@ -122,7 +122,7 @@ class AppendGroup:
             Lost: the connection is; where the group is doubtful, its commit may have happened.
         """
         self.mark, self.is_doubtful = mark, False
-        await send(connection, BEGIN_IN_ORDER)
+        await send(connection, f"{BEGIN}{IN_ORDER}{HURRIED}")
         members: list[_Member] = []
         try:
             for job in self.jobs:
@@ -151,6 +151,11 @@ class AppendGroup:
             self.dissolve()
         return True
 
+    @property
+    def all_jobs(self) -> list[UnitJob]:
+        """All that have no outcome yet."""
+        return [*self.jobs, *self.put_off, *self.singles]
+
     def expire(self) -> None:
         """Time it out: it is rolled back at the end of its statement."""
         self.is_late = True
@@ -170,7 +175,7 @@ class AppendGroup:
             first: dict[str, _Member] = {}
             for member in members:
                 if member.asked is not None:
-                    first.setdefault(member.asked.stream, member)
+                    first.setdefault(member.asked.appends[0][0], member)
             if not first:
                 return
             await self._append(connection, [*first.values()])
@@ -179,7 +184,7 @@ class AppendGroup:
                 raise Again
 
     async def _append(self, connection: Connection, members: Sequence[_Member]) -> None:
-        asked = [member.asked.append for member in members if member.asked is not None]
+        asked = [member.asked.appends[0] for member in members if member.asked is not None]
         values: Any = as_values(asked)
         try:
             told: Any = await run(connection, APPEND_IN_ORDER, values)

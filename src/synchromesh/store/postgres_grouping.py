@@ -4,6 +4,9 @@ A body tells what it does by doing it. The first unit of a name runs by itself; 
 asked for was one append, the next ones of that name are put into groups, of which one is under way
 at a time. A unit of a group that asks for more is run by itself after all, and so are the next ones
 of its name for a while.
+
+Units of a name that append as batches do, to many streams and at no versions, are no group's: the
+next ones of that name hold the order of the log by themselves.
 """
 
 from __future__ import annotations
@@ -38,20 +41,29 @@ class Grouping(Generic[J]):
         self._waiting: deque[J] = deque()
         # How many units of a name have to append alone before its next ones are put into groups.
         self._shy: dict[str, int] = {}
+        self._batches: set[str] = set()
         self._has_turn = False
 
     def takes(self, name: str) -> bool:
         """Return whether units of that name are put into groups."""
         return self._shy.get(name) == 0
 
-    def saw(self, name: str, *, is_lone: bool) -> None:
-        """Note of a unit that ran by itself whether one append was all that it did."""
+    def saw(self, name: str, *, is_lone: bool, is_batch: bool = False) -> None:
+        """Note of a unit that ran by itself whether one append was all, or it was a batch."""
+        if is_batch:
+            if len(self._batches) >= _NAMES_MAX:
+                self._batches.clear()
+            self._batches.add(name)
         if is_lone:
             if len(self._shy) >= _NAMES_MAX:
                 self._shy.clear()
             self._shy[name] = max(0, self._shy.get(name, 1) - 1)
         elif name in self._shy:
             self._shy[name] = _SHY
+
+    def is_batch(self, name: str) -> bool:
+        """Return whether units of that name hold the order of the log from their beginning."""
+        return name in self._batches
 
     def add(self, job: J) -> bool:
         """Have a unit wait for the next group; True where that has no turn yet, and needs one."""
@@ -69,10 +81,11 @@ class Grouping(Generic[J]):
         self._has_turn = bool(self._waiting)
         return self._has_turn
 
-    def drain(self) -> list[J]:
-        """Take out all that wait."""
+    def drain(self, *, is_over: bool) -> list[J]:
+        """Take out all that wait, for a turn that is over before it began or is under way."""
         waiting = [*self._waiting]
         self._waiting.clear()
+        self._has_turn = self._has_turn and not is_over
         return waiting
 
     def __repr__(self) -> str:

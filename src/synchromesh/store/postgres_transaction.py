@@ -23,13 +23,13 @@ BEGIN = f"{_BEGINS}row share mode"
 BEGIN_ALONE = f"{_BEGINS}exclusive mode"
 """Begins once no other unit is under way, and keeps others out."""
 
-# Whoever holds the order waits for nobody long: a unit that has yet to end may have inserted what
-# is inserted here, and its process may stand still.
-_WAITS_MS = 250
-BEGIN_IN_ORDER = (
-    f"{BEGIN}; lock table sm_log in exclusive mode; set local lock_timeout = {_WAITS_MS}"
-)
-"""Begins beside others, and holds the order of the log to the end: nobody else gives positions."""
+IN_ORDER = "; lock table sm_log in exclusive mode"
+"""To be appended: holds the order of the log to the end, and nobody else gives positions."""
+
+HURRIED = "; set local lock_timeout = 250"
+"""To be appended: waits for nobody long, for all who append wait for it meanwhile.
+
+A unit that has yet to end may have inserted what is inserted here, and its process stand still."""
 
 SAVEPOINT = "; savepoint sm_body"
 """To be appended to what begins; `rollback to sm_body` undoes all since then."""

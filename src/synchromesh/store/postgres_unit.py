@@ -17,10 +17,10 @@ from synchromesh.errors import ForeignAwait, StoreError, UnitTooLong
 from synchromesh.sealing import Vault
 from synchromesh.store.bodies import awaited_by, foreign
 from synchromesh.store.guard import in_unit
-from synchromesh.store.postgres_append import APPEND, as_values, refuse_events
+from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER, as_values, refuse_events
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import CANCELED, PostgresFault, state_of, translate
-from synchromesh.store.unit import AppendsAtOnce, Fetched, Row, SqlValue
+from synchromesh.store.unit import ArrayUnit, Fetched, Row, SqlValue, StreamRows
 
 
 class Asked:
@@ -51,36 +51,43 @@ class Asked:
 
 
 class AskedAppend(Asked):
-    """What a unit asks that appends to a stream: its values are for `APPEND`, of this one alone.
+    """What a unit asks that appends to streams.
 
     Attributes:
-        stream: where to.
-        append: the stream, the version that is expected, and the events: as `as_values` takes it.
+        appends: as `as_values` takes them.
+        is_each: the units of that name are batches.
     """
 
-    __slots__ = ("append", "stream")
+    __slots__ = ("appends", "is_each")
 
     def __init__(
-        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
+        self, plan: Translation, appends: Sequence[StreamRows], *, is_each: bool = False
     ) -> None:
-        self.stream = stream
-        self.append = (stream, expected, rows)
-        values: Any = as_values([self.append])
-        super().__init__(APPEND, values)
+        self.appends = appends
+        self.is_each = is_each
+        values: Any = as_values(appends)
+        super().__init__(plan, values)
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether it is to one stream, by a unit that may share a group's statement."""
+        return len(self.appends) == 1 and not self.is_each
 
 
-class PostgresUnit(AppendsAtOnce):
+class PostgresUnit(ArrayUnit):
     """Ask for the statements of one unit, until it ends or has timed out.
 
     Attributes:
         is_late: it has outlived its limit.
         is_refused: a statement has been refused for that.
         topics: those that it notified.
+        has_order: it holds the order of the log, and gives positions to what it appends.
+        has_unnumbered: something was appended behind an event without a position.
     """
 
     __slots__ = (
-        "_is_over", "_new_id", "_path", "_plans", "_vault", "is_late", "is_refused", "name",
-        "now_us", "service", "topics", "unit_id",
+        "_is_over", "_new_id", "_path", "_plans", "_vault", "has_order", "has_unnumbered",
+        "is_late", "is_refused", "name", "now_us", "service", "topics", "unit_id",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +112,7 @@ class PostgresUnit(AppendsAtOnce):
         self._vault = vault
         self.topics: set[str] = set()
         self.is_late = self.is_refused = False
+        self.has_order = self.has_unnumbered = False
         self._is_over = False
 
     @property
@@ -138,14 +146,22 @@ class PostgresUnit(AppendsAtOnce):
         if rows:
             await self._run(Asked(plan, (), rows))
 
-    async def append_rows(
-        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
-    ) -> int:
-        """Append to a stream of the log, as `AppendsAtOnce` says."""
+    async def append_streams(self, appends: Sequence[StreamRows], *, is_each: bool) -> list[int]:
+        """Append to streams of the log, as `ArrayUnit` says."""
         self._refuse_late()
-        refuse_events(stream, rows, path=self._path)
-        told: list[tuple[int, bool]] = await self._run(AskedAppend(stream, expected, rows))
-        return told[0][0]
+        refuse_events(appends, path=self._path)
+        plan = APPEND_IN_ORDER if self.has_order else APPEND
+        told: list[tuple[int, bool]] = await self._run(AskedAppend(plan, appends, is_each=is_each))
+        self.has_unnumbered = self.has_unnumbered or not all(each for _, each in told)
+        return [version for version, _ in told]
+
+    async def execute_arrays(self, sql: str, *columns: Sequence[SqlValue]) -> list[Row]:
+        """Run one statement whose values are arrays, as `ArrayUnit` says."""
+        plan: Any = self._plan(sql)
+        for values in columns:
+            plan.refuse_kinds(values, path=self._path)
+        rows: list[Row] = await self._run(Asked(plan, columns))  # type: ignore[arg-type]
+        return rows
 
     def notify(self, topic: str) -> None:
         """Notify the listeners of a topic after the commit."""

@@ -48,6 +48,7 @@ from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, ste
 from synchromesh.store.postgres_transaction import (
     BEGIN,
     BEGIN_ALONE,
+    IN_ORDER,
     SAVEPOINT,
     commit,
     roll_back,
@@ -243,9 +244,8 @@ class Units:
             if held[0] is not None:
                 held[0].terminate()
             if not isinstance(error, Exception):
-                for job in (*group.jobs, *group.put_off, *group.singles):
-                    if job in self._pending:
-                        job.future.cancel()
+                for job in self._pending.intersection(group.all_jobs):
+                    job.future.cancel()
                 raise
             held[0] = None
             for job in group.jobs:
@@ -362,6 +362,13 @@ class Units:
             return None
         return connection
 
+    def _begin(self, job: UnitJob, unit: PostgresUnit) -> str:
+        """Return what begins a unit; a batch holds the order of the log from there on."""
+        is_batch = job.once is None and self._grouping.is_batch(job.name)
+        unit.has_order = is_batch and job.conflicts <= 1
+        begin = BEGIN_ALONE if job.conflicts > 1 else BEGIN
+        return begin + IN_ORDER * unit.has_order + SAVEPOINT * (job.once is not None)
+
     def _unit(self, job: UnitJob) -> PostgresUnit:
         return PostgresUnit(
             job.unit_id, job.name, self._runtime.wall_us(), service=self._service,
@@ -383,8 +390,7 @@ class Units:
         )
         limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
         try:
-            begin = BEGIN_ALONE if job.conflicts > 1 else BEGIN
-            await send(connection, begin if job.once is None else begin + SAVEPOINT)
+            await send(connection, self._begin(job, unit))
             try:
                 job.result = await drive(steps_of(job, unit), answers.answer)
             except (Again, Lost):
@@ -395,7 +401,8 @@ class Units:
                 job.error = error
             await self._end(job, unit, connection, answers)
             if job.once is None:
-                self._grouping.saw(job.name, is_lone=answers.asks == answers.appends == 1)
+                is_lone = answers.asks == answers.appends == 1
+                self._grouping.saw(job.name, is_lone=is_lone, is_batch=answers.is_batch)
         except Again:
             await roll_back(connection)
             raise
@@ -415,7 +422,8 @@ class Units:
         if job.error is not None:
             await roll_back(connection)
             return
-        job.topics, job.has_appended = unit.topics, answers.has_appended
+        job.topics = unit.topics
+        job.has_appended = answers.has_appended or unit.has_unnumbered
         try:
             error = await commit(connection, unit.unit_id, unit.now_us)
         except Lost:
@@ -470,13 +478,9 @@ class Units:
         self._is_up.clear()
         self.outage.begin(error.message)
         _log.critical("the store of %r, %s, is closed: %s", self._service, self._path, error)
-        waiting = [*self._grouping.drain()]
-        for work in self._turns.drain():
-            if isinstance(work, GroupTurn):
-                self._grouping.end()
-            else:
-                waiting.append(work)
-        for job in waiting:
+        queued = self._turns.drain()
+        waiting = self._grouping.drain(is_over=any(isinstance(each, GroupTurn) for each in queued))
+        for job in waiting + [each for each in queued if isinstance(each, UnitJob)]:
             job.error = self.outage.error(f"unit {job.name!r}")
             self._conclude(job)
         self._reconnecting = self._loop.create_task(self._reconnect())

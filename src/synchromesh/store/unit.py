@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 SqlValue: TypeAlias = str | int | float | bytes | None
 Row: TypeAlias = tuple[SqlValue, ...]
+StreamRows: TypeAlias = tuple[str, int | None, Sequence[Sequence[SqlValue]]]
+"""A stream, the version that it has to be at, None for any, and what is appended to it."""
 
 OURS = "synchromesh."
 """How the owners of Synchromesh's own tables begin."""
@@ -90,23 +92,27 @@ class Unit(Protocol):
         ...
 
 
-class AppendsAtOnce:
-    """A unit whose engine appends to the log of events in one statement, as one with trips does.
+class ArrayUnit:
+    """A unit whose engine takes arrays: many rows in one statement, as one costs a trip.
 
-    Units that do nothing else may share that statement with others, and their commit.
+    Units that do nothing but append may share that statement with others, and their commit.
     """
 
     __slots__ = ()
 
     @abstractmethod
-    async def append_rows(
-        self, stream: str, expected: int | None, rows: Sequence[Sequence[SqlValue]]
-    ) -> int:
-        """Append to a stream if it is at the expected version, None for any; return which it was.
+    async def append_streams(self, appends: Sequence[StreamRows], *, is_each: bool) -> list[int]:
+        """Append to streams that are at the versions expected; return which those were.
 
-        A row is an event's id, name, type version, body, whether it is public, partition key,
-        trace, time and oldest version that reads it.
+        Streams are distinct. A row is an event's id, name, type version, body, whether it is
+        public, partition key, trace, time and oldest version that reads it. With `is_each` the
+        units of that name are batches, and give positions themselves from the next one on.
         """
+        ...
+
+    @abstractmethod
+    async def execute_arrays(self, sql: str, *columns: Sequence[SqlValue]) -> list[Row]:
+        """Run one statement, in the engine's own SQL, whose values are arrays; return its rows."""
         ...
 
 

@@ -1,0 +1,72 @@
+"""What a batch of runs reads and writes most, in one statement each, where the engine takes arrays.
+
+It is the engine's own SQL, PostgreSQL's: each table a part of one statement. Its parts see the
+tables as they were before it, so that no row is inserted and changed by the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synchromesh.store import ArrayUnit, SqlValue
+
+_RUN = {
+    "id": "text", "name": "text", "version": "integer", "lock_key": "text", "digest": "text",
+    "input": "bytea", "status": "text", "reason": "text", "owner": "text", "trace_id": "text",
+    "span_id": "text", "caller": "text", "principal": "text", "deadline_us": "bigint",
+    "result": "bytea", "started_us": "bigint", "ended_us": "bigint", "shard": "integer",
+}  # fmt: skip
+_RECORD = {
+    "saga": "text", "seq": "integer", "kind": "text", "step": "text", "attempt": "integer",
+    "digest": "text", "body": "bytea", "at_us": "bigint",
+}  # fmt: skip
+_END = {"status": "text", "result": "bytea", "ended_us": "bigint", "id": "text"}
+_COUNT = {"status": "text", "count": "bigint"}
+
+
+def _rows(columns: dict[str, str]) -> str:
+    """Return what reads rows from an array for each column."""
+    return f"unnest({', '.join(f'?::{each}[]' for each in columns.values())})"
+
+
+_FOUND = "select id, name, digest from sm_saga where id = any(?::text[])"
+_PUT = f"""\
+with started as (
+    insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)}
+), recorded as (
+    insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)}
+), ended as (
+    update sm_saga set status = new.status, result = new.result, ended_us = new.ended_us,
+        wake_us = null
+    from {_rows(_END)} as new({", ".join(_END)}) where sm_saga.id = new.id
+), counted as (
+    insert into sm_saga_count({", ".join(_COUNT)}) select * from {_rows(_COUNT)}
+    on conflict(status) do update set count = sm_saga_count.count + excluded.count
+)
+delete from sm_saga_signal where saga = any(?::text[])"""
+
+_Rows = Sequence[tuple[SqlValue, ...]]
+
+
+async def found(unit: ArrayUnit, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return name and digest of the runs that are there already."""
+    rows = await unit.execute_arrays(_FOUND, ids)
+    return {str(id_): (str(name), str(digest)) for id_, name, digest in rows}
+
+
+async def put(
+    unit: ArrayUnit, starts: _Rows, records: _Rows, ends: _Rows, counts: Sequence[tuple[str, int]]
+) -> None:
+    """Write runs, records, ends of runs that are there already, and what is counted of them."""
+    await unit.execute_arrays(
+        _PUT,
+        *_columns(starts, len(_RUN)),
+        *_columns(records, len(_RECORD)),
+        *_columns(ends, len(_END)),
+        *_columns(counts, len(_COUNT)),
+        [end[-1] for end in ends],
+    )
+
+
+def _columns(rows: Sequence[tuple[SqlValue, ...]], count: int) -> list[Sequence[SqlValue]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * count
