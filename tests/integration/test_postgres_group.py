@@ -11,7 +11,7 @@ import pytest
 
 from postgres_server import empty_database
 from synchromesh.errors import StatementFailed, StoreBroken, VersionConflict
-from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, load, read
+from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, append_each, load, read
 from synchromesh.events.appending import TOPIC
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Unit
@@ -68,6 +68,16 @@ async def stored(store: PostgresStore) -> list[tuple[int, str, int]]:
     assert [each.position for each in found] == [*range(1, len(found) + 1)]
     of_tests = [each for each in found if not each.stream.startswith("known/")]
     return [(each.position, each.stream, each.version) for each in of_tests]
+
+
+async def add_each(store: PostgresStore, *streams: str, name: str = "batch") -> None:
+    """Append to many streams, as sagas do."""
+
+    async def body(unit: Unit) -> None:
+        await unit.execute("select 1")
+        await append_each(unit, [(stream, NewEvent("shop.told", b"{}")) for stream in streams])
+
+    await store.write(body, name=name)
 
 
 class Proxy:
@@ -309,3 +319,51 @@ async def test_an_event_has_no_position_before_the_one_that_it_follows(opened: A
     assert first < second
     await store._sequencer.close()
     assert await following == 2
+
+
+async def test_a_batch_gives_its_events_positions(opened: Any) -> None:
+    """From the second of its name on, and no sequencer has to: it holds the order meanwhile."""
+    store = await opened()
+    await add_each(store, "a", "b", "a")
+    await store._sequencer.close()
+    async with asyncio.timeout(WAIT_S):
+        await add_each(store, "b", "c", "b", "c")
+        await add_each(store)
+        assert await add(store, "a") == 3
+    found = await stored(store)
+    assert sorted(stream for _, stream, _ in found[:3]) == ["a", "a", "b"]
+    assert found[3:] == [(5, "b", 2), (6, "b", 3), (7, "c", 1), (8, "c", 2), (9, "a", 3)]
+
+
+async def test_batches_groups_and_others_of_two_processes_skip_nothing(opened: Any) -> None:
+    """A tailing reader sees each event, in order, whoever gave it its position (E3)."""
+    stores = [await opened(), await opened(look_every_s=0.01)]
+    tail = await opened(look_every_s=0.01)
+    total = 2 * 3 * 8 * 4
+
+    async def beside(unit: Unit) -> None:
+        await unit.execute("select 1")
+        await append(unit, "s/1", [NewEvent("shop.sold", b"{}")], expected=None)
+
+    async def write(store: PostgresStore, number: int) -> None:
+        for n in range(8):
+            await add(store, f"s/{n % 3}")
+            await add_each(store, f"t/{number}", f"u/{number}", name=f"batch {n % 2}")
+            await store.write(beside, name="beside")
+
+    async def follow() -> list[tuple[int, str, int]]:
+        seen: list[tuple[int, str, int]] = []
+        while sum(not stream.startswith("known/") for _, stream, _ in seen) < total:
+            after = Checkpoint(tail.log_id, seen[-1][0] if seen else 0)
+            found = await read(tail, after=after, limit=50)
+            seen += [(each.position, each.stream, each.version) for each in found]
+        return seen
+
+    reading = asyncio.ensure_future(follow())
+    writers = [write(store, 3 * at + n) for at, store in enumerate(stores) for n in range(3)]
+    await asyncio.gather(*writers)
+    seen = await asyncio.wait_for(reading, WAIT_S)
+    assert [position for position, _, _ in seen] == [*range(1, len(seen) + 1)]
+    for stream in {stream for _, stream, _ in seen}:
+        versions = [version for _, of, version in seen if of == stream]
+        assert versions == [*range(1, len(versions) + 1)]

@@ -42,7 +42,7 @@ with asked as materialized (
     from unnest(?::bigint[], ?::bigint[], {", ".join(f"?::{each}[]" for each in _COLUMNS.values())})
         with ordinality as event(number, nth, {_NAMES}, at)
     join asked using (number) where asked.expected is null or asked.expected = asked.version
-)"""
+) """
 _INSERTED = f"insert into {LOG}({{}}{_NAMES}, stream, version) select {{}}{_NAMES}, stream, version"
 _TOLD = "select version, is_numbered from asked order by number"
 
