@@ -9,9 +9,10 @@ PYTEST := pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 SEED ?= 0
 N ?= 100
 MINUTES ?= 5
+S ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak nemesis cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -58,6 +59,9 @@ sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 
 soak: sync ## Kill, stop, fill and replace servo-works' processes under load for MINUTES
 	@$(RUN) python -m scripts.soak --minutes $(MINUTES)
+
+nemesis: sync ## Kill and stop servo-works' replicas, gateways, PostgreSQL and NATS under load for S seconds
+	@$(RUN) python -m scripts.nemesis --seconds $(S)
 
 cascade: sync ## Measure what one ill service does to its callers, in virtual time, from SEED
 	@$(RUN) python -m benchmarks.cascade --seed $(SEED)

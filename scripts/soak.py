@@ -311,7 +311,7 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
         await system.start()
         async with customers.buying(), asyncio.TaskGroup() as group:
             is_over = asyncio.Event()
-            group.create_task(_hand_in(customers, account, skus, buyers, is_over))
+            group.create_task(hand_in(customers, account, skus, buyers, is_over))
             await nemesis.storm(asyncio.get_running_loop().time() + seconds)
             is_over.set()
             await nemesis.rest()
@@ -345,7 +345,7 @@ def undelivered(status: dict[str, Any]) -> list[str]:
     ]
 
 
-async def _hand_in(
+async def hand_in(
     customers: Customers, account: Account, skus: Any, buyers: Any, is_over: asyncio.Event
 ) -> None:
     """Keep customers busy: as soon as few orders wait, more are there."""
