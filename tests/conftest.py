@@ -27,7 +27,7 @@ settings.load_profile("house")
 
 # What takes longest comes first where workers share the tests, so that none is left alone with it.
 LONGEST_FIRST = ("simulation", "e2e", "integration", "property")
-LONGEST = "test_servo_works.py"
+LONGEST = ("test_servo_works.py", "test_typing.py", "test_mutants.py", "test_cascade.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,8 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ranks = {folder: rank for rank, folder in enumerate(LONGEST_FIRST)}
         items.sort(
             key=lambda item: (
+                LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST),
                 ranks.get(item.path.parent.name, len(ranks)),
-                item.path.name != LONGEST,
             )
         )
 
