@@ -140,6 +140,10 @@ sagas = { in_flight = 256, queued = 5000 }
 [services.billing]
 app = "services.billing:billing"
 
+[services.shop]
+app = "shop.main:app"   # an ASGI application, such as one of FastAPI
+server = "uvicorn"
+
 [services.quoting]
 app = "services.quoting:quoting"
 replicas = 3            # it has queries only

@@ -107,12 +107,21 @@ async def ask(pool: HttpPool, url: str, path: str, *fields: tuple[str, str]) -> 
 async def test_an_application_joins_as_it_is(
     server: str, flags: tuple[str, ...], folder: Path
 ) -> None:
-    """It is called by a service, calls one with its principal, drains, and is off the list."""
+    """It is called by a service, calls one with its principal, drains, and is off the list.
+
+    With --split the system runs it a second time, as a service of its own.
+    """
+    if flags:
+        with (folder / "synchromesh.toml").open("a") as toml:
+            toml.write('[services.till]\napp = "main:app"\n')
     api_key = typed(folder, "gateway", "key", "add", "alice").strip()
     asks = [("authorization", f"Bearer {api_key}"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")]
     async with HttpPool(network=RealRuntime().network) as pool:
         with dev(folder, "--set", "gateway.port=0", *flags) as system:
-            url = announced(system)["gateway"]
+            told = announced(system)
+            url = told["gateway"]
+            if flags:
+                assert (await ask(pool, told["services"]["till"], "/prices/axle")).body == b"400"
             with served(folder, server) as (process, _):
 
                 async def is_listed() -> bool:
@@ -130,9 +139,9 @@ async def test_an_application_joins_as_it_is(
                 assert await listed(folder, pool) == ()
             system.terminate()
             assert system.wait(30.0) == 0
-    told = typed(folder, "trace", "a" * 32)
-    assert "GET /offers/{sku}" in told
-    assert "inventory.left" in told
+    traced = typed(folder, "trace", "a" * 32)
+    assert "GET /offers/{sku}" in traced
+    assert "inventory.left" in traced
 
 
 async def test_it_serves_without_a_system_and_joins_each_that_starts(folder: Path) -> None:

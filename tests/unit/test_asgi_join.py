@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from synchromesh.asgi import Joined, _heard, current, join
+from synchromesh.asgi import Joined, current, join
 from synchromesh.errors import ConfigError, ContractError, DiscoveryError
 from synchromesh.http import Message, Receive, Scope, Send
 from synchromesh.identity import Principal, Signer
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir, RunInfo, load_config
+from synchromesh.system.config.definitions import (
+    load_applications,
+    load_services,
+    without_applications,
+)
+from synchromesh.system.host.asgi_servers import find_server
+from synchromesh.system.host.joined_app import _heard
 
 TOML = '[system]\nname = "works"\njoined = ["shop"]\n[services.a]\napp = "a:a"\n'
 RUNTIME = RealRuntime()
@@ -328,3 +335,71 @@ def test_a_name_that_cannot_join_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "synchromesh.toml").write_text(TOML.replace("shop", name))
     with pytest.raises(ConfigError, match=f"synchromesh.toml:3.*{name}"):
         load_config(tmp_path)
+
+
+def application(folder: Path, app: str, more: str = "") -> dict[str, Any]:
+    """Load what a section of a service names."""
+    (folder / "synchromesh.toml").write_text(
+        f'[system]\nname = "works"\n[services.shop]\napp = "{app}"\n{more}'
+    )
+    config = load_config(folder)
+    assert load_services(config, folder) == []
+    loaded = load_applications(config, folder)
+    assert without_applications(config, []).system.joined == ("shop",)
+    return dict(loaded)
+
+
+def test_an_asgi_application_is_a_service_of_the_system(tmp_path: Path) -> None:
+    """It is told from a Service by what it is, and may have replicas and a server."""
+    assert list(application(tmp_path, "asgi_apps_app:shop", 'replicas = 2\nserver = "granian"'))
+
+
+@pytest.mark.parametrize(
+    ("app", "more", "says"),
+    [
+        ("asgi_apps_app:Application", "", "but the class Application; name what the module"),
+        (
+            "asgi_apps_app:wsgi",
+            "",
+            "is not a Service, nor an ASGI application, but of the type function",
+        ),
+        ("asgi_apps_app:handler", "", "is not a Service, nor an ASGI application"),
+        ("asgi_apps_app:shops", "", "module 'asgi_apps_app' has no 'shops'"),
+        ("asgi_apps_app:shop", "pages_max = 9", "pages_max bounds what only a Service has"),
+        ("asgi_apps_app:orders", 'server = "uvicorn"', "needs no server of its own"),
+    ],
+)
+def test_what_is_no_application_is_told_in_one_message(
+    app: str, more: str, says: str, tmp_path: Path
+) -> None:
+    """A wrong attribute, a class, a handler, or a key that says nothing of it is refused."""
+    name = "orders" if app.endswith(":orders") else "shop"
+    (tmp_path / "synchromesh.toml").write_text(
+        f'[system]\nname = "works"\n[services.{name}]\napp = "{app}"\n{more}'
+    )
+    config = load_config(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        load_services(config, tmp_path)
+    assert says in refused.value.message
+    assert f"synchromesh.toml: [services.{name}] app = '{app}'" in refused.value.message
+
+
+def test_a_server_that_is_not_installed_is_said_with_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that is named, or both where none is; else the first there is runs it."""
+    has = {"uvicorn", "granian"}
+    monkeypatch.setattr(
+        "synchromesh.system.host.asgi_servers.find_spec",
+        lambda name: object() if name in has else None,
+    )
+    assert [find_server(each, "shop") for each in ("auto", "granian")] == ["uvicorn", "granian"]
+    has = {"granian"}
+    assert find_server("auto", "shop") == "granian"
+    with pytest.raises(ConfigError, match="uvicorn is not installed: pip install uvicorn"):
+        find_server("uvicorn", "shop")
+    has = set()
+    with pytest.raises(ConfigError, match="neither uvicorn nor granian is installed: pip install"):
+        find_server("auto", "shop")
+    with pytest.raises(ConfigError, match=r"\[services.shop\].*granian is not installed"):
+        find_server("granian", "shop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 import threading
@@ -81,6 +82,13 @@ def test_a_status_is_one_screen(run: Run, folder: Path) -> None:
     assert bank == ["bank", "not", "ours", "http://127.0.0.1:9"]
     assert breaker[:4] == ["control", "->", "notes", "closed"]
     assert well == ["nothing", "needs", "a", "person"]
+    here = {"instance": "shop-1", "url": "http://127.0.0.1:8", "is_stale": False}
+    joined = msgspec.convert({**told, "joined": {"shop": [here], "till": []}}, Status)
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(screen(joined))
+    assert lines_of(shown.getvalue())[5:7] == [
+        ["shop", "joined", here["url"]], ["till", "not", "joined", "none"]
+    ]  # fmt: skip
 
 
 def test_the_gateway_is_on_the_screen(run: Run, tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def _services(status: Status) -> Table:
             up = external.checked - len(external.down)
             health = Text(f"{up} of {external.checked} up", style="red")
         add(name, None, health, _instances(external.instances))
+    for name, instances in status.joined.items():
+        add(name, None, Text("joined" if instances else "not joined"), _instances(instances))
     gateways = status.gateways
     if status.gateway and not gateways:
         gateways = {"gateway": status.gateway}

@@ -54,7 +54,8 @@ def render_now(told: Told, _: PageQuery) -> Markup:
 async def fetch_services(source: Source, _: PageQuery) -> Told:
     """Return all instances of services."""
     status = await source.ask("GET", "/status")
-    return {"services": _services(status), "externals": status["externals"]}
+    shown = {name: status[name] for name in ("externals", "joined")}
+    return {"services": _services(status), **shown}
 
 
 def render_services(told: Told, _: PageQuery) -> Markup:
@@ -68,6 +69,17 @@ def render_services(told: Told, _: PageQuery) -> Markup:
         _services_table(told["services"]),
         section(
             "External services", table("External services", ("name", "urls", "down"), externals)
+        ),
+        section(
+            "Joined services",
+            table(
+                "Joined services",
+                ("name", "instances"),
+                [
+                    (name, ", ".join(each["url"] for each in own) or "none")
+                    for name, own in told["joined"].items()
+                ],
+            ),
         ),
     )
 

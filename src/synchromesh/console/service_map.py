@@ -226,6 +226,8 @@ def _nodes(status: Told) -> dict[str, str]:
         nodes[service] = _worse(nodes.get(service, kind), kind)
     for name, own in status["externals"].items():
         nodes[name] = "bad" if own["down"] else "good"
+    for name, own in status["joined"].items():
+        nodes[name] = "good" if own else "bad"
     if status["gateway"] is not None:
         nodes["gateway"] = "good"
     return nodes

@@ -14,7 +14,12 @@ from synchromesh.drill.course import Column, DrillClient, Heard, take_away
 from synchromesh.drill.probes import FILE_NAME, Probes
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
-from synchromesh.system.config.definitions import load_attribute, load_opening, load_services
+from synchromesh.system.config.definitions import (
+    load_attribute,
+    load_opening,
+    load_services,
+    without_applications,
+)
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.testing.sim_system import (
     FAILING,
@@ -50,8 +55,11 @@ class SimulatedDrill:
     def __init__(self, config: SystemConfig, folder: Path, probes: Probes) -> None:
         if not config.gateway.app:
             raise ConfigError("a drill asks at the gateway; name one as [gateway] app")
-        self._config, self._folder, self._probes = config, folder, probes
-        self._services = {each.name: each for each in load_services(config, folder)}
+        services = load_services(config, folder)
+        # What is not simulated is as if nobody had started it.
+        self._config = without_applications(config, services)
+        self._folder, self._probes = folder, probes
+        self._services = {each.name: each for each in services}
         self._stand_ins: dict[str, StandIn] = {
             name: load_attribute(place, f"{FILE_NAME}: [stand_ins] {name} = {place!r}", folder)
             for name, place in probes.stand_ins.items()

@@ -11,25 +11,60 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway import Gateway
+from synchromesh.http import AsgiApp
 from synchromesh.resilience import LimitOptions
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import Service
 from synchromesh.service.forgetting import Retention
 from synchromesh.system.config.schema import FILE_NAME, ServiceSection, SystemConfig
 
+# The keys of a service's section that say something of an ASGI application, too.
+_OF_APPLICATIONS = ("app", "port", "replicas", "server")
+
 
 def load_services(config: SystemConfig, folder: Path) -> list[Service]:
     """Import the services of a system; its folder comes first on the import path.
 
+    Those that are ASGI applications are not among them: `load_applications` returns those.
+
     Raises:
-        ConfigError: a module or attribute is missing, or is no service of that name.
+        ConfigError: a module or attribute is missing, or is neither a service of that name nor an
+            ASGI application.
     """
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.insert(0, place)
-    return [_load(name, config, folder) for name in config.services]
+    loaded = [_load(name, config, folder) for name in config.services]
+    return [each for each in loaded if isinstance(each, Service)]
+
+
+def load_applications(config: SystemConfig, folder: Path) -> dict[str, AsgiApp]:
+    """Return the services that are ASGI applications, by name. `load_services` goes first.
+
+    Raises:
+        ConfigError: as `load_services` does.
+    """
+    loaded = {name: _load(name, config, folder) for name in config.services}
+    return {name: each for name, each in loaded.items() if not isinstance(each, Service)}
+
+
+def without_applications(config: SystemConfig, services: Iterable[Service]) -> SystemConfig:
+    """Return the configuration of a system whose ASGI applications run elsewhere.
+
+    Args:
+        services: what `load_services` has returned.
+    """
+    ours = {service.name for service in services}
+    theirs = [name for name in config.services if name not in ours]
+    if not theirs:
+        return config
+    system = replace(config.system, joined=(*config.system.joined, *theirs))
+    kept = {name: own for name, own in config.services.items() if name in ours}
+    return replace(config, system=system, services=kept)
 
 
 def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitable[None]] | None:
@@ -62,12 +97,17 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
     return gateway
 
 
-def _load(name: str, config: SystemConfig, folder: Path) -> Service:
+def _load(name: str, config: SystemConfig, folder: Path) -> Service | AsgiApp:
     section = config.services[name]
     where = f"{FILE_NAME}: [services.{name}] app = {section.app!r}"
     service = load_attribute(section.app, where, folder)
     if not isinstance(service, Service):
-        raise ConfigError(f"{where} is not a Service; name the one that the module defines")
+        return _application(service, section, where, name)
+    if section.server != "auto":
+        raise ConfigError(
+            f"{where} is a Service, which needs no server of its own; leave out server = "
+            f"{section.server!r}"
+        )
     if service.name != name:
         raise ConfigError(f"{where}: that service is named {service.name!r}; use the same name")
     if service.is_external:
@@ -84,6 +124,41 @@ def _load(name: str, config: SystemConfig, folder: Path) -> Service:
             "queries to a service of queries only"
         )
     return service
+
+
+def _application(found: Any, section: ServiceSection, where: str, name: str) -> AsgiApp:
+    """Return an ASGI application as it is; raise ConfigError for what is none."""
+    call = found if inspect.isroutine(found) else getattr(found, "__call__", None)  # noqa: B004
+    if isinstance(found, type) or not inspect.iscoroutinefunction(call) or not _takes_three(call):
+        hint = "name what the module defines: a Service, or an application such as FastAPI()"
+        if callable(found) and hasattr(found, "wsgi_app"):
+            hint = "that is a WSGI application; wrap it, such as by a2wsgi.WSGIMiddleware"
+        raise ConfigError(
+            f"{where} is not a Service, nor an ASGI application, but {_kind_of(found)}; {hint}"
+        )
+    defaults = ServiceSection("")
+    for key in ServiceSection.__struct_fields__:
+        if key not in _OF_APPLICATIONS and getattr(section, key) != getattr(defaults, key):
+            raise ConfigError(
+                f"{where} is an ASGI application, and {key} bounds what only a Service has; leave "
+                f"it out of [services.{name}]"
+            )
+    application: AsgiApp = found
+    return application
+
+
+def _kind_of(found: Any) -> str:
+    name = found.__name__ if isinstance(found, type) else type(found).__name__
+    return f"the class {name}" if isinstance(found, type) else f"of the type {name}"
+
+
+def _takes_three(call: Callable[..., Any]) -> bool:
+    """Say whether something can be called as `app(scope, receive, send)`."""
+    try:
+        inspect.signature(call).bind(None, None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def load_attribute(place: str, where: str, folder: Path) -> Any:

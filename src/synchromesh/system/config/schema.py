@@ -88,7 +88,8 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[services.NAME]`: a service of this system.
 
     Attributes:
-        app: where its definition is: "module:attribute", from this folder.
+        app: where its definition is: "module:attribute", from this folder. It may be an existing
+            ASGI application, too, such as a FastAPI one, which a process of its own runs.
         port: its HTTP port; 0 takes any free one.
         pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
         in_flight: how many calls it works on at once; each operation finds its own limit below.
@@ -96,6 +97,8 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         replicas: how many instances run, 1 to 64, on any free port each; more than one of a service
             that writes only on PostgreSQL.
         sagas: how many sagas it has at work at once, and how many more are queued.
+        server: which server runs an ASGI application; "auto" takes uvicorn where it is installed,
+            else granian.
     """
 
     app: str
@@ -105,6 +108,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting: int = 1000
     replicas: int = 1
     sagas: SagasSection = SagasSection()
+    server: Literal["auto", "uvicorn", "granian"] = "auto"
 
 
 class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

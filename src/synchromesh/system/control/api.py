@@ -450,12 +450,8 @@ class Control:
         service = self._services.get(name)
         if service is None:
             known = ", ".join(self._services)
-            if name in self._local.externals:
-                raise UnknownOperation(
-                    f"{name!r} is an external service: only services of this system call it, and "
-                    f"its contract is theirs; there are {known}"
-                )
-            raise UnknownOperation(f"there is no service {name!r}; there are {known}")
+            why = self._local.why_not_asked(name) or f"there is no service {name!r}"
+            raise UnknownOperation(f"{why}; there are {known}")
         return service
 
 

@@ -45,6 +45,23 @@ from synchromesh.telemetry import SpanRecord, SqliteRing
 from synchromesh.telemetry.observed import ObservedCall
 
 
+@dataclass(frozen=True, slots=True)
+class LocalApplication:
+    """What is shown of an ASGI application that runs in this process.
+
+    Attributes:
+        caller: makes its calls.
+        in_flight: how many requests it is at work on.
+        why_not: why it takes none; "" where it takes them.
+    """
+
+    service: str
+    caller: Caller
+    in_flight: int
+    why_not: str
+    is_draining: bool
+
+
 @dataclass(slots=True)
 class LocalProcess:
     """Reports what runs in this process; each part is added when it starts.
@@ -53,6 +70,9 @@ class LocalProcess:
         system: its name.
         ring: keeps the spans of this process.
         externals: the names of services that are not ours, where this process tells of them.
+        joined: those of services that other processes answer for, likewise.
+        asgi: those of services that are ASGI applications.
+        applications: return what is shown of the ASGI applications here, by service or instance.
         upstreams: of those whose URLs are checked, which of them are up.
         supervisors: keep what belongs to no service.
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
@@ -76,6 +96,9 @@ class LocalProcess:
     faults: FaultInjector
     restart: Callable[[str], Awaitable[bool]]
     externals: Sequence[str] = ()
+    joined: Sequence[str] = ()
+    asgi: Sequence[str] = ()
+    applications: dict[str, Callable[[], LocalApplication]] = field(default_factory=dict)
     upstreams: dict[str, UpstreamHealth] = field(default_factory=dict)
     supervisors: Sequence[Supervisor] = ()
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
@@ -90,6 +113,20 @@ class LocalProcess:
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
     code_changed: dict[str, list[str]] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
+
+    def why_not_asked(self, name: str) -> str:
+        """Return why operations of what is no `Service` are not called from here, or ""."""
+        if name in self.externals:
+            return (
+                f"{name!r} is an external service: only services of this system call it, and its "
+                "contract is theirs"
+            )
+        if name in (*self.asgi, *self.joined):
+            return (
+                f"{name!r} is an ASGI application, whose operations only itself knows: ask it by "
+                "HTTP, or let a service call it by a contract"
+            )
+        return ""
 
     async def observed(self) -> list[ObservedCall]:
         """Return what was called by whom, as the spans of this process tell."""
@@ -115,7 +152,11 @@ class LocalProcess:
                 if self.gateway_url
                 else None
             ),
-            services={name: await self._service(name) for name in self.instances},
+            services={
+                **{name: await self._service(name) for name in self.instances},
+                **{name: await self._application(name) for name in self.applications},
+            },
+            joined={name: await self._listed(name) for name in self.joined},
             externals={name: await self._external(name) for name in self.externals},
             clients={
                 name: ClientStatus(_breakers(caller), _holds(caller), _ejected(caller))
@@ -170,6 +211,20 @@ class LocalProcess:
             why = health.not_ready or error.message
             health = msgspec.structs.replace(health, is_healthy=False, not_ready=why)
             return msgspec.structs.replace(status, health=health)
+
+    async def _application(self, name: str) -> ServiceStatus:
+        own = self.applications[name]()
+        health = HealthStatus(own.service, not own.why_not, own.is_draining, {}, own.why_not)
+        return ServiceStatus(
+            pid=os.getpid(),
+            admin=self.admin,
+            health=health,
+            in_flight=own.in_flight,
+            breakers=_breakers(own.caller),
+            holds=_holds(own.caller),
+            ejected=_ejected(own.caller),
+            instances=await self._listed(own.service, name),
+        )
 
     async def _external(self, name: str) -> ExternalStatus:
         health = self.upstreams.get(name)

@@ -276,6 +276,7 @@ class Status(msgspec.Struct, frozen=True):
         gateway: the way in; None where there is none, or it is another process.
         gateways: all of them by name, where nobody supervises them; `gateway` is one of these.
         services: by name; of a service with replicas each of them, as "quoting#1".
+        joined: the instances of services that other processes answer for, by service.
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
         isolations: the edges that are isolated by hand.
@@ -297,6 +298,7 @@ class Status(msgspec.Struct, frozen=True):
     gateway: GatewayStatus | None = None
     services: dict[str, ServiceStatus] = {}
     externals: dict[str, ExternalStatus] = {}
+    joined: dict[str, list[ListedInstance]] = {}
     clients: dict[str, ClientStatus] = {}
     children: dict[str, ChildStatus] = {}
     faults: FaultsStatus = FaultsStatus()
@@ -327,6 +329,7 @@ class Status(msgspec.Struct, frozen=True):
             gateway=gateway,
             services=services,
             externals=externals,
+            joined={name: own for each in every for name, own in each.joined.items()},
             clients={name: own for each in every for name, own in each.clients.items()},
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),

@@ -32,11 +32,16 @@ from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
 from synchromesh.service import Child
-from synchromesh.system.config.definitions import load_gateway, load_services
+from synchromesh.system.config.definitions import (
+    load_applications,
+    load_gateway,
+    load_services,
+)
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
-from synchromesh.system.config.parts import parts_of
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.host.application_part import ApplicationPart
 from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
@@ -87,9 +92,10 @@ class Process:
     ) -> None:
         self._spec = spec
         self._load_gateway = gateway
-        succeeds = Succeeds(loaded, spec.port, spec.handle)
+        succeeds = self._succeeds = Succeeds(loaded, spec.port, spec.handle)
         self.host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
         self.drain: Callable[[], None] | None = None
+        self._application: ApplicationPart | None = None
 
     async def start(self) -> Ready:
         """Start the part; when this returns, it is registered and serves.
@@ -109,7 +115,7 @@ class Process:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Drain until `hurry`, and stop."""
-        draining = asyncio.ensure_future(self.host.drain())
+        draining = asyncio.ensure_future(self._drain())
         draining.add_done_callback(lambda _: hurry.set())
         try:
             await hurry.wait()
@@ -119,6 +125,12 @@ class Process:
                 _log.error("the drain failed", exc_info=outcome)
         finally:
             await self.host.close()
+
+    async def _drain(self) -> None:
+        if self._application is not None:
+            self.host.admin.is_draining = True
+            await self._application.drain()
+        await self.host.drain()
 
     async def _start(self) -> Ready:
         spec, host, runtime = self._spec, self.host, self.host.runtime
@@ -162,6 +174,9 @@ class Process:
             serve_operators(host, signer, part.instance, drain=self.drain)
             if shared is not None:
                 host.local.faults.elsewhere = shared.instances
+        if name != GATEWAY and part.service not in host.deps.services:
+            await self._run_application(part, registry)
+            return self._ready()
         contracts = (
             contracts_of_gateway(definitions.entries)
             if name == GATEWAY
@@ -173,8 +188,23 @@ class Process:
         host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
         # What others run is said by the supervisor, where there is one.
         await host.run(*(() if spec.control else config.external), name)
+        return self._ready()
+
+    async def _run_application(
+        self, part: SystemPart, registry: SharedRegistry | RemoteRegistry
+    ) -> None:
+        """Run an ASGI application; what it offers, only itself knows."""
+        host, before = self.host, self._succeeds
+        app = load_applications(host.config, host.folder)[part.service]
+        self._application = ApplicationPart(
+            part, app, host, registry, before=before.port, loaded=before.loaded
+        )
+        await self._application.start()
+
+    def _ready(self) -> Ready:
+        host = self.host
         host.admin.is_up = True
-        return Ready(host.control_server.port, host.urls[name], host.admin.url)
+        return Ready(host.control_server.port, host.urls[self._spec.name], host.admin.url)
 
     def __repr__(self) -> str:
         return f"<Process {self._spec.name}>"

@@ -26,6 +26,7 @@ from synchromesh.service import KEEP_S, Child, ServiceInstance
 from synchromesh.store import StoreOptions
 from synchromesh.system.config.definitions import (
     check_keep,
+    load_applications,
     load_gateway,
     load_opening,
     load_services,
@@ -40,6 +41,7 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
+from synchromesh.system.host.asgi_servers import find_server
 from synchromesh.system.host.console_part import serve_console
 from synchromesh.system.host.engines import StartedEngine
 from synchromesh.system.host.gateway_code import GatewayCode
@@ -47,10 +49,13 @@ from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.metrics_page import serve_metrics
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.host.registries import SupervisedRegistry, keep_registry, shared_registry
+from synchromesh.system.host.waits import all_of
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.stop_budget import StopBudget
 
+# Where services here are stopped after the processes of applications, within the same 10 s.
+BESIDE_APPLICATIONS = StopBudget(answer_s=1.5, drain_s=1.0, external_s=1.5)
 # How often it is looked whether code has changed.
 CODE_EVERY_S = 1.0
 
@@ -97,6 +102,7 @@ class System:
     ) -> None:
         self._engines = engines
         self._host = Host(config, folder.resolve(), runtime, store=store, budget=budget)
+        self._budget = budget
         self._config = config
         self._is_split = is_split
         self._forks = forks
@@ -104,6 +110,8 @@ class System:
         self.reread: Callable[[], SystemConfig] = lambda: config
         self._token = ""
         self._processes: Processes | None = None
+        # The services that have processes of their own.
+        self._apart: frozenset[str] = frozenset()
         apps = {name: [section.app] for name, section in config.services.items()}
         if config.gateway.app:
             apps[GATEWAY] = [config.gateway.app]
@@ -162,6 +170,12 @@ class System:
         if self._config.gateway.app and not self._is_split:
             code = GatewayCode(self._config, host.folder)
         services = load_services(self._config, host.folder)
+        applications = load_applications(self._config, host.folder)
+        for name in applications:
+            find_server(self._config.services[name].server, name)
+        self._apart = frozenset(self._config.services if self._is_split else applications)
+        if applications and not self._is_split and self._budget is None:
+            host.budget = BESIDE_APPLICATIONS
         opening = load_opening(self._config, host.folder)
         for service in services:
             service.check()
@@ -224,12 +238,21 @@ class System:
                 self._info = None
                 self._host.admin.is_draining = True
                 self._host.rundir.withdraw()
-                if self._processes is None:
-                    await self._host.drain()
-                else:
-                    await self._processes.stop()
-                    await self._host.control_server.drain(self._host.budget.control_s)
+                await self._drain()
             await self._host.close()
+
+    async def _drain(self) -> None:
+        host, processes = self._host, self._processes
+        if processes is not None and self._is_split:
+            await processes.stop()
+            await host.control_server.drain(host.budget.control_s)
+            return
+        if processes is not None:
+            # Requests of the gateway need applications, and those need services.
+            if host.gateway is not None:
+                await all_of([host.gateway.drain(host.budget.gateway_s)])
+            await all_of([processes.stop()])
+        await host.drain()
 
     def cut(self) -> None:
         """Kill all child processes, before this process exits.
@@ -277,7 +300,7 @@ class System:
             wall_us=host.runtime.wall_us,
             policies=lambda caller: sections_of(config, caller),
         )
-        if self._is_split:
+        if self._apart:
             self._processes = Processes(
                 host,
                 registry,
@@ -297,11 +320,13 @@ class System:
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
         await host.run(*config.external)
-        where = self._processes or host
-        await where.run(*config.services)
+        await host.run(*(name for name in config.services if name not in self._apart))
+        if self._processes is not None:
+            await self._processes.run(*(name for name in config.services if name in self._apart))
         if opening is not None:
             await self._open(opening, host.control.caller)
         if definitions.gateway is not None:
+            where = self._processes if self._processes is not None and self._is_split else host
             await where.run(GATEWAY)
         enter.callback(host.rundir.withdraw)
         host.admin.is_up = True
@@ -356,7 +381,7 @@ class System:
         return self._host.rundir.telemetry / "log.jsonl"
 
     def __repr__(self) -> str:
-        parts = self._host.services if self._processes is None else self._processes.remotes
+        parts = [*self._host.services, *(self._processes.remotes if self._processes else ())]
         return f"<System {self._config.system.name}: {', '.join(parts) or 'not started'}>"
 
 
