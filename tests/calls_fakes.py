@@ -120,7 +120,7 @@ class Always:
         self.replies = list(replies)
         self.requests: list[Request] = []
 
-    def authenticate(self, credential: str, now: float) -> Credential:
+    def authenticate(self, credential: str, now: float, _: object) -> Credential:
         return Credential("", NOBODY, "", 0)
 
     async def dispatch(self, request: Request) -> Reply:

@@ -30,7 +30,7 @@ from synchromesh import (
     Unknown,
     command,
 )
-from synchromesh.calls import Reply, Request
+from synchromesh.calls import Operation, Reply, Request
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.errors import CallError, SagaError, SynchromeshError
 from synchromesh.saga.records import RepairVerb
@@ -310,8 +310,8 @@ class Between:
     def __init__(self, walk: Walk, dispatcher: Dispatcher) -> None:
         self._walk, self._dispatcher = walk, dispatcher
 
-    def authenticate(self, credential: str, now: float) -> Any:
-        return self._dispatcher.authenticate(credential, now)
+    def authenticate(self, credential: str, now: float, operation: Operation[..., Any]) -> Any:
+        return self._dispatcher.authenticate(credential, now, operation)
 
     async def dispatch(self, request: Request) -> Reply:
         """Deliver a request, and its reply."""

@@ -54,7 +54,7 @@ class SomebodyElses:
         )
         return Reply(answer.status, answer.body)
 
-    def authenticate(self, credential: str, now: float) -> Credential:
+    def authenticate(self, credential: str, now: float, _: object) -> Credential:
         """Take anybody."""
         return Credential("anybody", NOBODY, "", 0)
 

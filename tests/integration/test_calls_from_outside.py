@@ -125,7 +125,8 @@ async def test_a_client_that_is_not_async_is_refused_at_the_callee(folder: Path,
 @pytest.mark.parametrize(
     ("system", "error", "said"),
     [
-        ("http://127.0.0.1:1", DiscoveryError, "the registry does not answer"),
+        ("http://127.0.0.1:1", DiscoveryError, "does not answer: .*; is the system started"),
+        ("nats://127.0.0.1:4222", ConfigError, "clients from outside do not read; give the folder"),
         ("https://127.0.0.1:9100", ConfigError, "no place of a system; write the URL"),
         ("http://shop", ConfigError, "no place of a system; write the URL"),
         ("nowhere", ConfigError, "no system runs in"),

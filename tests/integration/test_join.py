@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import pytest
@@ -20,12 +21,15 @@ import nats_world
 from nats_server import shared_nats
 from pages import ROOT, blocks_of
 from processes import COMMAND, announced, dev
+from synchromesh import Client, Contract, query
+from synchromesh.clients import credential_text
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import CallError, DiscoveryError
 from synchromesh.http import HttpPool, HttpResponse
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir
+from synchromesh.system.config.client_grants import ClientsFile
 from synchromesh.system.leases_api.client import RemoteRegistry
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +70,22 @@ def served(folder: Path, server: str, *flags: str) -> Iterator[tuple[subprocess.
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+class Orders(Contract, Protocol, service="orders", version="1.0"):
+    """That of the page."""
+
+    @query("GET /quotes/{sku}")
+    async def quote(self, sku: str) -> int: ...
+
+
+def added(folder: Path, key: bytes) -> str:
+    """Return the credential of a client."""
+    runtime = RealRuntime()
+    made = ClientsFile(RunDir(folder).clients, runtime.disk, runtime.wall_us()).add(
+        "ada", ("orders",), serves="", days=1, made=("ada", "tries"), rng=runtime.secret_rng
+    )
+    return credential_text(made.id, Signer(key).client_key(made.id))
 
 
 def typed(folder: Path, *words: str) -> str:
@@ -201,6 +221,9 @@ async def test_on_nats_it_joins_from_a_machine_without_the_run_directory(
 
                 await comes(is_listed)
                 assert (await ask(pool, gateway, "/quotes/axle")).body == b"800"
+                # A client that finds the system by its folder is told of the same list.
+                async with Client(folder, credential=added(folder, bytes.fromhex(key))) as client:
+                    assert await client.call(Orders.quote("axle"), timeout_s=30.0) == 800
                 process.terminate()
                 assert process.wait(30.0) == ENDS["uvicorn"]
                 await nats_world.listed(registry, service="shop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hashlib
@@ -14,7 +15,9 @@ from typing import Protocol
 
 import pytest
 
-from synchromesh import Contract, command, query
+from cli_runs import runner
+from synchromesh import Client, Contract, command, query
+from synchromesh.calls import Dispatcher, HttpEdge, Incoming, operations_of
 from synchromesh.calls.admission import admitted
 from synchromesh.clients import (
     ClientBook,
@@ -23,11 +26,21 @@ from synchromesh.clients import (
     credential_text,
     read_credential,
 )
-from synchromesh.errors import ConfigError, Forbidden, Unauthenticated
+from synchromesh.errors import (
+    BadRequest,
+    ConfigError,
+    ConnectFailed,
+    Forbidden,
+    Unauthenticated,
+)
+from synchromesh.http import Headers, HttpRequest
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.messaging import deliver_to
-from synchromesh.runtime import RealDisk
+from synchromesh.runtime import RealDisk, Runtime
+from synchromesh.system.client import REMEDY
 from synchromesh.system.config.client_grants import ClientsFile, check_scopes
+from synchromesh.telemetry import MemoryRing, Tracer
+from synchromesh.testing import run
 
 KEY = b"k" * 32
 S = 1_000_000
@@ -121,7 +134,6 @@ def test_a_call_within_the_scopes_is_let_in(
 ) -> None:
     """A service, or single operations of it; what services ask of each other is for none."""
     token = signed(town.add(*scopes))
-    assert admitted(town.signer, token, "billing", None, NOW)[1] is False
     if may:
         who, may_keep = admitted(town.signer, token, "billing", operation, NOW)  # type: ignore[arg-type]
         assert (who.service, may_keep) == ("client.nightly", False)
@@ -338,3 +350,110 @@ def test_what_the_system_does_not_have_is_no_scope(
     check_scopes(["billing.charge", "rates.any"], "rates", services, ["rates"])
     with pytest.raises(ConfigError, match=said):
         check_scopes(scopes, serves, services, ["rates"])
+
+
+@pytest.mark.parametrize(
+    ("scope", "line", "fields", "body", "status", "said"),
+    [
+        ("billing.quote", "POST /charges", [], b"{", 403, "may not call billing.charge: its cred"),
+        ("billing.quote", "POST /charges", [("undoes", "k")], b"", 403, "may not call billing.ch"),
+        ("billing", "POST /charges", [("undoes", "client.nightly/k")], b"", 403, "not undo it"),
+        ("billing", "POST /charges", [], b"{", 400, ""),
+        ("billing", "GET /quotes", [], b"", 200, ""),
+    ],
+)
+def test_scopes_come_before_arguments_and_no_client_undoes(
+    town: Town,
+    scope: str,
+    line: str,
+    fields: list[tuple[str, str]],
+    body: bytes,
+    status: int,
+    said: str,
+) -> None:
+    """Who may not call is told nothing of the arguments; what takes a command back is a saga's."""
+
+    async def main(runtime: Runtime) -> None:
+        now_us, ran = runtime.wall_us(), []
+
+        async def answer(_: Incoming) -> bytes:
+            ran.append(line)
+            return b"1"
+
+        made = town.file(now_us).add(
+            "nightly", (scope,), serves="", days=1, made=("ada", "tries"), rng=random.Random(1)
+        )
+        credential = credential_text(made.id, town.signer.client_key(made.id))
+        dispatcher = Dispatcher(
+            "billing",
+            {"charge": answer, "quote": answer},
+            signer=town.signer,
+            tracer=Tracer("billing", runtime, MemoryRing()),
+            runtime=runtime,
+        )
+        edge = HttpEdge(runtime=runtime)
+        edge.mount(dispatcher, operations_of(Billing).values())
+        method, _, path = line.partition(" ")
+        shown = ("synchromesh-credential", signed(credential, now_us=now_us))
+        headers = Headers([shown, ("idempotency-key", "k"), *fields])
+        answered = await edge(HttpRequest(method, path, path, "", headers, body))
+        assert answered.status == status
+        assert said in answered.body.decode()
+        assert ran == ([line] if status == 200 else [])
+
+    run(main)
+
+
+class Away:
+    """Makes the calls of a client whose system has gone."""
+
+    def root(self, **_: object) -> None:
+        return None
+
+    async def call(self, _: object, **__: object) -> int:
+        raise ConnectFailed("billing#1 could not be reached")
+
+
+async def called(given: object, **more: str) -> object:
+    """Call by a client whose system has gone since it was opened."""
+    client = Client("http://127.0.0.1:1", credential=credential_text("abcd", b"0" * 32))
+    client._caller = Away()  # type: ignore[assignment]
+    return await client.call(given, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "trace_id", "said"),
+    [
+        ("billing.quote", "", "'billing.quote' is no call; give an operation of a contract with"),
+        (None, "", "'None' is no call"),
+        (Billing.quote, "", r"billing.quote was given without its arguments; .* quote\(\.\.\.\)"),
+        (Billing.quote(), "ABC", "'ABC' is no trace id; make it 32 lower-case hex digits"),
+        (Billing.quote(), "0" * 32, "is no trace id"),
+        (Billing.quote(), "A" * 32, "is no trace id"),
+    ],
+)
+def test_what_a_program_gives_wrong_is_said_plainly(
+    given: object, trace_id: str, said: str
+) -> None:
+    """A name, an operation without arguments, and a trace id that is none are refused."""
+    with pytest.raises(BadRequest, match=said):
+        asyncio.run(called(given, trace_id=trace_id))
+
+
+def test_a_system_that_has_gone_is_named_with_what_to_do() -> None:
+    """The error has its class, and the mend once."""
+    with pytest.raises(ConnectFailed) as failed:
+        asyncio.run(called(Billing.quote()))
+    assert failed.value.message == f"billing#1 could not be reached; {REMEDY}"
+    assert str(failed.value) == failed.value.message
+
+
+def test_there_are_no_clients_where_there_is_no_system(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every verb of `client` says so in the same words."""
+    run_cli = runner(capsys)
+    for words in (("list",), ("revoke", "x", "--why", "y"), ("add", "x", "--scope", "a")):
+        ran = run_cli(tmp_path, "client", *words, *(["--why", "y"] if words[0] == "add" else []))
+        assert (ran.code, "there is no synchromesh.toml in" in ran.err) == (2, True), words
+    assert list(tmp_path.iterdir()) == []

@@ -59,7 +59,7 @@ def test_a_callee_that_is_stopped_loses_the_connection() -> None:
     """Its caller is not cancelled along with it: the outcome is unknown."""
 
     class Stopped:
-        def authenticate(self, credential: str, now: float) -> Credential:
+        def authenticate(self, credential: str, now: float, _: object) -> Credential:
             return Credential("", NOBODY, "", 0)
 
         async def dispatch(self, request: Request) -> Reply:
@@ -81,7 +81,7 @@ def test_a_receiver_that_breaks_after_its_caller_left_is_not_a_stray_failure() -
     """Nobody waits for it any more; the loop is not told of an exception that was never read."""
 
     class Broken:
-        def authenticate(self, credential: str, now: float) -> Credential:
+        def authenticate(self, credential: str, now: float, _: object) -> Credential:
             return Credential("", NOBODY, "", 0)
 
         async def dispatch(self, request: Request) -> Reply:

@@ -281,7 +281,7 @@ def test_the_last_word_of_inventory_stands_in_for_it() -> None:
 class Stalls:
     """Takes a call and never answers."""
 
-    def authenticate(self, credential: str, now: float) -> Credential:
+    def authenticate(self, credential: str, now: float, _: object) -> Credential:
         return Credential("stalled", NOBODY, "", 0)
 
     async def dispatch(self, request: Request) -> Reply:

@@ -17,7 +17,7 @@ def admitted(
     signer: Signer,
     credential: str,
     service: str,
-    operation: Operation[..., Any] | None,
+    operation: Operation[..., Any],
     now_us: int,
 ) -> tuple[Credential, bool]:
     """Return who calls, and whether that may be kept for a while.
@@ -25,7 +25,7 @@ def admitted(
     What a client from outside may do, and whether it still may, is looked up for each call.
 
     Args:
-        operation: what is called; None where only the caller is looked at yet.
+        operation: what is called.
 
     Raises:
         Unauthenticated: the credential is missing, forged, expired, revoked or for another service.
@@ -34,8 +34,20 @@ def admitted(
     who = signer.admit(credential, audience=service, now_us=now_us)
     if not isinstance(who, ClientCredential):
         return who, True
-    if operation is not None:
-        if operation.path.startswith(INTERNAL):
-            raise Forbidden(f"{operation.full_name} is for services of this system alone")
-        who.check(service, operation.name)
+    if operation.path.startswith(INTERNAL):
+        raise Forbidden(f"{operation.full_name} is for services of this system alone")
+    who.check(service, operation.name)
     return who, False
+
+
+def refuse_undo(who: Credential, operation: Operation[..., Any]) -> None:
+    """Refuse to undo a command for who is no service of the system.
+
+    Raises:
+        Forbidden: a client from outside asks for it; a saga of the system does so.
+    """
+    if isinstance(who, ClientCredential):
+        raise Forbidden(
+            f"client {who.grant.name!r} may call {operation.full_name} and not undo it: that is "
+            "for sagas of this system; leave out the header Undoes, and call what takes it back"
+        )

@@ -179,16 +179,18 @@ class Dispatcher:
         own = {operation.full_name: answerer.limiter for operation, answerer in answering}
         return {"": self._limiter, **own}
 
-    def authenticate(self, credential: str, now: float) -> Credential:
+    def authenticate(
+        self, credential: str, now: float, operation: Operation[..., Any]
+    ) -> Credential:
         """Return who calls; `now` is the loop's clock.
 
         Raises:
             Unauthenticated: the credential is missing, forged, expired or for another service (C4).
-            Forbidden: it is that of a client from outside who may call nothing here.
+            Forbidden: it is that of a client from outside who may not call this operation.
         """
         known = self._known.get(credential)
         if known is None or now >= known[1]:
-            known = self._verified(credential, now)
+            known = self._verified(credential, now, operation)
         return known[0]
 
     async def dispatch(  # noqa: C901 - a frame for each layer would cost more than most handlers
@@ -284,7 +286,7 @@ class Dispatcher:
         return f"<Dispatcher {self.service}: {self.in_flight} in flight{draining}>"
 
     def _verified(
-        self, credential: str, now: float, operation: Operation[..., Any] | None = None
+        self, credential: str, now: float, operation: Operation[..., Any]
     ) -> tuple[Credential, float]:
         """Return the caller's credential, and until when it is valid, on the loop's clock."""
         if self._is_external:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
+from synchromesh.calls.admission import refuse_undo
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
@@ -130,8 +131,8 @@ class HttpEdge:
         receiver, operation = found.target
         own = own_headers(pairs)
         credential = own.get(CREDENTIAL, "")
-        # Before a byte of the arguments is looked at: a stranger is told nothing of them.
-        receiver.authenticate(credential, now)
+        # Before a byte of the arguments is looked at: whoever may not call is told nothing of them.
+        who = receiver.authenticate(credential, now, operation)
         context = from_headers(
             own,
             now=now,
@@ -139,6 +140,8 @@ class HttpEdge:
             rng=self._rng,
             propagation=self._propagation,
         )
+        if context.undoes:
+            refuse_undo(who, operation)
         # Where a key is undone its record holds the arguments.
         arguments = b"{}" if context.undoes else operation.from_http(found.places, query, body)
         return Request(operation, arguments, context, credential)

@@ -173,8 +173,15 @@ _BY_STATUS: dict[int, type[CallError]] = {429: RateLimited, 503: Shed}
 class Receiver(Protocol):
     """Takes requests for one instance of a service; a `Dispatcher` is one."""
 
-    def authenticate(self, credential: str, now: float) -> Credential:
-        """Return who calls; `now` is the loop's clock. Raises Unauthenticated."""
+    def authenticate(
+        self, credential: str, now: float, operation: Operation[..., Any]
+    ) -> Credential:
+        """Return who calls; `now` is the loop's clock.
+
+        Raises:
+            Unauthenticated: nobody who may call here.
+            Forbidden: a client from outside who may not call this operation.
+        """
         ...
 
     async def dispatch(self, request: Request) -> Reply:

@@ -101,6 +101,7 @@ def add(
 @click.pass_obj
 def list_clients(folder: Path, is_all: bool, is_json: bool) -> int:
     """List clients, what they may call, and until when."""
+    _in_system(folder)
     runtime = RealRuntime()
     found = [_told(each, runtime) for each in _file(folder, runtime).read()]
     shown = [each for each in found if is_all or each["state"] == "active"]
@@ -121,6 +122,7 @@ def revoke(folder: Path, name: str, why: str, is_json: bool) -> int:
 
     Who did it and why is recorded.
     """
+    _in_system(folder)
     runtime = RealRuntime()
     revoked = _file(folder, runtime).revoke(name, who=say_why(why), why=why)
     if is_json:
@@ -128,6 +130,14 @@ def revoke(folder: Path, name: str, why: str, is_json: bool) -> int:
     else:
         print_line(f"revoked: the credential of client {revoked.name}")
     return 0
+
+
+def _in_system(folder: Path) -> None:
+    """Raise ConfigError where there is no system in a folder."""
+    from synchromesh.system.config.reading import load_config
+
+    load_config(folder, environment=os.environ)
+    RunDir(folder).create()
 
 
 def _file(folder: Path, runtime: RealRuntime) -> ClientsFile:

@@ -86,11 +86,17 @@ class NatsRegistry:
         self._refixed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.lists: dict[str, tuple[tuple[Endpoint, ...], float]] = {}
+        self._revision = 0
 
     @property
     def ttl_s(self) -> float:
         """How long a lease runs without renewal."""
         return self._options.ttl_s
+
+    @property
+    def revision(self) -> int:
+        """Counts the changes of the list that were seen."""
+        return self._revision
 
     @property
     def is_down(self) -> bool:
@@ -423,6 +429,7 @@ class NatsRegistry:
             self._note_change()
 
     def _note_change(self) -> None:
+        self._revision += 1
         self.lists.clear()
         self._changed.set()
         self._changed = asyncio.Event()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -18,10 +19,16 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from synchromesh.calls import Call, Caller, HttpTransport, Policies
+from synchromesh.calls import Call, Caller, HttpTransport, Operation, Policies
 from synchromesh.clients import ClientSigner
 from synchromesh.context import CallContext, check_key
-from synchromesh.errors import ConfigError, Unauthenticated
+from synchromesh.errors import (
+    BadRequest,
+    ConfigError,
+    ConnectFailed,
+    DiscoveryError,
+    Unauthenticated,
+)
 from synchromesh.http import HttpPool
 from synchromesh.identity import NOBODY, REGISTRY
 from synchromesh.runtime import RealRuntime, Runtime
@@ -35,6 +42,11 @@ R = TypeVar("R")
 
 SPANS_MAX = 256
 AGAIN_S = 1.0
+REMEDY = (
+    "is the system started? In its folder: synchromesh dev. Its control socket answers on its own "
+    "machine alone; from any other one call through its gateway"
+)
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 _log = logging.getLogger("synchromesh.client")
 
@@ -82,7 +94,7 @@ class Client:
             Unauthenticated: the credential has expired, is revoked, or is another system's.
         """
         try:
-            await self._open()
+            await _with_remedy(self._open())
         except BaseException:
             await self._exit.aclose()
             raise
@@ -111,12 +123,15 @@ class Client:
             trace_id: continues a trace, 32 hex digits; a new one where it is "".
 
         Raises:
+            BadRequest: `call` is none, or the key or the trace id cannot be one.
             Rejection: one of those that the operation declares.
             Forbidden: the credential is not for this operation.
             Unauthenticated: the credential has expired or is revoked.
             CallError: the call failed otherwise; its class says what is known of the outcome.
         """
-        return self.opened.call(call, context=self.root(key, trace_id), timeout_s=timeout_s)
+        context = self.root(key, trace_id)
+        calling = self.opened.call(_checked(call), context=context, timeout_s=timeout_s)
+        return _with_remedy(calling)
 
     def root(self, key: str = "", trace_id: str = "") -> CallContext:
         """Return the context of a call: it has the `trace_id` that `synchromesh trace` shows.
@@ -124,8 +139,13 @@ class Client:
         Give it to `opened.call` where the trace has to be known before the answer.
 
         Raises:
-            BadRequest: the key cannot be one.
+            BadRequest: the key or the trace id cannot be one.
         """
+        if trace_id and not _TRACE_ID.fullmatch(trace_id):
+            raise BadRequest(
+                f"{trace_id[:80]!r} is no trace id; make it 32 lower-case hex digits, not all of "
+                "them 0, or leave it out for a new trace"
+            )
         return self.opened.root(
             key=check_key(key) if key else None, trace_id=trace_id, principal=NOBODY
         )
@@ -264,6 +284,33 @@ class SyncClient:
             loop.close()
 
 
+def _checked(call: Call[R]) -> Call[R]:
+    """Return what can be sent; raise BadRequest for what is no call."""
+    given: object = call
+    if isinstance(given, Call):
+        return call
+    if isinstance(given, Operation):
+        raise BadRequest(
+            f"{given.full_name} was given without its arguments; call it with them, such as "
+            f"{given.name}(...), also where it takes none"
+        )
+    raise BadRequest(
+        f"{str(given)[:80]!r} is no call; give an operation of a contract with its arguments, such "
+        'as Orders.place("axle")'
+    )
+
+
+async def _with_remedy(doing: Coroutine[Any, Any, R]) -> R:
+    """Do something at the system; where that is not there, say what to do."""
+    try:
+        return await doing
+    except (ConnectFailed, DiscoveryError) as error:
+        if not error.message.endswith(REMEDY):
+            error.message = f"{error.message}; {REMEDY}"
+            error.args = (error.message, *error.args[1:])
+        raise
+
+
 async def _follow(registry: RemoteRegistry) -> None:
     """Keep the list fresh for as long as the client is open; a refusal is said once."""
     told = False
@@ -289,6 +336,12 @@ def _locating(system: str | Path) -> Callable[[], str]:
         rundir = RunDir(Path(system).resolve())
         return lambda: rundir.read().control
     place = urlsplit(text)
+    if place.scheme in ("nats", "tls"):
+        raise ConfigError(
+            f"{text[:80]!r} is a registry on NATS, which clients from outside do not read; give "
+            "the folder of a system by synchromesh dev, or its control socket, such as "
+            "http://127.0.0.1:9100; where there is none, call through the gateway"
+        )
     if place.scheme != "http" or not place.hostname or not place.port:
         raise ConfigError(
             f"{text[:80]!r} is no place of a system; write the URL of its control socket, such as "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from synchromesh.discovery import Endpoint, Registry, WatchableResolver
+from synchromesh.discovery import Endpoint, Registry, Resolved, WatchableResolver
 from synchromesh.discovery.registry import LeaseBackend
 from synchromesh.errors import ConfigError, DiscoveryError
 from synchromesh.identity import Signer
@@ -34,6 +34,15 @@ class SupervisedRegistry(Registry, WatchableResolver, LeaseBackend, Protocol):
         self, service: str, is_meant: Callable[[Endpoint], bool], *, is_suspect: bool
     ) -> None:
         """Suspect instances of being hung, or clear them."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """Another one after each change of the list."""
+        ...
+
+    def listed(self) -> dict[str, Resolved]:
+        """Return the listed endpoints by service."""
         ...
 
     async def run(self) -> None:

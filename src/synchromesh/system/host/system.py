@@ -295,7 +295,7 @@ class System:
         host.background.start(Child("code", self._watch_code))
         # Processes of its own, and applications that join, register there.
         leases = RegistryServer(
-            memory,
+            registry,
             admit=admit,
             wall_us=host.runtime.wall_us,
             policies=lambda caller: sections_of(config, caller),

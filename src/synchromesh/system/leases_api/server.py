@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -27,7 +27,8 @@ from synchromesh.calls.forwarding import by_http
 from synchromesh.clients import ClientCredential
 from synchromesh.codec import decode, encode
 from synchromesh.context import CREDENTIAL
-from synchromesh.discovery import Endpoint, MemoryRegistry, Resolved
+from synchromesh.discovery import Endpoint, Resolved
+from synchromesh.discovery.registry import LeaseBackend
 from synchromesh.errors import (
     BadRequest,
     ConfigError,
@@ -98,6 +99,23 @@ class VerifiedCaller(msgspec.Struct, frozen=True):
     principal: Principal
 
 
+class ServedRegistry(LeaseBackend, Protocol):
+    """A registry that can be served: it keeps leases, and tells of its list and of changes."""
+
+    @property
+    def revision(self) -> int:
+        """Another one after each change of the list."""
+        ...
+
+    async def changed(self, service: str, /) -> None:
+        """Wait until the list may have changed."""
+        ...
+
+    def listed(self) -> dict[str, Resolved]:
+        """Return the listed endpoints by service."""
+        ...
+
+
 class RegistryServer:
     """Serves the registry to the processes of one system; `handle` is an HTTP handler.
 
@@ -110,7 +128,7 @@ class RegistryServer:
 
     def __init__(
         self,
-        registry: MemoryRegistry,
+        registry: ServedRegistry,
         *,
         admit: Callable[[str, str], Credential],
         wall_us: Callable[[], int],
@@ -156,7 +174,7 @@ class RegistryServer:
         try:
             async with asyncio.timeout(wait_s):
                 while after == self._revision():
-                    await self._registry.changed()
+                    await self._registry.changed("")
         except TimeoutError:
             pass  # the same list again shows that the registry lives
         finally:
