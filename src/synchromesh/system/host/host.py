@@ -260,8 +260,6 @@ class Host:
             ConfigError: one of them cannot listen.
         """
         await self._serve_admin()
-        self.local.joined = () if self.name else self.config.system.joined
-        self.local.asgi = [each for each in self.config.services if each not in self.deps.services]
         server = self.control_server = HttpServer(
             lambda request: self.control.handle(request),
             network=self.runtime.network,

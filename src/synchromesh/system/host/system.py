@@ -317,6 +317,8 @@ class System:
         else:
             await host.serve_control(self._token, {}, (PATH, leases.handle))
         serve_metrics(host)
+        host.local.joined = config.system.joined
+        host.local.asgi = [each for each in config.services if each not in host.deps.services]
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
         await host.run(*config.external)
