@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from synchromesh.calls.admission import admitted
 from synchromesh.calls.contract import Operation
+from synchromesh.calls.places import limits_of_operation, take_places, took_places
 from synchromesh.calls.tree import Incoming, Places, Root, running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.codec import encode
@@ -48,7 +49,6 @@ from synchromesh.http import PoolLimits
 from synchromesh.identity import NOBODY, Credential, Signer
 from synchromesh.priority import Priority
 from synchromesh.resilience import (
-    AdaptiveLimitOptions,
     DeadlinePassed,
     LatencyTracker,
     Limiter,
@@ -224,8 +224,8 @@ class Dispatcher:
             if is_free and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
                 places.in_flight += 1
-            elif not _took_places(limiter, places, context.priority):
-                ran_s, noted = await _take_places(limiter, places, deadline_s, context.priority)
+            elif not took_places(limiter, places, context.priority):
+                ran_s, noted = await take_places(limiter, places, deadline_s, context.priority)
             try:
                 if not is_apart and deadline_s is not None:
                     answer = await within(partial(answerer.handler, root), deadline_s)
@@ -388,59 +388,6 @@ class Dispatcher:
         # was cancelled. Anything else is a bug, and would be met again.
         may_pass = isinstance(error, OSError | asyncio.CancelledError)
         return RemoteFailed(f"{message}: trace {trace_id}", is_final=not may_pass)
-
-
-# An operation begins with fewer places than an edge: what it waits for holds none of them.
-INITIAL = 32
-
-
-def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:
-    """Return the limits of each operation of a service that answers `of` of them.
-
-    Example:
-        >>> limits_of_operation(1000, 256, of=3).limit_max
-        750
-    """
-    most = max(1, in_flight_max * 3 // 4) if of > 1 else in_flight_max
-    default = AdaptiveLimitOptions()
-    return AdaptiveLimitOptions(
-        initial=min(INITIAL, most),
-        limit_min=min(default.limit_min, most),
-        limit_max=most,
-        queue_max=queue_max,
-    )
-
-
-def _took_places(limiter: Limiter, places: Limiter, priority: Priority) -> bool:
-    """Take a place of the operation and one of the service, where both are free at this moment."""
-    if not limiter.take(priority):
-        return False
-    if not places.take(priority):
-        limiter.release()
-        return False
-    return True
-
-
-async def _take_places(
-    limiter: Limiter, places: Limiter, deadline_s: float | None, priority: Priority
-) -> tuple[float, dict[str, str]]:
-    """Wait for a place of the operation, and then for one of the service.
-
-    Returns when it had both, and what the span says of the wait. Raises Shed.
-    """
-    clock = asyncio.get_running_loop().time
-    began_s = clock()
-    await limiter.acquire(deadline_s, priority)
-    try:
-        if deadline_s is not None:
-            # Half of what is left: a refusal at the deadline itself would come too late (B5).
-            deadline_s = (clock() + deadline_s) / 2
-        await places.acquire(deadline_s, priority)
-    except BaseException:
-        limiter.release()
-        raise
-    now = clock()
-    return now, {"place_ms": str(round((now - began_s) * 1e3, 3))}
 
 
 def below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:

@@ -321,6 +321,16 @@ class System:
         host.local.asgi = [each for each in config.services if each not in host.deps.services]
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
+        await self._run_parts(definitions, opening)
+        enter.callback(host.rundir.withdraw)
+        host.admin.is_up = True
+        await serve_console(host, keys[0], definitions.gateway)
+        self._info = self._run_info()
+        self._publish()
+
+    async def _run_parts(self, definitions: Definitions, opening: Opening | None) -> None:
+        """Run external services, then services, the opening, and the gateway."""
+        host, config = self._host, self._config
         await host.run(*config.external)
         await host.run(*(name for name in config.services if name not in self._apart))
         if self._processes is not None:
@@ -330,11 +340,6 @@ class System:
         if definitions.gateway is not None:
             where = self._processes if self._processes is not None and self._is_split else host
             await where.run(GATEWAY)
-        enter.callback(host.rundir.withdraw)
-        host.admin.is_up = True
-        await serve_console(host, keys[0], definitions.gateway)
-        self._info = self._run_info()
-        self._publish()
 
     def _take_folder(self) -> tuple[bytes, ...]:
         """Lock the run directory, and return the system's keys."""
