@@ -106,8 +106,13 @@ async def test_a_client_is_refused_within_seconds_once_its_credential_is_taken_b
     assert "ada" not in run(folder, "client", "list").out
 
 
-async def test_a_client_that_is_not_async_is_refused_at_the_callee(folder: Path, url: str) -> None:
-    """What it may is decided where the call arrives; what is raised is what a service would get."""
+async def test_a_client_that_is_not_async_is_refused_at_the_callee(
+    folder: Path, url: str, run: Run
+) -> None:
+    """What it may is decided where the call arrives; what is raised is what a service would get.
+
+    What it has asked for last is what `trace last` and `why last` tell of.
+    """
     credential = added(folder, "bob", "inventory.stock")
 
     def call() -> None:
@@ -120,6 +125,10 @@ async def test_a_client_that_is_not_async_is_refused_at_the_callee(folder: Path,
             client.call(Inventory.stock("b"))
 
     await anyio.to_thread.run_sync(call)
+    began, *_ = json.loads(run(folder, "trace", "last", "--json").out)["spans"]
+    asked = (began["kind"], began["service"], began["name"])
+    assert asked == ("client", "client.bob", "inventory.stock")
+    assert "inventory.stock  client.bob" in run(folder, "why", "last").out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from otlp_collector import MemoryCollector, accept
 from service_world import Stock, Town
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.propagation import Propagation
-from synchromesh.system.host.exporting import routes_of
+from synchromesh.system.control.status import ExportStatus, Status
+from synchromesh.system.host.exporting import Export, routes_of
 from synchromesh.system.host.otlp_exporter import ExportTarget, OtlpExporter
 from synchromesh.telemetry import SqliteRing
 from synchromesh.telemetry.exporting import ExportOptions
@@ -312,5 +313,52 @@ def test_spans_are_told_by_the_conventions() -> None:
         assert handle.attributes["http.route"].startswith("/")
         assert handle.attributes["http.response.status_code"] == 200
         assert call.attributes["server.address"] == "stock"
+
+    exporting(main)
+
+
+def test_what_was_counted_last_is_sent_at_the_end_and_what_is_not_taken_is_told() -> None:
+    """A process that ends between two readings reads once more; `status` says what was lost."""
+
+    async def main(place: Place, exporter: OtlpExporter) -> None:
+        counted = 7.0
+
+        async def read() -> list[Family]:
+            return [Family(Metric("reads", COUNTER, "{read}", "Reads."), [Sample((), counted)])]
+
+        exporter.read = read
+        export = Export(exporter, 0.1)
+        assert export.status() == {}
+        await place.end()
+        await export.end()
+        assert await exporter.close(1.0) is True
+        ((_, metric),) = place.collector.metrics
+        assert metric.sum.data_points[0].as_double == counted
+        await export.end()  # a second time there is nothing to read
+        assert exporter.waiting()["metrics"] == 0
+        place.collector.answer = saying(400)
+        exporter.read = read
+        await export.end()
+        await exporter.close(1.0)
+        told = export.status()
+        assert told == {"metrics": ExportStatus(1, "it answered 400")}
+        other = Status("town", 2, export={"metrics": ExportStatus(2), "logs": ExportStatus(1)})
+        merged = Status.merge(Status("town", 1, export=told), other).export
+        assert merged == {"metrics": ExportStatus(3, "it answered 400"), "logs": ExportStatus(1)}
+
+    exporting(main)
+
+
+def test_a_last_reading_that_hangs_is_given_up() -> None:
+    """The end is not kept waiting by what counts."""
+
+    async def main(place: Place, exporter: OtlpExporter) -> None:
+        exporter.read = asyncio.Event().wait  # type: ignore[assignment]
+        export = Export(exporter, 0.1)
+        await place.end()
+        await export.end()
+        assert export.spent_s == pytest.approx(0.1)
+        assert await exporter.close(1.0) is True
+        assert place.collector.metrics == []
 
     exporting(main)

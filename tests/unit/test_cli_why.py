@@ -12,7 +12,7 @@ import pytest
 from cli_runs import Run, runner
 from notes_app import TOML, Running, write_config
 from synchromesh.cli.show import console
-from synchromesh.cli.why import print_why
+from synchromesh.cli.why import first_failure, print_why
 from synchromesh.telemetry.explanation import explain
 from traces import ORDER, PAGE
 
@@ -82,12 +82,51 @@ def test_the_screen_of_an_order_that_was_undone(capsys: pytest.CaptureFixture[st
     print_why(console(), explain(ORDER), [story])
     lines = shown(capsys)
     assert lines[2] == "what it began went on for 60.0 ms after its answer"
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "saga A-1  orders.place_order: undone",
+        "  failed first: bank.charge#1 credit_declined: no credit",
         "  because bank.charge#1: refused: credit_declined",
         "  rejected bank.charge#1 credit_declined: no credit",
         "  undone inventory.reserve#1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "failed"),
+    [
+        ("begun a#1|done a#1", None),
+        ("begun a#1|begun a#1 2|done a#1", ("a#1", "attempt 1 had no outcome, and another was")),
+        ("begun a#1|done a#1|begun b#1|turned b#1: unknown: no answer", ("b#1", "unknown: no an")),
+        ("begun a#1|begun b#1|turned b#1: lost", ("b#1", "lost")),
+        ("begun a#1|turned", ("a#1", "no outcome of it was recorded, and no reason")),
+        ("begun a#1|turned the deadline has passed", ("a#1", "the deadline has passed")),
+        ("begun a#1|done a#1|turned cancelled: by hand", ("", "cancelled: by hand")),
+        ("begun a#1|rejected a#1|turned a#1: no", ("a#1", "it was refused, and no reason was re")),
+        ("stuck a#1: the undo was refused", ("", "a#1: the undo was refused")),
+    ],
+)
+def test_what_failed_first_is_told_by_what_was_recorded(
+    lines: str, failed: tuple[str, str] | None
+) -> None:
+    """Also where no message of the step was: by what was begun and never done."""
+    records = []
+    for line in lines.split("|"):
+        kind, _, rest = line.partition(" ")
+        step, _, attempt = rest.partition(" ")
+        is_end = kind in ("turned", "stuck")
+        records.append(
+            {
+                "kind": kind,
+                "step": "" if is_end else step,
+                "attempt": int(attempt or 1) if not is_end else 0,
+                "why": rest if is_end else "",
+            }
+        )
+    found = first_failure(records)
+    if failed is None or found is None:
+        assert found is failed
+    else:
+        assert (found[0], found[1][: len(failed[1])]) == failed
 
 
 def test_a_call_is_explained_while_the_system_runs(run: Run, folder: Path) -> None:

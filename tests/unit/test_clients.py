@@ -374,7 +374,7 @@ def test_scopes_come_before_arguments_and_no_client_undoes(
     """Who may not call is told nothing of the arguments; what takes a command back is a saga's."""
 
     async def main(runtime: Runtime) -> None:
-        now_us, ran = runtime.wall_us(), []
+        now_us, ran, spans = runtime.wall_us(), [], MemoryRing()
 
         async def answer(_: Incoming) -> bytes:
             ran.append(line)
@@ -388,7 +388,7 @@ def test_scopes_come_before_arguments_and_no_client_undoes(
             "billing",
             {"charge": answer, "quote": answer},
             signer=town.signer,
-            tracer=Tracer("billing", runtime, MemoryRing()),
+            tracer=Tracer("billing", runtime, spans),
             runtime=runtime,
         )
         edge = HttpEdge(runtime=runtime)
@@ -400,6 +400,11 @@ def test_scopes_come_before_arguments_and_no_client_undoes(
         assert answered.status == status
         assert said in answered.body.decode()
         assert ran == ([line] if status == 200 else [])
+        # What was let in has a span that a trace begins with, and the one of who handled it.
+        told = [(each.kind, each.service) for each in spans]
+        asked = [("client", "client.nightly"), ("handle", "billing")]
+        assert told == (asked if status == 200 else [])
+        assert [each.parent_id for each in spans][1:] == [each.span_id for each in spans][:-1]
 
     run(main)
 

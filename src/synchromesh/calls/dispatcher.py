@@ -23,10 +23,12 @@ import msgspec
 from msgspec.structs import replace
 
 from synchromesh.calls.admission import admitted
+from synchromesh.calls.asked_spans import AskedSpans
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.places import limits_of_operation, take_places, took_places
 from synchromesh.calls.tree import Incoming, Places, Root, running
 from synchromesh.calls.wire import Reply, Request
+from synchromesh.clients import ClientCredential
 from synchromesh.codec import encode
 from synchromesh.context import CallContext, span_ids
 from synchromesh.errors import (
@@ -157,6 +159,7 @@ class Dispatcher:
         self._is_draining = False
         self._drained: asyncio.Event | None = None
         self._new_span_id = span_ids(runtime.rng)
+        self._asked = AskedSpans(tracer, runtime)
         # By token, who calls and until when nobody need look.
         self._known: dict[str, tuple[Credential, float]] = {}
         self._limits = limits_of_operation(in_flight_max, queue_max, of=len(handlers))
@@ -213,6 +216,9 @@ class Dispatcher:
         span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
         ids, places, args = (sent.trace_id, span_id, sent.span_id), self._limiter, request.arguments
         context, limiter = below(sent, span_id, known[0], began_s), answerer.limiter
+        record = answerer.record
+        if type(known[0]) is ClientCredential:
+            record = self._asked.recorder(known[0], operation, record)
         root = Incoming(
             span_id, None, limiter, places, operation=operation, arguments=args, context=context
         )
@@ -253,11 +259,11 @@ class Dispatcher:
             answerer.note_error(error, root.own_s(ran_s, ended_s), ended_s, deadline_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
-                answerer.record(*ids, began_s, ended_s, status, None, sent.marks.flags)
+                record(*ids, began_s, ended_s, status, None, sent.marks.flags)
                 _put_back(spanned, rooted)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root, noted)
-        answerer.record(*ids, began_s, ended_s, status, noted, sent.marks.flags)
+        record(*ids, began_s, ended_s, status, noted, sent.marks.flags)
         if not is_apart:
             _put_back(spanned, rooted)
         elif root.released is not None:

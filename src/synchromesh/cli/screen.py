@@ -35,9 +35,7 @@ def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ())
     parts += [Text(finding, style="red") for finding in status.findings]
     if not status.findings:
         parts.append(Text("nothing needs a person", style="green"))
-    if status.code_changed:
-        files = sorted({file for files in status.code_changed.values() for file in files})
-        parts.append(Text(f"code has changed since the start: {', '.join(files)}", style="yellow"))
+    parts += [Text(each, style="yellow") for each in _noted(status)]
     parts += [Text(), _services(status)]
     if work:
         parts += [Text(), _work_table(work)]
@@ -57,6 +55,16 @@ def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ())
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
     return Group(*parts)
+
+
+def _noted(status: Status) -> Iterator[str]:
+    """Yield what somebody may want to know, and nobody has to do."""
+    for signal, export in status.export.items():
+        why = f"; {export.why}" if export.why else ""
+        yield f"{signal} that the collector has not taken: {export.lost}{why}"
+    if status.code_changed:
+        files = sorted({file for files in status.code_changed.values() for file in files})
+        yield f"code has changed since the start: {', '.join(files)}"
 
 
 def _work_table(work: Sequence[WorkRate]) -> Table:

@@ -55,7 +55,8 @@ def why(folder: Path, wanted: str, is_json: bool) -> int:
             with suppress(SynchromeshError):
                 stories += actions.read(folder, "saga.show", id=saga_id).values()
     if is_json:
-        print_json({"trace": explained, "sagas": stories})
+        told = [{**each, "failed_first": first_failure(each["lines"])} for each in stories]
+        print_json({"trace": explained, "sagas": told})
     else:
         from synchromesh.cli.show import console
 
@@ -82,6 +83,32 @@ def _explained(spans: Sequence[SpanRecord], saga_id: str) -> Explanation | None:
     return explain(spans, max(lives, key=lambda life: life.took_us).span_id if lives else "")
 
 
+def first_failure(lines: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+    """Return which step of a run failed first, and why, as its records tell; None where none did.
+
+    What is recorded of a step is its start and its outcome. Of one that did not answer there is no
+    outcome: that another attempt was begun, or that the run turned meanwhile, says that it failed.
+    """
+    begun: dict[str, int] = {}
+    for line in lines:
+        kind, step, attempt = line["kind"], line["step"], line.get("attempt", 0)
+        if kind == "rejected":
+            return step, line["why"] or "it was refused, and no reason was recorded"
+        if kind == "begun" and step in begun:
+            return step, f"attempt {attempt - 1 or 1} had no outcome, and another was begun"
+        if kind == "begun":
+            begun[step] = attempt
+        elif kind in ("done", "asleep"):
+            begun.pop(step, None)
+        elif kind in ("turned", "stuck"):
+            # Its words begin with the step, where it knows one.
+            named = line["why"].partition(": ")[0]
+            step = next((each for each in begun if each == named), next(iter(begun), ""))
+            why = line["why"].removeprefix(f"{step}: ") if step else line["why"]
+            return step, why or "no outcome of it was recorded, and no reason"
+    return None
+
+
 def print_why(
     out: Console, explained: Explanation | None, stories: Sequence[dict[str, Any]]
 ) -> None:
@@ -96,6 +123,9 @@ def print_why(
         _print_list(out, "what was undone", () if stories else explained.undone)
     for story in stories:
         _say(out, f"saga {story['id']}  {story['service']}.{story['name']}: {story['status']}")
+        failed = first_failure(story["lines"])
+        if failed is not None and story["status"] != "completed":
+            _say(out, f"  failed first: {' '.join(filter(None, failed))}")
         if story["reason"]:
             _say(out, f"  because {story['reason']}")
         for line in story["lines"]:

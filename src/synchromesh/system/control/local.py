@@ -28,6 +28,7 @@ from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
     ClientStatus,
+    ExportStatus,
     ExternalStatus,
     GatewayStatus,
     GoneStatus,
@@ -84,6 +85,7 @@ class LocalProcess:
         reread: reads the configuration as it is now.
         reload: reloads the gateway; None where it is not served here.
         taken_up: told of a part whose code is taken up while it runs.
+        export: returns what of its telemetry was not exported, by signal.
         reloaded: returns what its last reload was; None for none.
         code_changed: files that have changed since their part started, by part.
         engines: what databases and the registry are on, in words.
@@ -111,6 +113,7 @@ class LocalProcess:
     reload: Callable[[ReloadRequest, SystemConfig], Awaitable[ReloadReport]] | None = None
     taken_up: Callable[[str], None] = lambda _: None
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
+    export: Callable[[], dict[str, ExportStatus]] = dict
     code_changed: dict[str, list[str]] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
 
@@ -172,6 +175,7 @@ class LocalProcess:
                 self.deps.isolations.standing, list[IsolationStatus], from_attributes=True
             ),
             spans_dropped=self.ring.dropped,
+            export=self.export(),
             code_changed=self.code_changed,
         )
 

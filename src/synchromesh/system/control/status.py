@@ -5,7 +5,7 @@ It imports nothing of what it tells of, so that the command line decodes it with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -207,6 +207,13 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     reloaded: ReloadStatus | None = None
 
 
+class ExportStatus(msgspec.Struct, frozen=True):
+    """How much of a signal was not exported, and why what was tried last is not taken."""
+
+    lost: int
+    why: str = ""
+
+
 class FaultStatus(msgspec.Struct, frozen=True):
     """A fault that is in force on purpose, and how many attempts it has struck."""
 
@@ -282,6 +289,7 @@ class Status(msgspec.Struct, frozen=True):
         isolations: the edges that are isolated by hand.
         contract_breaks: the last processes that were let in although contracts did not fit.
         spans_dropped: how many spans were lost, for too many came at once.
+        export: what of its telemetry a collector has not taken, by signal.
         code_changed: the files that have changed since their part started, by service or "gateway".
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
         engines: what databases are on, and the registry where that is on a server, in words.
@@ -305,6 +313,7 @@ class Status(msgspec.Struct, frozen=True):
     isolations: list[IsolationStatus] = []
     contract_breaks: list[ContractBreak] = []
     spans_dropped: int = 0
+    export: dict[str, ExportStatus] = {}
     code_changed: dict[str, list[str]] = {}
     findings: list[str] = []
     admin: str = ""
@@ -336,6 +345,7 @@ class Status(msgspec.Struct, frozen=True):
             isolations=first.isolations,
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
+            export=_exported(every),
             code_changed=first.code_changed,
             engines=first.engines,
             findings=[
@@ -345,6 +355,15 @@ class Status(msgspec.Struct, frozen=True):
                 *(gateway.warnings if gateway is not None else ()),
             ],
         )
+
+
+def _exported(every: Iterable[Status]) -> dict[str, ExportStatus]:
+    """Return what all processes have lost, by signal, and why one of them does now."""
+    found: dict[str, ExportStatus] = {}
+    for name, own in ((name, own) for each in every for name, own in each.export.items()):
+        known = found.get(name, ExportStatus(0))
+        found[name] = ExportStatus(known.lost + own.lost, known.why or own.why)
+    return found
 
 
 def _findings(

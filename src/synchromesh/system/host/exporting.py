@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -20,12 +21,58 @@ from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import read_secret
+from synchromesh.system.control.status import ExportStatus
 from synchromesh.system.host.otlp_exporter import LOGS, SIGNALS, TRACES, ExportTarget, OtlpExporter
 from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.telemetry import Family, SqliteRing
 from synchromesh.telemetry.otlp import HttpRoute, Resource
 
 ReadMetrics: TypeAlias = Callable[[], Awaitable[list[Family]]]
+
+
+class Export:
+    """The export of a process, where there is one: `start`, then `end` before what it reads ends.
+
+    Args:
+        exporter: None where nothing is exported.
+        within_s: how long the last reading may take.
+
+    Attributes:
+        spent_s: how long it has taken.
+    """
+
+    def __init__(self, exporter: OtlpExporter | None, within_s: float) -> None:
+        self._exporter = exporter
+        self._within_s = within_s
+        self.spent_s = 0.0
+
+    def start(self, supervisor: Supervisor, read: ReadMetrics) -> None:
+        """Send what comes, as a loop of the supervisor's; `read` tells what was counted."""
+        if self._exporter is not None:
+            self._exporter.read = read
+            supervisor.start(Child("telemetry", self._exporter.run))
+
+    async def end(self) -> None:
+        """Read what was counted for the last time. May be repeated."""
+        if self._exporter is not None:
+            clock = asyncio.get_running_loop().time
+            began_s = clock()
+            await self._exporter.read_last(self._within_s)
+            self.spent_s += clock() - began_s
+
+    def status(self) -> dict[str, ExportStatus]:
+        """Return what was lost, and why, by signal; of a signal that loses nothing nothing."""
+        if self._exporter is None:
+            return {}
+        lost, why = self._exporter.lost(), self._exporter.why()
+        found = {
+            name: ExportStatus(sum(counts.values()), why.get(name, ""))
+            for name, counts in lost.items()
+        }
+        return {name: each for name, each in found.items() if each.lost or each.why}
+
+    def __repr__(self) -> str:
+        return f"<Export by {self._exporter!r}>"
 
 
 def open_ring(
@@ -37,10 +84,8 @@ def open_ring(
     services: Iterable[Service],
     exit: AsyncExitStack,  # noqa: A002
     budget: StopBudget,
-) -> tuple[SqliteRing, Callable[[Supervisor, ReadMetrics], None]]:
-    """Return what keeps the spans of a process, and what starts the export under a supervisor.
-
-    That is given what reads the metrics of the process.
+) -> tuple[SqliteRing, Export]:
+    """Return what keeps the spans of a process, and its export.
 
     Args:
         path: of the file that they are in.
@@ -55,7 +100,7 @@ def open_ring(
     exit.push_async_callback(ring.close)
     section = config.telemetry
     if not section.otlp:
-        return ring, lambda *_: None
+        return ring, Export(None, 0.0)
     collector = collector_of(config, folder, os.environ)
     tls = _tls(config, folder)
     network = runtime.network if tls is None else runtime.network.secured(client=tls)
@@ -76,10 +121,12 @@ def open_ring(
         metrics_every_s=section.metrics_every_s(),
     )  # fmt: skip
 
+    export = Export(exporter, budget.telemetry_s / 2)
+
     async def finish() -> None:
         await ring.flush()  # shows the last spans
         ring.tap = None
-        await exporter.close(budget.telemetry_s)
+        await exporter.close(budget.telemetry_s - export.spent_s)
 
     exit.push_async_callback(finish)
     if TRACES in collector.signals:
@@ -89,11 +136,7 @@ def open_ring(
         root.addHandler(exporter.log)
         exit.callback(root.removeHandler, exporter.log)
 
-    def start(supervisor: Supervisor, read: ReadMetrics) -> None:
-        exporter.read = read
-        supervisor.start(Child("telemetry", exporter.run))
-
-    return ring, start
+    return ring, export
 
 
 def collector_of(

@@ -48,7 +48,7 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
 from synchromesh.system.host.checks import HealthChecks
-from synchromesh.system.host.exporting import open_ring
+from synchromesh.system.host.exporting import Export, open_ring
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import Fits, GatewayReload
@@ -129,6 +129,7 @@ class Host:
     pool: HttpPool
     background: Supervisor
     databases: Databases
+    export: Export
     _definitions: Definitions
     _fix: Callable[..., None]
     _registry: Registry
@@ -196,7 +197,7 @@ class Host:
         port = section.ports.get(self.name, 0) if self.name else section.port
         self.admin = AdminListener(runtime.network, section.host, port, wall_us=runtime.wall_us)
         path, services = str(self._telemetry("spans", "db")), definitions.services
-        ring, export = open_ring(
+        ring, self.export = open_ring(
             path, config, self.folder, runtime, self.name, services, enter, self.budget
         )
         limits = config.gateway.clients.compile_pool()
@@ -207,7 +208,7 @@ class Host:
         # Closed before what it watches is stopped, or it would start that again.
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
-        export(self.background, lambda: self.control.own_metrics())
+        self.export.start(self.background, lambda: self.control.own_metrics())
         secured = config, self.folder, runtime, limits, enter
         self._inside, https = open_https(*secured, self.background)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime), **https}
@@ -241,10 +242,9 @@ class Host:
             ring,
             faults_of(config, table),
             externals=() if self.name else tuple(config.external),
-            supervisors=[self.background],
-            restart=self.restart,
+            supervisors=[self.background], restart=self.restart, export=self.export.status,
             engines=config.engine.shown(self.folder, os.environ),
-        )
+        )  # fmt: skip
         return made
 
     async def serve_control(
@@ -266,9 +266,7 @@ class Host:
             wall_us=self.runtime.wall_us,
         )
         self.control = Control(
-            self.local,
-            token=token,
-            authority=lambda: f"{server.host}:{server.port}",
+            self.local, token=token, authority=lambda: f"{server.host}:{server.port}",
             remotes=remotes, registry=registry, book=book,
         )  # fmt: skip
         port = 0 if self.name else self.config.system.control_port
@@ -331,6 +329,7 @@ class Host:
             await all_of([*servers, self.control_server.drain(budget.answer_s)])
             await all_of(part.leave(0.0) for part in services)
         await all_of(part.instance.drain(budget.drain_s) for part in services)
+        await self.export.end()
 
     async def close(self) -> None:
         """Stop everything that was started. May be repeated."""

@@ -158,6 +158,17 @@ class OtlpExporter:
             if self._readings in self._signals:
                 group.create_task(self._read())
 
+    async def read_last(self, within_s: float) -> None:
+        """Read what was counted once more, for the end; before what is read is closed."""
+        if self.read is None or self._readings not in self._signals:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await self._read_now()
+        except TimeoutError:
+            _log.warning("metrics were not read before the end within %g s", within_s)
+        self.read = None
+
     async def close(self, within_s: float) -> bool:
         """Send what is left within one deadline for all; return whether all of it was taken.
 
@@ -179,6 +190,10 @@ class OtlpExporter:
     def lost(self) -> dict[str, dict[str, int]]:
         """Return how much was lost so far, by signal and reason."""
         return {signal.name: dict(signal.queue.lost) for signal in self._signals}
+
+    def why(self) -> dict[str, str]:
+        """Return why what was tried last is not taken, by signal; of what is taken nothing."""
+        return {signal.name: signal.told for signal in self._signals if signal.told}
 
     def __repr__(self) -> str:
         queues = [signal.queue for signal in self._signals]
@@ -207,14 +222,18 @@ class OtlpExporter:
         """Read what was counted, again and again."""
         while True:
             await asyncio.sleep(self._metrics_every_s)
-            if self.read is not None:
-                try:
-                    families = await self.read()
-                except Exception as error:  # noqa: BLE001 - what else is sent goes on
-                    _log.warning("metrics were not read: %r", error)
-                    continue
-                reading = CountedMetrics(self._started_us, self._wall_us(), families)
-                self._readings.add([reading], self._clock())
+            await self._read_now()
+
+    async def _read_now(self) -> None:
+        if self.read is None:
+            return
+        try:
+            families = await self.read()
+        except Exception as error:  # noqa: BLE001 - what else is sent goes on
+            _log.warning("metrics were not read: %r", error)
+            return
+        reading = CountedMetrics(self._started_us, self._wall_us(), families)
+        self._readings.add([reading], self._clock())
 
     async def _finish(self, signal: _Signal[Any], until_s: float) -> None:
         queue = signal.queue

@@ -246,6 +246,7 @@ class System:
         if processes is not None and self._is_split:
             await processes.stop()
             await host.control_server.drain(host.budget.control_s)
+            await host.export.end()
             return
         if processes is not None:
             # Requests of the gateway need applications, and those need services.
