@@ -21,7 +21,6 @@ from pages import ROOT, blocks_of
 from postgres_server import empty_database
 
 PAGE = ROOT / "docs" / "one-pattern-alone.md"
-INI = "[alembic]\nscript_location = migrations\npath_separator = os\n"
 
 
 @pytest.fixture
@@ -33,7 +32,6 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.body)
         monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    (tmp_path / "alembic.ini").write_text(INI)
     url = asyncio.run(empty_database("alone_page"))
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +56,7 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
     command.upgrade(config, "head")
     command.check(config)  # what it would generate: nothing
     shop, worker, payments = map(importlib.import_module, ("shop", "worker", "payments"))
-    stock, by_driver = map(importlib.import_module, ("stock", "by_driver"))
+    stock, by_driver, aside = map(importlib.import_module, ("stock", "by_driver", "aside"))
 
     async def main() -> None:
         packed: list[str] = []
@@ -97,6 +95,7 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
         await by_driver.place("A-2", "SX91")
         (placed,) = await rows(url, "select stream from sm_event order by sm_order desc limit 1")
         assert placed == ("shop.order_placed/A-2",)
+        await aside.main()  # nothing is, and the page's own listing of it works
         await shop.engine.dispose()
 
     asyncio.run(main())

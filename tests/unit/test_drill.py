@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -248,3 +249,41 @@ def test_a_live_drill_heals_what_it_breaks_whatever_happens() -> None:
         ("POST", "/faults", {"target": "shop", "for": "12s", "stall": True}),
         ("POST", "/faults/heal", {"target": "shop"}),
     ]
+
+
+@pytest.mark.parametrize("after_s", [2.5, 3.5, 4.5])
+def test_a_live_drill_that_is_stopped_heals_after_it_has_broken(after_s: float) -> None:
+    """Ctrl-C cancels it: also while the fault is on its way, which then is waited for."""
+    done: list[str] = []
+
+    async def main(runtime: SimRuntime) -> None:
+        async def answer(_: HttpRequest) -> HttpResponse:
+            return HttpResponse(200, [], b"{}")
+
+        server = HttpServer(answer, network=runtime.network)
+        await server.start()
+
+        async def sent(path: str) -> None:
+            await asyncio.sleep(1.0)
+            done.append(path)
+
+        async def ask(method: str, path: str, _: object) -> object:
+            if method == "POST":
+                # As in a thread: it goes on when nobody waits for it any more.
+                await asyncio.shield(asyncio.ensure_future(sent(path)))
+            return {"gateway": {"url": server.url}, "clients": {}, "services": {}}
+
+        drill = LiveDrill(
+            ask, runtime.network, [Probe("GET /a")], lambda _: "", first=1,
+            pace=DrillPace(5.0, 1.0, 1.0, 0.0),
+        )  # fmt: skip
+        running = asyncio.ensure_future(drill.run("shop", "failing"))
+        await asyncio.sleep(after_s)
+        assert done == (["/faults"] if after_s > 3.2 else [])
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await server.close()
+
+    simulated(main)
+    assert done == ["/faults", "/faults/heal"]

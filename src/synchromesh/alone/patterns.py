@@ -16,6 +16,7 @@ from synchromesh.alone.borrowing import borrow
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
 from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.alone.projecting import LogProjection
+from synchromesh.alone.set_aside import SetAside, drop_set_aside, list_set_aside
 from synchromesh.alone.sweeping import sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
 from synchromesh.alone.unit import WEEK_S, AloneUnit
@@ -217,6 +218,23 @@ class Alone:
             options=RelayOptions(in_flight_max=options.in_flight_max, poll_s=options.poll_s),
         )
         await self._keep(store, relay.checkpoint_name, relay.run)
+
+    async def set_aside(self, store: Store, *, limit: int = 100) -> list[SetAside]:
+        """Return the messages that were set aside, or wait behind one of their key, oldest first.
+
+        Each is tried again every few seconds: what mends the function delivers them.
+        """
+        return await list_set_aside(store, limit)
+
+    async def drop(self, store: Store, number: int, *, who: str, why: str) -> SetAside:
+        """Discard a message that was set aside; the next one of its key is delivered.
+
+        Who did it and why is an event of the log, in the same commit.
+
+        Raises:
+            BadRequest: nothing is set aside under that number, or it is not said who, or why.
+        """
+        return await drop_set_aside(store, number, who=who, why=why)
 
     async def project(
         self,

@@ -92,4 +92,5 @@ def _show(found: list[Advice], ignored: dict[str, str], *, is_running: bool) -> 
         print_line("the system does not run: nothing is said of its lag and of what is set aside")
     if ignored:
         print_line(f"ignored: {', '.join(sorted(ignored))}")
-    print_line(f"{len(found)} pieces of advice" if found else "nothing to advise")
+    pieces = "1 piece of advice" if len(found) == 1 else f"{len(found)} pieces of advice"
+    print_line(pieces if found else "nothing to advise")

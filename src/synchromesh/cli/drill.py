@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
-from synchromesh.errors import ConfigError
+from synchromesh.errors import ConfigError, SynchromeshError
 
 if TYPE_CHECKING:
     from synchromesh.drill.course import Column
@@ -130,7 +131,14 @@ def _live(
     wanted = _chosen(found.columns([*config.services, *config.external]), parts, ways)
 
     def run(part: str, way: str) -> Column:
-        return asyncio.run(found.run(part, way))
+        try:
+            return asyncio.run(found.run(part, way))
+        except KeyboardInterrupt:
+            # Once more, in case that Ctrl-C was pressed again before it was healed.
+            with suppress(SynchromeshError):
+                control.post("/faults/heal", {"target": part})
+                click.echo(f"{part} is healed", err=True)
+            raise
 
     return [_run(run, part, way, is_json) for part, way in wanted]
 

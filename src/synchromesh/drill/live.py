@@ -8,6 +8,7 @@ struck.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -88,7 +89,14 @@ class LiveDrill:
     async def switch_off(self, part: str, way: str) -> None:
         """Put a fault in force on a part."""
         lasts = f"{self._pace.off_s + SPARE_S:g}s"
-        await self._ask("POST", "/faults", {"target": part, "for": lasts, **BROKEN[way]})
+        fault = {"target": part, "for": lasts, **BROKEN[way]}
+        breaking = asyncio.ensure_future(self._ask("POST", "/faults", fault))
+        try:
+            await asyncio.shield(breaking)
+        except asyncio.CancelledError:
+            # What is on its way cannot be called back: it would be put in force after it is healed.
+            await asyncio.wait({breaking})
+            raise
 
     async def switch_on(self, part: str) -> None:
         """Heal it."""
