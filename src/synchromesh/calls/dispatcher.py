@@ -199,10 +199,7 @@ class Dispatcher:
     async def dispatch(  # noqa: C901 - a frame for each layer would cost more than most handlers
         self, request: Request, clock: Callable[[], float] | None = None
     ) -> Reply:
-        """Run a request and return its reply; raise nothing but its own cancellation.
-
-        A caller with a `clock` cancels the task, which is this one's own, in time.
-        """
+        """Run a request; raise its own cancellation alone. Who has a `clock` cancels it in time."""
         sent, operation, is_apart = request.context, request.operation, clock is not None
         deadline_s, clock = sent.deadline_s, clock or asyncio.get_running_loop().time
         began_s = clock()
