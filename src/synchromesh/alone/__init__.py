@@ -12,7 +12,7 @@ those of the application, and what is written is committed by whoever has begun 
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions
 from synchromesh.alone.logged import LoggedEvent
 from synchromesh.alone.patterns import Alone, AloneOptions
-from synchromesh.alone.set_aside import SetAside
+from synchromesh.alone.set_aside import ParkedMessage
 from synchromesh.alone.tables import downgrade_statements, include_name, upgrade_statements
 from synchromesh.alone.unit import AloneUnit
 
@@ -23,7 +23,7 @@ __all__ = [
     "DeliverOptions",
     "Delivered",
     "LoggedEvent",
-    "SetAside",
+    "ParkedMessage",
     "downgrade_statements",
     "include_name",
     "upgrade_statements",

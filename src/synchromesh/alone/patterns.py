@@ -16,7 +16,7 @@ from synchromesh.alone.borrowing import borrow
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
 from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.alone.projecting import LogProjection
-from synchromesh.alone.set_aside import SetAside, drop_set_aside, list_set_aside
+from synchromesh.alone.set_aside import ParkedMessage, drop_set_aside, list_set_aside
 from synchromesh.alone.sweeping import sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
 from synchromesh.alone.unit import WEEK_S, AloneUnit
@@ -219,14 +219,14 @@ class Alone:
         )
         await self._keep(store, relay.checkpoint_name, relay.run)
 
-    async def set_aside(self, store: Store, *, limit: int = 100) -> list[SetAside]:
+    async def set_aside(self, store: Store, *, limit: int = 100) -> list[ParkedMessage]:
         """Return the messages that were set aside, or wait behind one of their key, oldest first.
 
         Each is tried again every few seconds: what mends the function delivers them.
         """
         return await list_set_aside(store, limit)
 
-    async def drop(self, store: Store, number: int, *, who: str, why: str) -> SetAside:
+    async def drop(self, store: Store, number: int, *, who: str, why: str) -> ParkedMessage:
         """Discard a message that was set aside; the next one of its key is delivered.
 
         Who did it and why is an event of the log, in the same commit.

@@ -20,7 +20,7 @@ from synchromesh.store import Store
 _OLDEST = f"select {COLUMNS_WITHOUT_PAYLOAD} from sm_parked order by number limit ?"
 
 
-class SetAside(msgspec.Struct, frozen=True):
+class ParkedMessage(msgspec.Struct, frozen=True):
     """A message that was set aside.
 
     Attributes:
@@ -45,12 +45,12 @@ class SetAside(msgspec.Struct, frozen=True):
     since: dt.datetime
 
 
-async def list_set_aside(store: Store, limit: int) -> list[SetAside]:
+async def list_set_aside(store: Store, limit: int) -> list[ParkedMessage]:
     """Return what is set aside, the oldest first."""
     return [_shown(each) for each in letters_of(await store.read(_OLDEST, limit))]
 
 
-async def drop_set_aside(store: Store, number: int, *, who: str, why: str) -> SetAside:
+async def drop_set_aside(store: Store, number: int, *, who: str, why: str) -> ParkedMessage:
     """Discard a message; who did it and why is an event of the log, in the same commit.
 
     Raises:
@@ -67,9 +67,9 @@ async def drop_set_aside(store: Store, number: int, *, who: str, why: str) -> Se
     return _shown(dropped)
 
 
-def _shown(letter: DeadLetter) -> SetAside:
+def _shown(letter: DeadLetter) -> ParkedMessage:
     key = letter.lane.scope
-    return SetAside(
+    return ParkedMessage(
         letter.number, letter.lane.subscriber, letter.message.id, letter.message.name,
         "" if key.startswith(KEYLESS) else key, letter.state.value, letter.text, letter.attempts,
         to_datetime(letter.first_us),
