@@ -16,7 +16,7 @@ from service_world import Stock, Town
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.propagation import Propagation
 from synchromesh.system.control.status import ExportStatus, Status
-from synchromesh.system.host.exporting import Export, routes_of
+from synchromesh.system.host.exporting import TelemetryExport, routes_of
 from synchromesh.system.host.otlp_exporter import ExportTarget, OtlpExporter
 from synchromesh.telemetry import SqliteRing
 from synchromesh.telemetry.exporting import ExportOptions
@@ -327,7 +327,7 @@ def test_what_was_counted_last_is_sent_at_the_end_and_what_is_not_taken_is_told(
             return [Family(Metric("reads", COUNTER, "{read}", "Reads."), [Sample((), counted)])]
 
         exporter.read = read
-        export = Export(exporter, 0.1)
+        export = TelemetryExport(exporter, 0.1)
         assert export.status() == {}
         await place.end()
         await export.end()
@@ -354,7 +354,7 @@ def test_a_last_reading_that_hangs_is_given_up() -> None:
 
     async def main(place: Place, exporter: OtlpExporter) -> None:
         exporter.read = asyncio.Event().wait  # type: ignore[assignment]
-        export = Export(exporter, 0.1)
+        export = TelemetryExport(exporter, 0.1)
         await place.end()
         await export.end()
         assert export.spent_s == pytest.approx(0.1)

@@ -30,7 +30,7 @@ from synchromesh.telemetry.otlp import HttpRoute, Resource
 ReadMetrics: TypeAlias = Callable[[], Awaitable[list[Family]]]
 
 
-class Export:
+class TelemetryExport:
     """The export of a process, where there is one: `start`, then `end` before what it reads ends.
 
     Args:
@@ -72,7 +72,7 @@ class Export:
         return {name: each for name, each in found.items() if each.lost or each.why}
 
     def __repr__(self) -> str:
-        return f"<Export by {self._exporter!r}>"
+        return f"<TelemetryExport by {self._exporter!r}>"
 
 
 def open_ring(
@@ -84,7 +84,7 @@ def open_ring(
     services: Iterable[Service],
     exit: AsyncExitStack,  # noqa: A002
     budget: StopBudget,
-) -> tuple[SqliteRing, Export]:
+) -> tuple[SqliteRing, TelemetryExport]:
     """Return what keeps the spans of a process, and its export.
 
     Args:
@@ -100,7 +100,7 @@ def open_ring(
     exit.push_async_callback(ring.close)
     section = config.telemetry
     if not section.otlp:
-        return ring, Export(None, 0.0)
+        return ring, TelemetryExport(None, 0.0)
     collector = collector_of(config, folder, os.environ)
     tls = _tls(config, folder)
     network = runtime.network if tls is None else runtime.network.secured(client=tls)
@@ -121,7 +121,7 @@ def open_ring(
         metrics_every_s=section.metrics_every_s(),
     )  # fmt: skip
 
-    export = Export(exporter, budget.telemetry_s / 2)
+    export = TelemetryExport(exporter, budget.telemetry_s / 2)
 
     async def finish() -> None:
         await ring.flush()  # shows the last spans

@@ -48,7 +48,7 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
 from synchromesh.system.host.checks import HealthChecks
-from synchromesh.system.host.exporting import Export, open_ring
+from synchromesh.system.host.exporting import TelemetryExport, open_ring
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import Fits, GatewayReload
@@ -129,7 +129,7 @@ class Host:
     pool: HttpPool
     background: Supervisor
     databases: Databases
-    export: Export
+    export: TelemetryExport
     _definitions: Definitions
     _fix: Callable[..., None]
     _registry: Registry
