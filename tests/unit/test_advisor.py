@@ -25,6 +25,7 @@ from synchromesh.advisor import (
     advise,
 )
 from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry.trace_tree import TraceTree, tree_of
 from traces import span
 
 
@@ -302,3 +303,21 @@ def test_each_code_leads_to_a_page(each: AdviceCode) -> None:
 def test_traces_that_are_not_whole_are_no_trouble(broken: list[SpanRecord]) -> None:
     """Spans are best effort; nothing is advised of what is not known."""
     assert advise(Facts(traces=[broken, []])) == []
+
+
+def test_each_trace_is_worked_out_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many checks look at it; and where nobody waited its time is not explained."""
+    made: list[int] = []
+
+    def counted(spans: Sequence[SpanRecord]) -> TraceTree:
+        made.append(len(spans))
+        return tree_of(spans)
+
+    def explained(_: object) -> None:
+        raise AssertionError("nobody waited")
+
+    monkeypatch.setattr("synchromesh.advisor.traces.tree_of", counted)
+    monkeypatch.setattr("synchromesh.advisor.traces.explain", explained)
+    traces = [trace(number, span("1", "", "gateway gateway GET /a", 0, 9)) for number in range(5)]
+    assert advise(Facts(traces=traces)) == []
+    assert made == [1] * 5

@@ -23,6 +23,7 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.cli.screen import screen
 from synchromesh.cli.show import console
 from synchromesh.errors import ConfigError
+from synchromesh.system.config.rundir import user
 from synchromesh.system.control.status import Status
 from synchromesh.telemetry.metrics import WORK, Family, Sample
 
@@ -134,7 +135,8 @@ def test_a_service_is_broken_and_healed(run: Run, folder: Path) -> None:
     (fault,) = (words for words in lines_of(shown.out) if words[0] == "control:notes")
     assert fault[:3] == ["control:notes", "100%", "errors"]
     assert int(fault[-1]) >= 1
-    run(folder, "break", "bank", "--latency", "300ms", "--stall")
+    drill = run(folder, "break", "bank", "--latency", "300ms", "--stall", "--why", "a drill")
+    assert lines_of(drill.out)[1][-3:] == [user(), "a", "drill"]
     assert run(folder, "heal", "notes").out.splitlines() == [
         "healed: nothing was broken there",
         "still broken: bank, control:notes",
@@ -143,8 +145,15 @@ def test_a_service_is_broken_and_healed(run: Run, folder: Path) -> None:
         "healed: control:notes",
         "still broken: bank",
     ]
-    assert run(folder, "heal").out == "healed: bank\n"
+    assert run(folder, "heal", "--why", "it is over").out == "healed: bank\n"
     assert run(folder, "call", "notes.count").code == 0
+    assert run(folder, "restart", "notes", "--why", "to see").code == 0
+    acts = json.loads(run(folder, "status", "--json").out)["acts"][:3]
+    assert [(each["what"], each["target"], each["who"], each["why"]) for each in acts] == [
+        ("restart", "notes", user(), "to see"),
+        ("heal", "all", user(), "it is over"),
+        ("heal", "control:notes", user(), ""),
+    ]
 
 
 def test_break_and_heal_speak_json(run: Run, folder: Path) -> None:
@@ -158,6 +167,8 @@ def test_break_and_heal_speak_json(run: Run, folder: Path) -> None:
         "is_stall": True,
         "left_s": None,
         "struck": 0,
+        "who": user(),
+        "why": "",
     }
     healed = json.loads(run(folder, "heal", "all", "--json").out)
     assert healed["healed"] == [broke]

@@ -15,7 +15,9 @@ import pytest
 
 from notes_app import TESTS, WITH_GATEWAY, Running, write_config
 from synchromesh.console.markup import escape, tag
+from synchromesh.console.overview import _projections_table
 from synchromesh.console.parts import PageQuery, frame
+from synchromesh.console.payloads import MASKED, shown_payload
 from synchromesh.console.service_map import NODES_MAX, layers, layout, render_map
 from synchromesh.console.sessions import ENTRIES_MAX, SESSION_S, Sessions
 from synchromesh.console.site import PAGES, find_page
@@ -180,6 +182,11 @@ def test_what_is_done_is_asked_for_and_recorded(running: Running, browser: Brows
     ]
     assert browser.ask("POST", "/do/heal", urlencode(form))[0] == 303
     assert json.loads(browser.ask("GET", "/now.json")[2])["faults"] == []
+    acts = json.loads(browser.ask("GET", "/now.json")[2])["acts"]
+    assert [(each["what"], each["target"], each["why"]) for each in acts] == [
+        ("heal", "notes", "to see it"), ("break", "notes", "to see it"),
+    ]  # fmt: skip
+    assert "What people did" in browser.ask("GET", "/")[2]
     logged = [line for line in running.log if "by the console" in line["message"]]
     assert [line["reason"] for line in logged] == ["to see it"] * 2
     assert all(line["who"] for line in logged)
@@ -239,7 +246,12 @@ def test_hostile_names_and_payloads_are_text(
     control.getresponse().read()
     control.close()
     run = json.loads(browser.ask("GET", "/sagas.json")[2])["runs"][0]
-    paths = ["/services/notes", f"/sagas/{run['id']}", f"/traces/{run['trace_id']}"]
+    paths = [
+        "/services/notes",
+        "/databases/notes",
+        f"/sagas/{run['id']}",
+        f"/traces/{run['trace_id']}",
+    ]
     for path in [*(f"/{name}" for name in PAGES), *paths]:
         status, _, body = browser.ask("GET", f"{path}.json")
         assert status == 200, body
@@ -272,13 +284,15 @@ def more(path: str) -> dict[str, Any]:
         "first_at": at, "error": "E",
     }  # fmt: skip
     fault = {"target": "notes", "what": "fails", "struck": 1, "left_s": None}
+    fault |= {"who": "me", "why": "so"}
+    act = {"what": "heal", "target": "notes", "who": "me", "why": "so", "at_us": 1}
     isolation = {"target": "notes", "who": "me", "why": "so"}
     advice = dict.fromkeys(("code", "what", "why", "pattern", "page", "change"), "text")
     told: dict[str, dict[str, Any]] = {
         "/now": {
             "findings": ["f"], "work": work, "faults": [fault], "isolations": [isolation],
             "breakers": [{"edge": "a:b", "state": "open", "in_state_s": 1.0}],
-            "code_changed": {"notes": ["notes.py"]},
+            "code_changed": {"notes": ["notes.py"]}, "acts": [act],
         },
         "/services/notes": {"operations": work, "edges": [edge]},
         "/map": {"edges": [edge], "nodes": {HOSTILE: "bad", "a": "good"}},
@@ -339,6 +353,15 @@ def test_verbs_are_requests_of_the_command_line() -> None:
     assert made.path == "/actions/saga.retry"
     assert made.body == {"id": "a/b", "not_done": True, "who": "me", "why": "seen"}
     assert made.back == "/sagas/a%2Fb"
+    parked = {"service": "s", "name": "open", "position": "7", "generation": "2", "why": "x"}
+    made = request_of("projection.skip", parked, who="me")
+    assert made.body == {
+        "service": "s", "name": "open", "position": 7, "generation": 2, "who": "me", "why": "x"
+    }  # fmt: skip
+    made = request_of("projection.rebuild", {**parked, "retry_skipped": "1"}, who="me")
+    assert made.body["retry_skipped"] is True
+    made = request_of("restart", {"name": "s#2", "why": "x"}, who="me")
+    assert (made.body, made.back) == ({"asked_by": "me", "why": "x"}, "/services/s")
     with pytest.raises(UnknownOperation, match=r"no verb 'db\.drop'"):
         request_of("db.drop", {"why": "x"}, who="me")
     with pytest.raises(BadRequest, match="no number"):
@@ -398,3 +421,43 @@ def test_a_restart_finds_the_port_and_the_session_again(tmp_path: Path) -> None:
     with Running(folder) as running:
         assert urlsplit(running.system.console_url()).netloc == browser.authority
         assert browser.ask("GET", "/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ('{"email":{"$personal":"c-17","sealed":"AbCd"}}', {"email": MASKED}),
+        ('{"a":[{"b":{"$personal":"c-17","erased":true}}]}', {"a": [{"b": MASKED}]}),
+        ('{"$personal":"c-17"}', MASKED),
+        ('"plain"', "plain"),
+    ],
+)
+def test_personal_values_of_a_payload_are_not_shown(stored: str, shown: object) -> None:
+    """Neither the value nor whose it is, at any depth."""
+    assert json.loads(shown_payload(stored)) == shown
+    assert "c-17" not in shown_payload(stored)
+
+
+@pytest.mark.parametrize("stored", ["{", '{"email":"a@b"', "[" * 3000])
+def test_what_cannot_be_read_of_a_payload_is_not_shown(stored: str) -> None:
+    """It may be personal; and what is long is cut."""
+    assert "a@b" not in shown_payload(stored)
+    assert len(shown_payload(stored)) < 100
+    assert len(shown_payload(json.dumps("x" * 100_000))) < 21_000
+    assert "deeper" in shown_payload("[" * 100 + "]" * 100)
+
+
+def test_a_parked_projection_can_be_skipped_and_any_be_rebuilt() -> None:
+    """A replica's verbs are of its service; one whose log is the trouble cannot be skipped."""
+    parked = {"position": 7, "error": "E", "is_poison": True}
+    own = {"generation": 2, "state": "live", "position": 6, "behind": 1, "skipped": 0}
+    instances: dict[str, Any] = {
+        "notes#2": {"projections": [{"name": "open", "parked": parked, **own}]}
+    }
+    page = _projections_table(PageQuery("notes", {}, "t"), instances)
+    for each in ("/do/projection.retry", "/do/projection.skip", "/do/projection.rebuild"):
+        assert f'action="{each}"' in page
+    assert 'name="service" value="notes"' in page
+    assert 'name="position" value="7"' in page
+    parked["is_poison"] = False
+    assert "projection.skip" not in _projections_table(PageQuery("notes", {}, "t"), instances)

@@ -74,6 +74,14 @@ def test_the_files_of_all_processes_are_read_as_one(
     assert [a.startswith(b) for a, b in zip(found, messages, strict=True)] == [True] * len(found)
 
 
+def test_what_does_not_hold_a_text_is_not_decoded(telemetry: Path) -> None:
+    """As advice looks through logs of many megabytes for one message."""
+    wanted = LogFilter(level="ERROR")
+    found = read_logs(telemetry, wanted, holding=b"place failed")
+    assert [line.message for line in found] == ["orders.place failed"]
+    assert read_logs(telemetry, wanted, holding=b"nowhere") == []
+
+
 def test_a_follower_reads_on_over_files_that_are_turned(tmp_path: Path) -> None:
     """Each record once and in order, also where a file was turned several times in between."""
     handler = PrivateFile(

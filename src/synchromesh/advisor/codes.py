@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from msgspec.structs import replace
+
 from synchromesh.advisor import definitions, state, traces
 from synchromesh.advisor.advice import EVIDENCE_MAX, Advice, AdviceCode
 from synchromesh.advisor.facts import Facts
@@ -206,6 +208,8 @@ def advise(facts: Facts, ignored: Container[str] = ()) -> list[Advice]:
         >>> [each.code for each in advise(Facts(routes=[signup]))]
         ['open-command']
     """
+    # What all checks of traces look at is made once.
+    facts = replace(facts, traces=traces.KeptTraces(facts.traces))
     return [
         Advice(
             each.code,

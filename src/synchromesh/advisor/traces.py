@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from synchromesh.advisor.advice import EVIDENCE_MAX, AdviceCase
 from synchromesh.advisor.facts import Facts
 from synchromesh.telemetry import SpanRecord
-from synchromesh.telemetry.explanation import PLACE, explain
+from synchromesh.telemetry.explanation import PLACE, PLACE_MS, explain
 from synchromesh.telemetry.trace_tree import TraceTree, tree_of
 
 CHAIN_MAX = 4
@@ -129,7 +130,12 @@ def nanoservices(facts: Facts) -> Iterator[AdviceCase]:
 def bottlenecks(facts: Facts) -> Iterator[AdviceCase]:
     """Find where requests spend much of their time waiting for a place."""
     waited, took_us, traces = Counter[str](), 0, defaultdict(list)
-    for spans in filter(None, facts.traces):
+    for tree, walked in _walked(facts):
+        spans = [span for _, span in walked]
+        if not any(PLACE_MS in span.attributes for span in spans):
+            # Nobody waited: what its parts are is not worked out.
+            took_us += max(0, tree.root.took_us)
+            continue
         explained = explain(spans)
         took_us += explained.took_us
         for part in explained.parts:
@@ -153,8 +159,8 @@ def missing_fallbacks(facts: Facts) -> Iterator[AdviceCase]:
         if route.is_read and branch.is_required and not branch.has_fallback
     }
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for tree in _trees(facts):
-        for _, span in tree.walk():
+    for tree, spans in _walked(facts):
+        for _, span in spans:
             if span.kind != "gateway":
                 continue
             for call in tree.below(span):
@@ -206,8 +212,8 @@ def breakers_that_never_open(facts: Facts) -> Iterator[AdviceCase]:
 def contended_locks(facts: Facts) -> Iterator[AdviceCase]:
     """Find sagas that refuse many starts because another run holds their semantic lock."""
     handled: dict[str, list[SpanRecord]] = defaultdict(list)
-    for tree in _trees(facts):
-        for _, span in tree.walk():
+    for _, walked in _walked(facts):
+        for _, span in walked:
             if span.kind == "handle":
                 handled[span.name].append(span)
     for name, spans in sorted(handled.items()):
@@ -222,8 +228,18 @@ def contended_locks(facts: Facts) -> Iterator[AdviceCase]:
 # -- what traces have ------------------------------------------------------------------------------
 
 
-def _trees(facts: Facts) -> Iterator[TraceTree]:
-    return (tree_of(spans) for spans in facts.traces if spans)
+class KeptTraces(list[Sequence[SpanRecord]]):
+    """Traces, of which the trees are made once for all checks."""
+
+    @cached_property
+    def walked(self) -> list[tuple[TraceTree, list[tuple[int, SpanRecord]]]]:
+        """The tree of each, with its spans as they are walked through."""
+        return [(tree, tree.walk()) for tree in map(tree_of, filter(None, self))]
+
+
+def _walked(facts: Facts) -> Sequence[tuple[TraceTree, list[tuple[int, SpanRecord]]]]:
+    traces = facts.traces
+    return traces.walked if isinstance(traces, KeptTraces) else KeptTraces(traces).walked
 
 
 def _calls(facts: Facts) -> Iterator[SpanRecord]:
@@ -240,9 +256,9 @@ def _by_edge(facts: Facts) -> dict[str, list[SpanRecord]]:
 
 def _chains(facts: Facts) -> Iterator[tuple[TraceTree, list[str]]]:
     """Yield the services that wait for each other down to each span of a handler."""
-    for tree in _trees(facts):
+    for tree, spans in _walked(facts):
         waiting: dict[str, list[str]] = {}
-        for _, span in tree.walk():
+        for _, span in spans:
             above = [] if span.kind in _APART else waiting.get(span.parent_id, [])
             if span.kind == "handle" and above[-1:] != [span.service]:
                 above = [*above, span.service]
@@ -252,8 +268,8 @@ def _chains(facts: Facts) -> Iterator[tuple[TraceTree, list[str]]]:
 
 def _handlers(facts: Facts) -> Iterator[tuple[TraceTree, SpanRecord, list[SpanRecord]]]:
     """Yield each handler with the calls that it made itself, in order of time."""
-    for tree in _trees(facts):
-        for _, span in tree.walk():
+    for tree, spans in _walked(facts):
+        for _, span in spans:
             if span.kind == "handle":
                 yield tree, span, [each for each in tree.below(span) if each.kind == "call"]
 

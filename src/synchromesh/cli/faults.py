@@ -8,8 +8,10 @@ from typing import Any
 import click
 import msgspec
 
+from synchromesh.cli.actions import why_option
 from synchromesh.cli.operating import control_of, say_silent
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.system.config.rundir import user
 from synchromesh.system.control.status import FaultStatus
 
 
@@ -19,6 +21,7 @@ from synchromesh.system.control.status import FaultStatus
 @click.option("--latency", default="", help='How much later attempts are sent, such as "300ms".')
 @click.option("--stall", is_flag=True, help="Answer nothing: attempts hang until their timeout.")
 @click.option("--for", "duration", default="", help='How long, such as "20s"; else until healed.')
+@why_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def break_on_purpose(
@@ -28,6 +31,7 @@ def break_on_purpose(
     latency: str,
     stall: bool,
     duration: str,
+    why: str,
     is_json: bool,
 ) -> int:
     """Inject faults into the calls of a service, of one instance, or of one edge, CALLER:CALLEE.
@@ -44,6 +48,8 @@ def break_on_purpose(
         "latency": latency,
         "stall": stall,
         "for": duration,
+        "who": user(),
+        "why": why,
     }
     fault = control_of(folder).post("/faults", request)
     if is_json:
@@ -58,11 +64,12 @@ def break_on_purpose(
 
 @click.command()
 @click.argument("target", metavar="[[CALLER:]SERVICE[#N]|all]", default="all")
+@why_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def heal(folder: Path, target: str, is_json: bool) -> int:
+def heal(folder: Path, target: str, why: str, is_json: bool) -> int:
     """Remove injected faults: of a service, an edge, or all. Nothing to heal is no mistake."""
-    answer = control_of(folder).post("/faults/heal", {"target": target})
+    answer = control_of(folder).post("/faults/heal", {"target": target, "who": user(), "why": why})
     if is_json:
         print_json(answer)
         return say_silent(answer)

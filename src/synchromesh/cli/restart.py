@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import click
 
+from synchromesh.cli.actions import why_option
 from synchromesh.cli.operating import ReplicasClient, control_of
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
@@ -31,10 +32,11 @@ FINDING = 1
     show_default=True,
     help="How long it may take; of replicas that run by themselves, each one's successor.",
 )
+@why_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def restart(
-    folder: Path, name: str, is_break: bool, reason: str, within: str, is_json: bool
+    folder: Path, name: str, is_break: bool, reason: str, within: str, why: str, is_json: bool
 ) -> int:
     """Restart a part, as after a change of its code, or one that was given up.
 
@@ -72,7 +74,9 @@ def restart(
             )
         return _restart_replicas(client, name, within_s, is_json=is_json)
     path = f"/services/{quote(name, safe='')}/restart"
-    request = {"who": user(), "reason": reason} if is_break else {}
+    request = {"asked_by": user(), "why": why}
+    if is_break:
+        request |= {"who": user(), "reason": reason}
     answer = client.post(path, request, within_s=within_s)
     if is_json:
         print_json(answer)

@@ -87,10 +87,13 @@ def plain_table(*headings: str) -> Table:
 
 def faults_table(faults: list[FaultStatus]) -> Table:
     """Render the injected faults, and how many attempts each has struck."""
-    table = plain_table("broken on purpose", "how", "still", "struck")
+    has_why = any(fault.why for fault in faults)
+    reasons = ["by", "why"] * has_why
+    table = plain_table("broken on purpose", "how", "still", "struck", *reasons)
     for fault in faults:
         still = duration_text(fault.left_s) or "until healed"
-        table.add_row(fault.target, fault.what, still, str(fault.struck))
+        said = [Text(fault.who), Text(fault.why)] * has_why
+        table.add_row(fault.target, fault.what, still, str(fault.struck), *said)
     return table
 
 

@@ -32,7 +32,7 @@ def render_lab(told: Told, asked: PageQuery) -> Markup:
         (
             each["target"], each["what"],
             "until healed" if each["left_s"] is None else f"{each['left_s']:.0f} s",
-            each["struck"],
+            each["struck"], each["who"], each["why"],
             verb(asked, "heal", f"Heal {each['target']}", {"target": each["target"]}),
         )
         for each in told["faults"]
@@ -46,7 +46,7 @@ def render_lab(told: Told, asked: PageQuery) -> Markup:
         tag("h1", "Lab"),
         section(
             "Broken on purpose",
-            table("Faults in force", ("what", "how", "still", "struck", "do"), rows),
+            table("Faults in force", ("what", "how", "still", "struck", "by", "why", "do"), rows),
             tag("p", f"Attempts that faults have struck so far: {told['struck']}."),
         ),
         section(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from synchromesh.console.markup import Markup, tag
 from synchromesh.console.parts import PageQuery, clock, link, parts, section, state, table, verb
+from synchromesh.console.payloads import shown_payload
 from synchromesh.console.source import Source, Told, read
+from synchromesh.errors import BadRequest
 
 LISTED_MAX = 100
 
@@ -62,31 +64,72 @@ def render_messages(told: Told, asked: PageQuery) -> Markup:
     )
 
 
+async def fetch_message(source: Source, asked: PageQuery) -> Told:
+    """Return one message that was set aside, by its reference, such as "stock:17".
+
+    Personal values of what it carries are not among it.
+
+    Raises:
+        BadRequest: it is no reference, or there is no such message.
+    """
+    service, colon, number = asked.name.partition(":")
+    if not colon or not (number.isascii() and number.isdigit() and len(number) <= 18):
+        raise BadRequest(f"{asked.name[:80]!r} is no message; expected one such as stock:17")
+    ((found, *_),) = await read(source, "messages.show", service=service, number=int(number))
+    return {**found, "payload": shown_payload(found["payload"])}
+
+
+def render_message(told: Told, asked: PageQuery) -> Markup:
+    """Draw the page of a message."""
+    facts = [
+        ("Event", f"{told['event']}, at {told['position']} of {told['source']}"),
+        ("State", state(told["state"])),
+        ("Refused by", told["subscriber"]),
+        ("Key", told["key"]),
+        ("Id", told["message_id"]),
+        ("Trace", link("/traces", told["trace_id"]) if told["trace_id"] else None),
+        ("Attempts", told["attempts"]),
+        ("Since", clock(told["first_at"])),
+        ("Last", clock(told["last_at"])),
+        ("Error", told["error"]),
+        ("Why", told["text"]),
+    ]
+    return parts(
+        tag("h1", f"Message {told['ref']}"),
+        section("What it is", table("Message", ("what", "value"), facts)),
+        section("What it carries", tag("pre", told["payload"], tabindex="0")),
+        section("What can be done", _verbs(asked, told["ref"])),
+    )
+
+
+def _verbs(asked: PageQuery, ref: str) -> Markup:
+    service, _, number = ref.partition(":")
+    which = {"service": service, "number": number}
+    return parts(
+        verb(
+            asked, "messages.replay", f"Replay {ref}", which,
+            effects=["It is handled again; those behind it follow by themselves."],
+        ),
+        verb(
+            asked, "messages.drop", f"Drop {ref}", which,
+            effects=["It is discarded unhandled; the next one of its key follows."],
+        ),
+    )  # fmt: skip
+
+
 def _set_aside(told: Told, asked: PageQuery) -> Markup:
-    rows = []
-    for each in told["set_aside"]:
-        service, _, number = str(each["ref"]).partition(":")
-        which = {"service": service, "number": number}
-        rows.append(
-            (
-                each["ref"],
-                state(each["state"]),
-                each["event"],
-                each["subscriber"],
-                each["attempts"] or None,
-                clock(each["first_at"]),
-                each["error"],
-                parts(
-                    verb(
-                        asked, "messages.replay", f"Replay {each['ref']}", which,
-                        effects=["It is handled again; those behind it follow by themselves."],
-                    ),
-                    verb(
-                        asked, "messages.drop", f"Drop {each['ref']}", which,
-                        effects=["It is discarded unhandled; the next one of its key follows."],
-                    ),
-                ),
-            )
-        )  # fmt: skip
+    rows = [
+        (
+            link("/messages", each["ref"]),
+            state(each["state"]),
+            each["event"],
+            each["subscriber"],
+            each["attempts"] or None,
+            clock(each["first_at"]),
+            each["error"],
+            _verbs(asked, each["ref"]),
+        )
+        for each in told["set_aside"]
+    ]
     headings = ("message", "state", "event", "by", "attempts", "since", "error", "do")
     return table("Messages that were set aside", headings, rows)

@@ -8,6 +8,7 @@ from typing import Any
 from synchromesh.console.markup import Child, Markup, tag
 from synchromesh.console.parts import (
     PageQuery,
+    clock_us,
     link,
     milliseconds,
     notes,
@@ -16,6 +17,7 @@ from synchromesh.console.parts import (
     section,
     state,
     table,
+    tick,
     verb,
 )
 from synchromesh.console.source import Source, Told
@@ -32,6 +34,7 @@ async def fetch_now(source: Source, _: PageQuery) -> Told:
         "breakers": list(_breakers_not_closed(status)),
         "faults": status["faults"]["in_force"],
         "isolations": status["isolations"],
+        "acts": status["acts"],
         "code_changed": status["code_changed"],
         "services": _services(status),
         **_only(await source.work(), "over_s", "work"),
@@ -127,6 +130,7 @@ def render_service(told: Told, asked: PageQuery) -> Markup:
         section("Circuit breakers", _breakers_table(instances)),
         section("Background", _children_table(instances)),
         section("Lag", _lag_table(instances), _projections_table(asked, instances)),
+        section("Database", tag("p", link("/databases", told["name"], "Size, tables, retention"))),
         section("Policies, as `config explain` says", *_policies(told["policies"])),
         section(
             "Restart",
@@ -242,14 +246,24 @@ def _unusual(told: Told) -> list[Child]:
         (each["edge"], state(each["state"]), f"{each['in_state_s']:.0f} s")
         for each in told["breakers"]
     ]
-    faults = [(each["target"], each["what"], each["struck"]) for each in told["faults"]]
+    faults = [
+        (each["target"], each["what"], each["struck"], each["who"], each["why"])
+        for each in told["faults"]
+    ]
+    acts = [
+        (each["what"], each["target"], clock_us(each["at_us"]), each["who"], each["why"])
+        for each in told["acts"]
+    ]
     isolations = [(each["target"], each["who"], each["why"]) for each in told["isolations"]]
     changed = [(name, ", ".join(files)) for name, files in told["code_changed"].items()]
     return [
         table("Breakers that are not closed", ("edge", "state", "for"), breakers),
-        table("Broken on purpose", ("what", "how", "struck"), faults) if faults else None,
+        table("Broken on purpose", ("what", "how", "struck", "by", "why"), faults)
+        if faults
+        else None,
         table("Isolated by hand", ("what", "by", "why"), isolations) if isolations else None,
         table("Code that has changed", ("part", "files"), changed) if changed else None,
+        table("What people did", ("what", "of", "at", "who", "why"), acts) if acts else None,
     ]
 
 
@@ -289,23 +303,60 @@ def _lag_table(instances: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def _projections_table(asked: PageQuery, instances: Mapping[str, Mapping[str, Any]]) -> Markup:
-    headings = ("projection", "generation", "state", "position", "behind", "skipped", "parked at")
+    headings = (
+        "projection",
+        "generation",
+        "state",
+        "position",
+        "behind",
+        "skipped",
+        "parked at",
+        "do",
+    )
     rows = [
         (
             each["name"], each["generation"], state(each["state"]), each["position"],
             each["behind"], each["skipped"],
             None if each["parked"] is None else parts(
                 f"{each['parked']['position']} ({each['parked']['error']})",
-                verb(
-                    asked, "projection.retry", "Retry", {"name": each["name"], "service": name},
-                    effects=["The projection takes the event again."],
-                ),
+                *_verbs_of_parked(asked, name, each),
             ),
+            verb(
+                asked, "projection.rebuild", f"Rebuild {each['name']}",
+                {"name": each["name"], "service": _service_of(name)},
+                more=tick("Try what was skipped", "retry_skipped"),
+                effects=["It is built beside this one, from the first event on, and takes over."],
+            ) if each["state"] == "live" else None,
         )
         for name, own in instances.items()
         for each in own["projections"]
     ]  # fmt: skip
     return table("Projections", headings, rows)
+
+
+def _verbs_of_parked(
+    asked: PageQuery, instance: str, projection: Mapping[str, Any]
+) -> Iterator[Markup]:
+    """Yield what can be done with a projection that is parked."""
+    which = {"name": projection["name"], "service": _service_of(instance)}
+    yield verb(
+        asked, "projection.retry", "Retry", which,
+        effects=["The projection takes the event again."],
+    )  # fmt: skip
+    if projection["parked"]["is_poison"]:
+        at = projection["parked"]["position"]
+        yield verb(
+            asked, "projection.skip", f"Skip event {at}",
+            {**which, "position": at, "generation": projection["generation"]},
+            effects=[
+                "The event is left out, and the projection goes on behind it.",
+                "A rebuild leaves it out, too, unless it is told to try it.",
+            ],
+        )  # fmt: skip
+
+
+def _service_of(instance: str) -> str:
+    return instance.partition("#")[0]
 
 
 def _policies(policies: Iterable[Mapping[str, Any]]) -> list[Markup]:

@@ -154,6 +154,11 @@ def choice(label: str, name: str, options: Iterable[str], chosen: str = "") -> M
     return tag("label", label, " ", tag("select", drawn, name=name))
 
 
+def tick(label: str, name: str) -> Markup:
+    """Return a box to tick; unticked it is not in the form."""
+    return tag("label", tag("input", type="checkbox", name=name, value="1"), " ", label)
+
+
 def clock(at: str | None) -> Markup | None:
     """Return the time of day of an ISO 8601 timestamp, in UTC."""
     if not at:

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from synchromesh.console.advice import fetch_advice, render_advice
+from synchromesh.console.databases import fetch_database, render_database
 from synchromesh.console.edge import fetch_edge, render_edge
 from synchromesh.console.lab import fetch_lab, render_lab
 from synchromesh.console.markup import Markup
-from synchromesh.console.messages import fetch_messages, render_messages
+from synchromesh.console.messages import (
+    fetch_message,
+    fetch_messages,
+    render_message,
+    render_messages,
+)
 from synchromesh.console.overview import (
     fetch_now,
     fetch_service,
@@ -52,6 +58,8 @@ PAGES: dict[str, ConsolePage] = {
     "advice": ConsolePage("Advice", fetch_advice, render_advice, is_live=False),
 }
 PAGES_OF_ONE: dict[str, ConsolePage] = {
+    "databases": ConsolePage("Database", fetch_database, render_database, is_live=False),
+    "messages": ConsolePage("Message", fetch_message, render_message, is_live=False),
     "services": ConsolePage("Service", fetch_service, render_service),
     "traces": ConsolePage("Trace", fetch_trace, render_trace),
     "sagas": ConsolePage("Saga", fetch_saga, render_saga),
@@ -88,4 +96,5 @@ def find_page(path: str) -> FoundPage | None:
     page = (PAGES_OF_ONE if name else PAGES).get(first or "now")
     if page is None or (first and path.endswith("/")):
         return None
-    return FoundPage(page, name, "/" if first in ("", "now") else f"/{first}", is_json)
+    here = {"": "/", "now": "/", "databases": "/services"}.get(first, f"/{first}")
+    return FoundPage(page, name, here, is_json)

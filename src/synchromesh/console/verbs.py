@@ -39,9 +39,8 @@ def request_of(name: str, form: Form, *, who: str) -> VerbRequest:
     if not why:
         raise BadRequest(f"{name} records why; say it in the field of the form")
     wanted = made(name, form)
-    if wanted.path.startswith("/actions/"):
-        return VerbRequest(wanted.path, {**wanted.body, "who": who, "why": why}, wanted.back)
-    return wanted
+    by = "asked_by" if name == "restart" else "who"
+    return VerbRequest(wanted.path, {**wanted.body, by: who, "why": why}, wanted.back)
 
 
 def _saga(name: str, form: Form) -> VerbRequest:
@@ -53,10 +52,7 @@ def _saga(name: str, form: Form) -> VerbRequest:
 
 
 def _message(name: str, form: Form) -> VerbRequest:
-    number = _field(form, "number")
-    if not (number.isascii() and number.isdigit() and len(number) <= 18):
-        raise BadRequest(f"{number[:40]!r} is no number of a message")
-    body = {"service": _field(form, "service"), "number": int(number)}
+    body = {"service": _field(form, "service"), "number": _number(form, "number")}
     return VerbRequest(f"/actions/{name}", body, "/messages")
 
 
@@ -64,6 +60,19 @@ def _projection(name: str, form: Form) -> VerbRequest:
     service = _field(form, "service")
     body = {"service": service, "name": _field(form, "name")}
     return VerbRequest(f"/actions/{name}", body, f"/services/{quote(service, safe='')}")
+
+
+def _skip(name: str, form: Form) -> VerbRequest:
+    wanted = _projection(name, form)
+    position, generation = (_number(form, key) for key in ("position", "generation"))
+    more = {"position": position, "generation": generation}
+    return VerbRequest(wanted.path, {**wanted.body, **more}, wanted.back)
+
+
+def _rebuild(name: str, form: Form) -> VerbRequest:
+    wanted = _projection(name, form)
+    more = {"retry_skipped": bool(form.get("retry_skipped"))}
+    return VerbRequest(wanted.path, {**wanted.body, **more}, wanted.back)
 
 
 def _restart(_: str, form: Form) -> VerbRequest:
@@ -86,6 +95,13 @@ def _heal(_: str, form: Form) -> VerbRequest:
     return VerbRequest("/faults/heal", {"target": _field(form, "target")}, "/lab")
 
 
+def _number(form: Form, name: str) -> int:
+    text = _field(form, name)
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise BadRequest(f"{text[:40]!r} is no {name}")
+    return int(text)
+
+
 def _field(form: Form, name: str) -> str:
     value = form.get(name, "")
     if not value:
@@ -101,6 +117,8 @@ _VERBS: dict[str, Callable[[str, Form], VerbRequest]] = {
     "messages.replay": _message,
     "messages.drop": _message,
     "projection.retry": _projection,
+    "projection.skip": _skip,
+    "projection.rebuild": _rebuild,
     "restart": _restart,
     "break": _break,
     "heal": _heal,

@@ -29,8 +29,10 @@ DELIVERY = "the delivery of a message"
 
 # What a saga, or one that was cut short by others, comes to is no failure of its own.
 _UNREMARKABLE = frozenset({"ok", "completed", "running", "undone", "cancelled"})
+# How long a span waited for a place.
+PLACE_MS = "place_ms"
 # What of its own time a span notes in milliseconds.
-_NOTED = (("held_ms", HELD), ("place_ms", PLACE), ("backoff_ms", BACKOFF))
+_NOTED = (("held_ms", HELD), (PLACE_MS, PLACE), ("backoff_ms", BACKOFF))
 _OWN = {
     "unit": DATABASE, "saga": SAGA, "step": SAGA, "undo": SAGA, "relay": DELIVERY,
     "message": DELIVERY,

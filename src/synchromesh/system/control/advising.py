@@ -16,6 +16,8 @@ from synchromesh.telemetry.ring import newest_spans
 
 # Of all processes together; a trace is looked at whole, as far as its spans are among them.
 SPANS_MAX = 100_000
+# Logs may be of a hundred megabytes: what is of no interest is not decoded.
+_HELD = b"the event loop has been blocked for "
 _BLOCKED = re.compile(r"the event loop has been blocked for [0-9.]+ s by (.+); await, or give")
 
 
@@ -32,7 +34,8 @@ def kept_traces(folder: Path) -> list[list[SpanRecord]]:
 def blockers(folder: Path) -> dict[str, str]:
     """Return what blocked the event loop of each part last, as the logs have it."""
     found: dict[str, str] = {}
-    for line in read_logs(RunDir(folder).telemetry, LogFilter(level="ERROR")):
+    wanted = LogFilter(level="ERROR")
+    for line in read_logs(RunDir(folder).telemetry, wanted, holding=_HELD):
         if matched := _BLOCKED.match(line.message):
             found[line.part or "the system"] = matched[1]
     return found

@@ -43,7 +43,6 @@ from synchromesh.system.control.contract_book import (
     ContractsReport,
     ReplaceRequest,
 )
-from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
@@ -207,13 +206,8 @@ class Control:
         # be asked once it is settled.
         others = list(self.remotes.values())
         await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
-        faults = self._local.faults
-        answer: object
-        if rest:
-            healed = faults.heal(decode(request.body, HealRequest))
-            answer = {"healed": healed, **msgspec.structs.asdict(faults.status())}
-        else:
-            answer = faults.break_on_purpose(decode(request.body, BreakRequest))
+        wanted, answer = self._local.faults.act(request.body, is_heal=bool(rest))
+        self._local.note(rest or "break", wanted.target, wanted.who, wanted.why)
         await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
         return answer
 
@@ -257,9 +251,12 @@ class Control:
         processes = [each for each in self.remotes.values() if each.part.is_named(name)]
         if act == "contracts" and processes:
             return self._report(name, decode(request.body, ContractsReport))
+        wanted = decode(request.body or b"{}", ReplaceRequest)
         if processes:
-            return await self._restart(name, processes, decode(request.body, ReplaceRequest))
+            self._local.note(act, name, wanted.asked_by or wanted.who, wanted.why or wanted.reason)
+            return await self._restart(name, processes, wanted)
         if act == "restart" and await self._restart_within(name):
+            self._local.note(act, name, wanted.asked_by or wanted.who, wanted.why or wanted.reason)
             is_same_code = name not in self._local.externals
             return _replacement(name, {name: os.getpid()}, is_same_code=is_same_code)
         known = dict.fromkeys([*self.remotes, *self._services, *self._local.externals])

@@ -23,10 +23,15 @@ RECORDS_MAX = 50
 
 
 class ReplaceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /services/NAME/restart`: who breaks contracts on purpose, and why; empty for nobody."""
+    """`POST /services/NAME/restart`: who breaks contracts on purpose, and why; empty for nobody.
+
+    `asked_by` has it restarted, and `why`.
+    """
 
     who: str = ""
     reason: str = ""
+    asked_by: str = ""
+    why: str = ""
 
 
 class ContractsReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

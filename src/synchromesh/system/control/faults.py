@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from synchromesh.calls import Fault, FaultTable, Rule
+from synchromesh.codec import decode
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.parts import parts_of
@@ -33,6 +34,7 @@ class BreakRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         latency: how much later they are sent, such as "300ms"; "" for not at all.
         stall: whether nothing answers.
         duration: in JSON `for`: how long it is in force, such as "20s"; "" until it is healed.
+        who, why: asked for it, and why; "" where it was not said.
     """
 
     target: str
@@ -40,12 +42,16 @@ class BreakRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: str = ""
     stall: bool = False
     duration: str = msgspec.field(default="", name="for")
+    who: str = ""
+    why: str = ""
 
 
 class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /faults/heal`: which fault ends; by default all do."""
+    """`POST /faults/heal`: which fault ends; by default all do. `who` asks, and `why`."""
 
     target: str = ALL
+    who: str = ""
+    why: str = ""
 
 
 class FaultInjector:
@@ -66,12 +72,27 @@ class FaultInjector:
         self._table = table
         self._callers = callers
         self._callees = callees
+        # Who has put what stands at a target in force, and why.
+        self._said: dict[str, tuple[str, str]] = {}
         self.elsewhere: Callable[[], Collection[str]] = tuple
 
     @property
     def callers(self) -> Collection[str]:
         """All callers: the services, and the clients that are part of the system."""
         return self._callers
+
+    def act(self, body: bytes, *, is_heal: bool) -> tuple[BreakRequest | HealRequest, object]:
+        """Do what the body of a request asks for; return the request, and what is answered.
+
+        Raises:
+            BadRequest: as `break_on_purpose` and `heal` do.
+        """
+        if not is_heal:
+            asked = decode(body, BreakRequest)
+            return asked, self.break_on_purpose(asked)
+        healing = decode(body, HealRequest)
+        healed = self.heal(healing)
+        return healing, {"healed": healed, **msgspec.structs.asdict(self.status())}
 
     def break_on_purpose(self, wanted: BreakRequest) -> FaultStatus:
         """Inject a fault; one on the same target is replaced.
@@ -89,8 +110,10 @@ class FaultInjector:
         fault = Fault(_share(wanted.errors) if wanted.errors else 0.0, latency_s, wanted.stall)
         until_s = None if for_s is None else now + for_s
         rule = self._table.put(wanted.target, fault, now=now, until_s=until_s)
-        _log.info("broken on purpose: %s at %s", fault, rule.target)
-        return _fault_status(rule, now)
+        self._said[rule.target] = (wanted.who, wanted.why)
+        said = {"who": wanted.who, "why": wanted.why}
+        _log.info("broken on purpose: %s at %s", fault, rule.target, extra=said)
+        return self._shown(rule, now)
 
     def heal(self, wanted: HealRequest) -> list[FaultStatus]:
         """Remove one fault or all; return those that were in force.
@@ -102,15 +125,16 @@ class FaultInjector:
             self.check(wanted.target)
         now = asyncio.get_running_loop().time()
         healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
+        said = {"who": wanted.who, "why": wanted.why}
         for rule in healed:
-            _log.info("healed: %s at %s", rule.fault, rule.target)
-        return [_fault_status(rule, now) for rule in healed]
+            _log.info("healed: %s at %s", rule.fault, rule.target, extra=said)
+        return [self._shown(rule, now) for rule in healed]
 
     def status(self) -> FaultsStatus:
         """Return the faults in force, and how many attempts faults have ever struck."""
         now = asyncio.get_running_loop().time()
         return FaultsStatus(
-            [_fault_status(rule, now) for rule in self._table.in_force(now)], self._table.struck
+            [self._shown(rule, now) for rule in self._table.in_force(now)], self._table.struck
         )
 
     def standing(self, *, wall_us: int) -> tuple[ActiveFault, ...]:
@@ -123,6 +147,7 @@ class FaultInjector:
                 rule.fault.latency_s,
                 rule.fault.is_stall,
                 None if rule.until_s is None else wall_us + round((rule.until_s - now) * 1e6),
+                *self._said.get(rule.target, ("", "")),
             )
             for rule in self._table.in_force(now)
         )
@@ -135,6 +160,21 @@ class FaultInjector:
             left_us = None if each.until_us is None else each.until_us - wall_us
             until_s = None if left_us is None else now + left_us / 1e6
             self._table.put(each.target, fault, now=now, until_s=until_s)
+            self._said[each.target] = (each.who, each.why)
+
+    def _shown(self, rule: Rule, now: float) -> FaultStatus:
+        who, why = self._said.get(rule.target, ("", ""))
+        return FaultStatus(
+            target=rule.target,
+            what=str(rule.fault),
+            errors=rule.fault.errors,
+            latency_s=rule.fault.latency_s,
+            is_stall=rule.fault.is_stall,
+            left_s=None if rule.until_s is None else round(rule.until_s - now, 3),
+            struck=rule.struck,
+            who=who,
+            why=why,
+        )
 
     def check(self, target: str) -> None:
         """Raise `BadRequest` where there is no such service or edge."""
@@ -172,15 +212,3 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise BadRequest(f'{text[:40]!r} is not an error rate; write "100%" or less, above "0%"')
     return share
-
-
-def _fault_status(rule: Rule, now: float) -> FaultStatus:
-    return FaultStatus(
-        target=rule.target,
-        what=str(rule.fault),
-        errors=rule.fault.errors,
-        latency_s=rule.fault.latency_s,
-        is_stall=rule.fault.is_stall,
-        left_s=None if rule.until_s is None else round(rule.until_s - now, 3),
-        struck=rule.struck,
-    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,7 @@ from synchromesh.system.control.gateway_changes import ReloadReport, ReloadReque
 from synchromesh.system.control.mirror_status import MirrorStatus
 from synchromesh.system.control.spans import LAST, LISTED_MAX, NEWEST
 from synchromesh.system.control.status import (
+    ActStatus,
     BreakerStatus,
     ChildStatus,
     ClientStatus,
@@ -44,6 +47,11 @@ from synchromesh.system.control.status import (
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
 from synchromesh.telemetry.observed import ObservedCall
+
+# How many acts of people are told.
+ACTS_MAX = 50
+
+_log = logging.getLogger("synchromesh.system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,7 @@ class LocalProcess:
         reread: reads the configuration as it is now.
         reload: reloads the gateway; None where it is not served here.
         taken_up: told of a part whose code is taken up while it runs.
+        acts: the last things that people had it do, the newest first.
         export: returns what of its telemetry was not exported, by signal.
         reloaded: returns what its last reload was; None for none.
         code_changed: files that have changed since their part started, by part.
@@ -113,9 +122,16 @@ class LocalProcess:
     reload: Callable[[ReloadRequest, SystemConfig], Awaitable[ReloadReport]] | None = None
     taken_up: Callable[[str], None] = lambda _: None
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
+    acts: deque[ActStatus] = field(default_factory=lambda: deque(maxlen=ACTS_MAX))
     export: Callable[[], dict[str, ExportStatus]] = dict
     code_changed: dict[str, list[str]] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
+
+    def note(self, what: str, target: str, who: str, why: str) -> None:
+        """Note what a person had the system do; `status` tells it, and of a restart the log."""
+        self.acts.appendleft(ActStatus(self.deps.runtime.wall_us(), what, target, who, why))
+        if what == "restart":
+            _log.info("a restart of %s was asked for", target, extra={"who": who, "why": why})
 
     def why_not_asked(self, name: str) -> str:
         """Return why operations of what is no `Service` are not called from here, or ""."""
@@ -176,6 +192,7 @@ class LocalProcess:
             ),
             spans_dropped=self.ring.dropped,
             export=self.export(),
+            acts=list(self.acts),
             code_changed=self.code_changed,
         )
 

@@ -95,7 +95,9 @@ class LogFilter:
         return any(re.search(word, each) for each in (line.message, line.logger, line.exception))
 
 
-def read_logs(folder: Path, wanted: LogFilter, *, is_turned_only: bool = False) -> list[LogLine]:
+def read_logs(
+    folder: Path, wanted: LogFilter, *, is_turned_only: bool = False, holding: bytes = b""
+) -> list[LogLine]:
     """Return the lines of all files that are wanted, the oldest first.
 
     What was printed has no time, and is there only for a service that is asked for, last, and for
@@ -103,16 +105,17 @@ def read_logs(folder: Path, wanted: LogFilter, *, is_turned_only: bool = False) 
 
     Args:
         is_turned_only: only of files that are not written any more; a follower has the others.
+        holding: what a line has to have in it as it is stored; others are not even decoded.
     """
     found: list[LogLine] = []
     printed: list[LogLine] = []
     for path in sorted(folder.glob("*.jsonl*")) if folder.is_dir() else ():
         named = _JSON.fullmatch(path.name)
         if named and (named["turned"] or not is_turned_only):
-            found += _lines_of(path, _part_of(named), wanted)
+            found += _lines_of(path, _part_of(named), wanted, holding)
     if wanted.service and not is_turned_only:
         for path in sorted(folder.glob(f"{wanted.service}*.log")):
-            printed += _lines_of(path, path.stem, wanted)
+            printed += _lines_of(path, path.stem, wanted, holding)
     return [*sorted(found, key=lambda line: line.at), *printed]
 
 
@@ -227,12 +230,15 @@ def _part_of(named: re.Match[str]) -> str:
     return named["part"] or ("gateway" if named["access"] else "")
 
 
-def _lines_of(path: Path, part: str, wanted: LogFilter) -> list[LogLine]:
+def _lines_of(path: Path, part: str, wanted: LogFilter, holding: bytes) -> list[LogLine]:
     is_printed = path.suffix == ".log"
     try:
-        lines = path.read_bytes().split(b"\n")
+        data = path.read_bytes()
     except OSError:
         return []  # it was turned and dropped meanwhile
+    if holding not in data:
+        return []
+    lines = [line for line in data.split(b"\n") if holding in line]
     parsed = (_parsed(line, part, is_printed=is_printed) for line in lines if line.strip())
     return [line for line in parsed if wanted.takes(line)]
 

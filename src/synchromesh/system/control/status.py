@@ -215,7 +215,7 @@ class ExportStatus(msgspec.Struct, frozen=True):
 
 
 class FaultStatus(msgspec.Struct, frozen=True):
-    """A fault that is in force on purpose, and how many attempts it has struck."""
+    """A fault that is in force on purpose, how many attempts it has struck, by whom and why."""
 
     target: str
     what: str
@@ -224,6 +224,8 @@ class FaultStatus(msgspec.Struct, frozen=True):
     is_stall: bool
     left_s: float | None
     struck: int
+    who: str = ""
+    why: str = ""
 
 
 class FaultsStatus(msgspec.Struct, frozen=True):
@@ -265,6 +267,19 @@ class ContractBreak(msgspec.Struct, frozen=True):
     standing: tuple[str, ...] = ()
 
 
+class ActStatus(msgspec.Struct, frozen=True):
+    """What a person had the running system do: "restart", "break" or "heal"; `at_us` is wall clock.
+
+    `who` and `why` are "" where it was not said.
+    """
+
+    at_us: int
+    what: str
+    target: str
+    who: str
+    why: str
+
+
 class IsolationStatus(msgspec.Struct, frozen=True):
     """An edge, or a callee for all its callers, that somebody isolated; `at_us` is wall clock."""
 
@@ -287,6 +302,7 @@ class Status(msgspec.Struct, frozen=True):
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
         isolations: the edges that are isolated by hand.
+        acts: the last things that people had it do, the newest first, since it started.
         contract_breaks: the last processes that were let in although contracts did not fit.
         spans_dropped: how many spans were lost, for too many came at once.
         export: what of its telemetry a collector has not taken, by signal.
@@ -311,6 +327,7 @@ class Status(msgspec.Struct, frozen=True):
     children: dict[str, ChildStatus] = {}
     faults: FaultsStatus = FaultsStatus()
     isolations: list[IsolationStatus] = []
+    acts: list[ActStatus] = []
     contract_breaks: list[ContractBreak] = []
     spans_dropped: int = 0
     export: dict[str, ExportStatus] = {}
@@ -343,6 +360,7 @@ class Status(msgspec.Struct, frozen=True):
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),
             isolations=first.isolations,
+            acts=first.acts,
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
             export=_exported(every),

@@ -16,13 +16,18 @@ FAILED_SAYS = "synchromesh: "
 
 
 class ActiveFault(msgspec.Struct, frozen=True):
-    """An injected fault, passed to a process that starts later; `until_us` is wall clock."""
+    """An injected fault, passed to a process that starts later; `until_us` is wall clock.
+
+    `who` has put it in force, and `why`; "" where it was not said.
+    """
 
     target: str
     errors: float
     latency_s: float
     is_stall: bool
     until_us: int | None
+    who: str = ""
+    why: str = ""
 
 
 def key_text(keys: Iterable[bytes]) -> str:
