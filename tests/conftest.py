@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
 # Its modules are imported as its own folder names them. Last on the path, they hide nothing.
 if str(SERVO_WORKS) not in sys.path:
     sys.path.append(str(SERVO_WORKS))
+
+# What a shell starts in the background ignores Ctrl-C, and hands that on to all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure, and a failure is the same one each time.
 settings.register_profile("house", deadline=None, derandomize=True)
