@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from postgres_server import empty_database
-from synchromesh.errors import StatementFailed, StoreBroken, VersionConflict
+from synchromesh.errors import StatementFailed, StoreBroken, StoreUnavailable, VersionConflict
 from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, append_each, load, read
 from synchromesh.events.appending import TOPIC
 from synchromesh.runtime import RealRuntime
-from synchromesh.store import Unit
+from synchromesh.store import Unit, postgres_units
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
 from synchromesh.store.postgres_connection import Connection
 
@@ -267,6 +267,21 @@ async def test_a_group_that_is_cut_takes_effect_once(
     assert versions == [1] * 8
     assert len(await stored(store)) == 8
     assert not faults_of(store), "it did fail"
+
+
+async def test_a_group_that_may_stand_is_never_run_again(
+    opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit had no answer, and no look-up has one: each is told so, and it stands once."""
+    monkeypatch.setattr(postgres_units, "_ROUNDS_MAX", 4)
+    looks = [("on conflict do nothing returning 1", False, LOST)] * 9
+    store = await failing(opened, (COMMITTING, True, LOST), *looks)
+    outcomes = await asyncio.wait_for(
+        asyncio.gather(*(add(store, f"s/{n}") for n in range(3)), return_exceptions=True), WAIT_S
+    )
+    assert all(isinstance(each, StoreUnavailable) for each in outcomes), outcomes
+    faults_of(store).clear()
+    assert sorted(stream for _, stream, _ in await stored(store)) == ["s/0", "s/1", "s/2"]
 
 
 async def test_a_group_that_is_always_in_conflict_is_run_one_by_one(opened: Any) -> None:

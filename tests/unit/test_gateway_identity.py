@@ -27,6 +27,7 @@ from synchromesh.errors import (
 )
 from synchromesh.gateway import (
     JWT,
+    ApiKey,
     ApiKeys,
     Auth,
     Folders,
@@ -37,6 +38,7 @@ from synchromesh.gateway import (
     check,
     make_key,
     openapi_of,
+    parse_keys,
 )
 from synchromesh.gateway.caching import credential_fields
 from synchromesh.gateway.certificates import CertificateVerifier
@@ -679,10 +681,15 @@ def keys_file(*principals: str) -> bytes:
     return json.dumps({"keys": entries}).encode()
 
 
+def _read_of(folder: Path, data: bytes) -> dict[str, ApiKey]:
+    (folder / "other.json").write_bytes(data)
+    return parse_keys(data, "other.json")
+
+
 def test_no_key_poses_as_the_subject_of_a_token(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the start it is named; later on, the keys stay as they were."""
+    """At the start it is named; later on, it is left out, and what is gone is gone all the same."""
     from synchromesh.gateway.api_keys import _read
 
     path = tmp_path / "api-keys.json"
@@ -693,11 +700,16 @@ def test_no_key_poses_as_the_subject_of_a_token(
         file = WatchedFile(path, "the API keys", _read)
         ring = KeyRing(file.value, runtime, file=file)
         ring.reserve(reserved)
-        before = repr(ring)
-        path.write_bytes(keys_file("shop", "jwt:ada", "jwt"))
+        gone = set(file.value)
+        path.write_bytes(keys_file("jwt:ada", "jwt"))
         ring.refresh()
-        assert repr(ring) == before == "<KeyRing 1 keys>"
-        assert "the API keys stay as they were: API key" in caplog.text
+        assert repr(ring) == "<KeyRing 1 keys>"
+        assert "is not accepted: the principal 'jwt:ada' has a name" in caplog.text
+        assert not gone & set(file.value)
+        ring.replace({**file.value, **_read_of(tmp_path, keys_file("shop"))})
+        assert repr(ring) == "<KeyRing 2 keys>"
+        ring.replace(_read_of(tmp_path, keys_file("jwt:ada")))
+        assert repr(ring) == "<KeyRing 0 keys>"
         with pytest.raises(ConfigError, match="'jwt:bob' has a name as tokens of https://a give"):
             ring.add(make_key("jwt:bob", [], rng=random.Random(3))[1])
         ring.add(make_key("jwtx", [], rng=random.Random(3))[1])

@@ -205,24 +205,27 @@ class KeyRing:
     def replace(self, keys: Mapping[str, ApiKey]) -> None:
         """Accept these keys and no others from now on, and look at no file any more.
 
-        Raises:
-            ConfigError: a principal has a name that others give; all stays as it was.
+        One whose principal has a name that others give is left out, and logged: what was withdrawn
+        beside it is withdrawn.
         """
-        self._refuse_taken(keys.values())
-        self._entries, self._file = _entries(keys), None
+        self._entries, self._file = _entries(self._without_taken(keys)), None
 
     def refresh(self) -> None:
         """Read the file again where it has changed: a key that is gone is refused from now on."""
         if self._file is not None and self._file.reread():
-            try:
-                self._refuse_taken(self._file.value.values())
-            except ConfigError as error:
-                _log.error("the API keys stay as they were: %s", error.message)
-            else:
-                self._entries = _entries(self._file.value)
+            self._entries = _entries(self._without_taken(self._file.value))
 
     async def close(self) -> None:
         """Do nothing: it runs nothing."""
+
+    def _without_taken(self, keys: Mapping[str, ApiKey]) -> dict[str, ApiKey]:
+        found = {}
+        for key_id, key in keys.items():
+            if why := taken_name(key.principal, self._reserved):
+                _log.error("API key %r is not accepted: %s", key_id, why)
+            else:
+                found[key_id] = key
+        return found
 
     def _refuse_taken(self, keys: Iterable[ApiKey]) -> None:
         taken = ((key, taken_name(key.principal, self._reserved)) for key in keys)

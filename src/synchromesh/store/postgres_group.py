@@ -168,6 +168,14 @@ class AppendGroup:
             job.is_single = True
             job.error = job.result = None
 
+    def give_up(self, lost: Callable[[UnitJob], Exception]) -> None:
+        """End it after too many losses: what may stand already is not run again."""
+        if self.is_doubtful:
+            for job in self.jobs:
+                job.error = lost(job)
+        else:
+            self.dissolve()
+
     async def _run(self, connection: Connection, members: Sequence[_Member]) -> None:
         for member in members:
             member.go()

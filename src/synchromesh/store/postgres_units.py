@@ -279,7 +279,7 @@ class Units:
             finally:
                 limit.cancel()
         else:
-            group.dissolve()
+            group.give_up(self._too_often_lost)
         for job in group.jobs:
             job.is_durable = job.error is None
 
@@ -313,7 +313,10 @@ class Units:
                 self._note_lost(lost, held)
             else:
                 return
-        job.error = StoreUnavailable(
+        job.error = self._too_often_lost(job)
+
+    def _too_often_lost(self, job: UnitJob) -> StoreUnavailable:
+        return StoreUnavailable(
             f"{self._path}: unit {job.name!r} lost its connection {_ROUNDS_MAX} times: look at the "
             "server's log, and ask again under the same key"
         )

@@ -141,10 +141,10 @@ class Client:
         Raises:
             BadRequest: the key or the trace id cannot be one.
         """
-        if trace_id and not _TRACE_ID.fullmatch(trace_id):
+        if trace_id and not (isinstance(trace_id, str) and _TRACE_ID.fullmatch(trace_id)):
             raise BadRequest(
-                f"{trace_id[:80]!r} is no trace id; make it 32 lower-case hex digits, not all of "
-                "them 0, or leave it out for a new trace"
+                f"{str(trace_id)[:80]!r} is no trace id; make it 32 lower-case hex digits, not all "
+                "of them 0, or leave it out for a new trace"
             )
         return self.opened.root(
             key=check_key(key) if key else None, trace_id=trace_id, principal=NOBODY

@@ -252,7 +252,7 @@ class GatewayPart:
     def _replace_keys(
         self, rings: Sequence[tuple[Auth, Authenticator]], keys: Mapping[str, ApiKey]
     ) -> None:
-        """Have what verifies the system's own keys know these. Raises ConfigError."""
+        """Have what verifies the system's own keys know these."""
         for auth, ring in rings:
             if isinstance(ring, KeyRing) and own_keys_path(auth, self._rundir) is not None:
                 ring.replace(keys)
@@ -263,12 +263,8 @@ class GatewayPart:
         assert self._keys is not None
 
         def changed(keys: Mapping[str, ApiKey]) -> None:
-            try:
-                self._replace_keys(self._authenticators, keys)
-            except ConfigError as error:
-                _log.error("the API keys stay as they were: %s", error.message)
-            else:
-                _log.info("the API keys have changed: %d are good", len(keys))
+            self._replace_keys(self._authenticators, keys)
+            _log.info("the API keys have changed: there are %d", len(keys))
 
         await self._keys.run(changed)
 
