@@ -141,7 +141,8 @@ class Client:
         Raises:
             BadRequest: the key or the trace id cannot be one.
         """
-        if trace_id and not (isinstance(trace_id, str) and _TRACE_ID.fullmatch(trace_id)):
+        # Scripts have no types: what is no text is told the same.
+        if trace_id and not _TRACE_ID.fullmatch(str(trace_id)):
             raise BadRequest(
                 f"{str(trace_id)[:80]!r} is no trace id; make it 32 lower-case hex digits, not all "
                 "of them 0, or leave it out for a new trace"

@@ -1,0 +1,46 @@
+#!/bin/sh
+# uvloop's loop.time() moves in steps of a whole millisecond; asyncio's is time.monotonic().
+#
+# What is measured with the loop's clock between two points of a coroutine is right to the
+# microsecond on asyncio. On uvloop it is libuv's time, cut to milliseconds: a span of 0.3 ms is 0
+# or 1 ms long, and so are percentiles of such calls; a breakdown of a quick request adds up to 0.
+#
+# What to do: time what is shown to people by time.perf_counter() or time.monotonic(). Keep
+# loop.time() for deadlines, which the loop's own timers are compared with.
+set -eu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3}" -m venv "$work/venv"
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check uvloop==0.23.0
+cat > "$work/shown.py" <<'PY'
+import asyncio
+import sys
+import time
+from importlib.metadata import version
+
+import uvloop
+
+
+async def main():
+    """Return how often the clock was a whole millisecond, of 200 looks at odd moments."""
+    loop, whole = asyncio.get_running_loop(), 0
+    for _ in range(200):
+        until = time.monotonic() + 0.00037
+        while time.monotonic() < until:
+            pass
+        told_ms = loop.time() * 1000
+        whole += abs(told_ms - round(told_ms)) < 1e-4
+        await asyncio.sleep(0)
+    return whole
+
+
+print("uvloop", version("uvloop"))
+seen = {}
+for name, factory in (("asyncio", asyncio.new_event_loop), ("uvloop", uvloop.new_event_loop)):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        seen[name] = runner.run(main())
+    print(f"{name}: {seen[name]} of 200 times were whole milliseconds")
+if seen["uvloop"] != 200 or seen["asyncio"] > 20:
+    sys.exit("this has changed")
+PY
+"$work/venv/bin/python" "$work/shown.py"
