@@ -530,7 +530,10 @@ def test_of_one_service_one_request_restarts_at_a_time() -> None:
         deps = SimpleNamespace(services={}, tracer=lambda _: None, caller=lambda *_: None)
         remotes = {name: Process(name, leave) for name in ("quoting#1", "quoting#2")}
         made = cast("Any", Control)(
-            SimpleNamespace(deps=deps), token="t", authority=lambda: "h", remotes=remotes
+            SimpleNamespace(deps=deps, note=lambda *_: None),
+            token="t",
+            authority=lambda: "h",
+            remotes=remotes,
         )
         request = SimpleNamespace(body=b"{}")
         first = asyncio.create_task(made._of_process(request, "quoting/restart"))

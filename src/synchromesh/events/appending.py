@@ -89,11 +89,8 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
     It is one statement for all of them: for what happens often and decides nothing by a version.
     """
     if isinstance(unit, ArrayUnit):
-        streams: dict[str, list[tuple[SqlValue, ...]]] = {}
-        for stream, event in events:
-            streams.setdefault(stream, []).append(_row(unit, event))
-        if streams:
-            appends = [(stream, None, of) for stream, of in streams.items()]
+        if events:
+            appends = [(stream, None, [_row(unit, event)]) for stream, event in events]
             await unit.append_streams(appends, is_each=True)
             unit.notify(TOPIC)
         return

@@ -7,7 +7,7 @@ positions are given in the same statement, and no turn of the sequencer is neede
     the last event of the stream has a position, or there is none ─▶ the next ones of the log
     it has none yet: a unit committed it a moment ago               ─▶ none, the sequencer gives it
 
-Else an event would be read before the one that it follows. Streams of one statement are distinct.
+Else an event would be read before the one that it follows.
 """
 
 from __future__ import annotations
@@ -78,19 +78,29 @@ def refuse_events(appends: Sequence[StreamRows], *, path: str) -> None:
 def as_values(appends: Sequence[StreamRows]) -> list[list[SqlValue]]:
     """Return the values of either statement, for streams with what is expected and appended.
 
+    Events get positions in the order in which they are given, also where a stream comes again; what
+    was expected at its first place counts.
+
     Example:
-        >>> as_values([("s/1", 0, [("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)])])[:4]
-        [['s/1'], [0], [1], [1]]
+        >>> row = ("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)
+        >>> as_values([("s/1", 0, [row]), ("s/2", None, [row]), ("s/1", None, [row])])[:4]
+        [['s/1', 's/2'], [0, None], [1, 2, 1], [1, 1, 2]]
     """
+    streams: dict[str, tuple[int, int | None]] = {}
     numbers: list[SqlValue] = []
     nths: list[SqlValue] = []
     columns: list[list[SqlValue]] = [[] for _ in _COLUMNS]
-    for number, (_, _, rows) in enumerate(appends, 1):
-        for nth, row in enumerate(rows, 1):
+    given: list[int] = []
+    for stream, version, rows in appends:
+        if stream not in streams:
+            streams[stream] = len(given) + 1, version
+            given.append(0)
+        number, _ = streams[stream]
+        for row in rows:
+            given[number - 1] += 1
             numbers.append(number)
-            nths.append(nth)
+            nths.append(given[number - 1])
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
-    streams: list[SqlValue] = [stream for stream, _, _ in appends]
-    expected: list[SqlValue] = [version for _, version, _ in appends]
-    return [streams, expected, numbers, nths, *columns]
+    expected: list[SqlValue] = [version for _, version in streams.values()]
+    return [[*streams], expected, numbers, nths, *columns]

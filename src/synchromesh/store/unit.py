@@ -104,9 +104,10 @@ class ArrayUnit:
     async def append_streams(self, appends: Sequence[StreamRows], *, is_each: bool) -> list[int]:
         """Append to streams that are at the versions expected; return which those were.
 
-        Streams are distinct. A row is an event's id, name, type version, body, whether it is
-        public, partition key, trace, time and oldest version that reads it. With `is_each` the
-        units of that name are batches, and give positions themselves from the next one on.
+        A stream that comes again goes on there; its version is returned once. A row is an event's
+        id, name, type version, body, whether it is public, partition key, trace, time and oldest
+        version that reads it. With `is_each` the units of that name are batches, and give positions
+        themselves from the next one on.
         """
         ...
 
