@@ -90,14 +90,15 @@ def judge(page: Page) -> None:
             if rule["id"] not in UNDECIDED or not node["html"].startswith("<text")
         }  # fmt: skip
         assert undecided == set(), where
-        keep_picture(page, theme)
+        if theme == THEMES[0]:
+            keep_picture(page)
 
 
-def keep_picture(page: Page, theme: str) -> None:
+def keep_picture(page: Page) -> None:
     """Write the pictures of the documentation, where that is wanted."""
     name = {"/": "now", "/map": "map"}.get(page.url.partition("127.0.0.1:")[2].lstrip("0123456789"))
     if os.environ.get("SCREENSHOTS") and name:
-        page.screenshot(path=PICTURES / f"console-{name}-{theme}.png")
+        page.screenshot(path=PICTURES / f"console-{name}.png")
 
 
 def test_all_pages_are_without_violations_in_both_themes(page: Page, works: Works) -> None:
