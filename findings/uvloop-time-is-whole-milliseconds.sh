@@ -14,6 +14,7 @@ trap 'rm -rf "$work"' EXIT
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check uvloop==0.23.0
 cat > "$work/shown.py" <<'PY'
 import asyncio
+import platform
 import sys
 import time
 from importlib.metadata import version
@@ -34,7 +35,7 @@ async def main():
     return whole
 
 
-print("uvloop", version("uvloop"))
+print(f"version: uvloop {version('uvloop')}, CPython {platform.python_version()}")
 seen = {}
 for name, factory in (("asyncio", asyncio.new_event_loop), ("uvloop", uvloop.new_event_loop)):
     with asyncio.Runner(loop_factory=factory) as runner:
