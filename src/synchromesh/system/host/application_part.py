@@ -26,7 +26,12 @@ from synchromesh.system.host.asgi_servers import AsgiServer, find_server, server
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.joined_app import Joined, MemberApp
 from synchromesh.system.host.registries import SharedRegistry
-from synchromesh.system.host.service_part import LOCKED_WITHIN_S, Listening, Superseded
+from synchromesh.system.host.service_part import (
+    LOCKED_WITHIN_S,
+    Listening,
+    Superseded,
+    end_lease,
+)
 from synchromesh.system.leases_api.client import RemoteRegistry
 
 # How long a server may take until it accepts.
@@ -154,7 +159,7 @@ class ApplicationPart:
         token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
-        self._host.exit.push_async_callback(self._end_lease, registration)
+        self._host.exit.push_async_callback(end_lease, registration)
         self._keep(Child(f"lease/{self._part.name}", lambda: self._renew(registration)))
 
     def _keep(self, loop: Child) -> None:
@@ -225,12 +230,6 @@ class ApplicationPart:
         for task in left:
             task.cancel()
         await asyncio.gather(self._serving, return_exceptions=True)
-
-    async def _end_lease(self, registration: Registration) -> None:
-        try:
-            await registration.end()
-        except DiscoveryError as error:
-            _log.warning("the lease was not ended and will expire: %s", error)
 
     def __repr__(self) -> str:
         return f"<ApplicationPart {self._part.name} by {self._server_name}>"

@@ -179,7 +179,7 @@ class ServicePart:
         token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
-        self._exit.push_async_callback(self._end, registration)
+        self._exit.push_async_callback(end_lease, registration)
         loops = [Child(f"lease/{self.name}", lambda: self._renew(registration))]
         if self.instance.has_database:
             loops.append(Child(f"readiness/{self.name}", lambda: self._follow(registration)))
@@ -280,11 +280,13 @@ class ServicePart:
                 await asyncio.sleep(REGISTRY_EVERY_S)
         await asyncio.Event().wait()
 
-    async def _end(self, registration: Registration) -> None:
-        try:
-            await registration.end()
-        except DiscoveryError as error:
-            _log.warning("the lease was not ended and will expire: %s", error)
-
     def __repr__(self) -> str:
         return f"<ServicePart {self.name}>"
+
+
+async def end_lease(registration: Registration) -> None:
+    """Take an instance off the list; where the registry does not answer, its lease expires."""
+    try:
+        await registration.end()
+    except DiscoveryError as error:
+        _log.warning("the lease was not ended and will expire: %s", error)
