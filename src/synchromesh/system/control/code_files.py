@@ -21,12 +21,16 @@ class CodeFiles:
 
     Args:
         apps: the places of each part's definitions, such as "services.orders:orders", by part.
+
+    Attributes:
+        last: what `changed` found last, by part, without the parts that have started since.
     """
 
     def __init__(self, folder: Path, apps: Mapping[str, list[str]]) -> None:
         self._folder = folder
         self._apps = apps
         self._digests: dict[str, dict[Path, str]] = {}
+        self.last: dict[str, list[str]] = {}
         # By path: modification time, size, and the digest of then.
         self._seen: dict[Path, tuple[int, int, str]] = {}
 
@@ -35,6 +39,7 @@ class CodeFiles:
         if part in self._apps:
             files = files_of(self._apps[part], self._folder)
             self._digests[part] = {path: self._digest(path) for path in sorted(files)}
+            self.last.pop(part, None)
 
     def changed(self) -> dict[str, list[str]]:
         """Return the files that have changed since their part started, by part; none is left out.
@@ -46,6 +51,7 @@ class CodeFiles:
             changed = [path for path, digest in digests.items() if self._digest(path) != digest]
             if changed:
                 found[part] = [str(path.relative_to(self._folder)) for path in changed]
+        self.last = dict(found)
         return found
 
     def _digest(self, path: Path) -> str:

@@ -96,7 +96,7 @@ class LocalProcess:
         acts: the last things that people had it do, the newest first.
         export: returns what of its telemetry was not exported, by signal.
         reloaded: returns what its last reload was; None for none.
-        code_changed: files that have changed since their part started, by part.
+        code_changed: returns the files that have changed since their part started, by part.
         engines: what databases and the registry are on, in words.
         restart: restarts a part or background child that runs here; False where there is none.
     """
@@ -124,7 +124,7 @@ class LocalProcess:
     reloaded: Callable[[], ReloadStatus | None] = lambda: None
     acts: deque[ActStatus] = field(default_factory=lambda: deque(maxlen=ACTS_MAX))
     export: Callable[[], dict[str, ExportStatus]] = dict
-    code_changed: dict[str, list[str]] = field(default_factory=dict)
+    code_changed: Callable[[], dict[str, list[str]]] = dict
     engines: dict[str, str] = field(default_factory=dict)
 
     def note(self, what: str, target: str, who: str, why: str) -> None:
@@ -193,7 +193,7 @@ class LocalProcess:
             spans_dropped=self.ring.dropped,
             export=self.export(),
             acts=list(self.acts),
-            code_changed=self.code_changed,
+            code_changed=self.code_changed(),
         )
 
     async def _service(self, name: str) -> ServiceStatus:

@@ -221,7 +221,7 @@ class System:
         told: dict[str, list[str]] = {}
         while True:
             await asyncio.sleep(CODE_EVERY_S)
-            changed = self._host.local.code_changed = self._code.changed()
+            changed = self._code.changed()
             if changed and changed != told:
                 files = sorted({file for files in changed.values() for file in files})
                 _log.warning(
@@ -322,6 +322,7 @@ class System:
         host.local.asgi = [each for each in config.services if each not in host.deps.services]
         host.local.clients[CLIENT] = host.control.caller
         host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
+        host.local.code_changed = lambda: self._code.last
         await self._run_parts(definitions, opening)
         enter.callback(host.rundir.withdraw)
         host.admin.is_up = True
