@@ -62,6 +62,7 @@ class Application:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         scope["state"]["pool"] = "open"
+        print("the pool is open", flush=True)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         print("the pool is closed", flush=True)

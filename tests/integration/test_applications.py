@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from notes_app import TESTS
+from notes_app import TESTS, write_config
+from processes import announced, dev
 from split_world import WAIT_S, ControlSocket, port_of, running
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -86,3 +87,14 @@ async def test_it_is_run_watched_restarted_and_drained_as_any_service(
                     await asyncio.sleep(0.02)
         assert [(await each)["pool"] for each in slow] == ["open", "open"]
     assert all("the pool is closed" in (log / f"{name}.log").read_text() for name in APPS)
+
+
+def test_what_it_prints_as_it_starts_and_stops_is_on_the_terminal(tmp_path: Path) -> None:
+    """An application's own lines are shown from the first to the last."""
+    with dev(write_config(tmp_path, TOML.partition("[services.till]")[0])) as process:
+        announced(process)
+        process.terminate()
+        assert process.stderr is not None
+        shown = process.stderr.read()
+        assert process.wait(WAIT_S) == 0
+    assert shown.index("shop | the pool is open") < shown.index("shop | the pool is closed")

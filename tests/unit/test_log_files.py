@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -14,6 +15,7 @@ from synchromesh.cli.log_lines import is_for_terminal, shown, traceback_of
 from synchromesh.errors import ConfigError
 from synchromesh.system.control.log_files import (
     PRINTED,
+    READ_BYTES,
     LogFilter,
     LogFollower,
     LogLine,
@@ -98,6 +100,30 @@ def test_a_follower_reads_on_over_files_that_are_turned(tmp_path: Path) -> None:
     assert came == [f"record {number}" for number in range(60)]
     assert len(list(tmp_path.iterdir())) == 5
     assert follower.poll() == []
+    follower.close()
+
+
+def test_a_follower_reads_of_much_so_much_at_a_time(tmp_path: Path) -> None:
+    """Each record once and in order, also where a file is turned before it was read to its end."""
+    path = tmp_path / "log-a.jsonl"
+
+    def write_some(numbers: range) -> None:
+        with path.open("w") as file:
+            for number in numbers:
+                file.write(json.dumps({"message": f"{number:03d}" + "." * 20_000}) + "\n")
+
+    write_some(range(100))
+    follower = LogFollower(tmp_path, wall_us=lambda: LATER_US, is_whole=True, bytes_max=READ_BYTES)
+    looks = [follower.poll()]
+    path.rename(tmp_path / "log-a.jsonl.1")
+    write_some(range(100, 200))
+    while came := follower.poll():
+        looks.append(came)
+    shown = [[int(line.message[:3]) for line in look] for look in looks]
+    assert list(itertools.chain(*shown)) == list(range(200))
+    # What is left of one file, and the first of the next.
+    assert max(map(len, shown)) <= 100
+    assert len(shown[0]) < 60
     follower.close()
 
 

@@ -135,7 +135,7 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
     import asyncio
     import signal
 
-    from synchromesh.cli.terminal import show_failures
+    from synchromesh.cli.terminal import Terminal
     from synchromesh.system.host.waits import unless
 
     stop = asyncio.Event()
@@ -150,20 +150,22 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
         stop.set()
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
+    terminal, is_over = Terminal(folder), asyncio.Event()
     if not await unless(stop, system.start()):
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0
-    beside = [asyncio.ensure_future(show_failures(folder))]
-    if reloader is not None:
-        beside.append(asyncio.ensure_future(reloader.run(stop)))
+    showing = asyncio.ensure_future(terminal.run(is_over))
+    reloading = asyncio.ensure_future(reloader.run(stop)) if reloader is not None else None
     try:
         _announce(system, ways.is_split, ways.is_json)
         failure = await system.wait(stop)
     finally:
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        if reloading is not None:
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
         await system.stop()
+        is_over.set()
+        await asyncio.gather(showing, return_exceptions=True)  # its screen may have gone
     if failure:
         click.echo(f"synchromesh: {failure}", err=True)
         return FAILED

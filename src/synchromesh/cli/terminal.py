@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,28 +11,46 @@ import click
 from synchromesh.cli.log_lines import is_for_terminal, shown
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.control.log_files import LogFollower
+from synchromesh.system.control.log_files import READ_BYTES, LogFollower
 
 EVERY_S = 0.2
 # How many records are shown of one look; a bug that strikes at each call must not fill the screen.
 SHOWN_MAX = 20
 
 
-async def show_failures(folder: Path) -> None:
-    """Show errors of all processes on standard error, as they are logged, until it is cancelled."""
-    follower = LogFollower(RunDir(folder).telemetry, wall_us=RealRuntime().wall_us)
-    try:
-        while True:
-            await asyncio.sleep(EVERY_S)
-            _show(follower, folder)
-    finally:
-        _show(follower, folder)
-        follower.close()
+class Terminal:
+    """Shows errors of all processes, and what they print, on standard error, as it comes.
 
+    Made before the system starts, it shows what comes from then on.
+    """
 
-def _show(follower: LogFollower, folder: Path) -> None:
-    lines = [line for line in follower.poll() if is_for_terminal(line)]
-    for line in lines[:SHOWN_MAX]:
-        click.echo(shown(line, folder), err=True)
-    if len(lines) > SHOWN_MAX:
-        click.echo(f"{len(lines) - SHOWN_MAX} more; see: synchromesh logs", err=True)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # A process that prints without end is followed more slowly than it prints.
+        self._follower = LogFollower(
+            RunDir(folder).telemetry, wall_us=RealRuntime().wall_us, bytes_max=READ_BYTES
+        )
+
+    async def run(self, is_over: asyncio.Event) -> None:
+        """Show what comes until that is over; what had come by then is shown, too."""
+        try:
+            is_last = False
+            while not is_last:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(is_over.wait(), EVERY_S)
+                is_last = is_over.is_set()
+                # In a thread: megabytes of what somebody printed must not hold up calls.
+                self._show(await asyncio.to_thread(self._look))
+        finally:
+            self._follower.close()
+
+    def _look(self) -> list[str]:
+        lines = [line for line in self._follower.poll() if is_for_terminal(line)]
+        texts = [shown(line, self._folder) for line in lines[:SHOWN_MAX]]
+        if len(lines) > SHOWN_MAX:
+            texts.append(f"{len(lines) - SHOWN_MAX} more; see: synchromesh logs")
+        return texts
+
+    def _show(self, texts: list[str]) -> None:
+        for text in texts:
+            click.echo(text, err=True)

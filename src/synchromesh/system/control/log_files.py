@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,11 +126,20 @@ class LogFollower:
     Args:
         wall_us: tells when what is printed has come.
         is_whole: from the beginning of the files of records that are there; else only what comes.
+        bytes_max: how much one `poll` reads of each file, about; what is more comes with the next.
     """
 
-    def __init__(self, folder: Path, *, wall_us: Callable[[], int], is_whole: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        wall_us: Callable[[], int],
+        is_whole: bool = False,
+        bytes_max: int = sys.maxsize,
+    ) -> None:
         self._folder = folder
         self._wall_us = wall_us
+        self._bytes_max = bytes_max
         self._tails: dict[Path, _Tail] = {}
         self._has_looked = False
         self._look(is_whole=is_whole)
@@ -138,7 +148,7 @@ class LogFollower:
         """Return the wanted lines that have come since, those of one file in their order."""
         self._look(is_whole=True)
         wanted = wanted or LogFilter()
-        came = [line for tail in self._tails.values() for line in tail.read()]
+        came = [line for tail in self._tails.values() for line in tail.read(self._bytes_max)]
         now = to_datetime(self._wall_us()).isoformat()
         found = [
             msgspec.structs.replace(line, at=now) if line.logger == PRINTED else line
@@ -172,22 +182,26 @@ class _Tail:
         self._part = part
         self._file: BinaryIO | None = None
         self._rest = b""
+        self._left = 0
         self._open(path, os.SEEK_SET if is_whole else os.SEEK_END)
 
-    def read(self) -> Iterator[LogLine]:
-        """Yield the whole lines that have come since."""
+    def read(self, bytes_max: int) -> Iterator[LogLine]:
+        """Yield the whole lines that have come since, or so many bytes of them, about."""
+        self._left = bytes_max
         if self._file is None:
             self._open(self._path)
         if self._file is None:
             return
         yield from self._rest_of_file()
-        number = self._turned()
-        if not number:
+        while self._file is not None and (number := self._turned()):
+            # Nothing is appended to it any more; what came just before it was turned is its end.
             yield from self._rest_of_file()
-        for turned in range(number - 1, -1, -1):
-            name = f"{self._path.name}.{turned}" if turned else self._path.name
+            if self._left <= 0:
+                return
+            name = f"{self._path.name}.{number - 1}" if number > 1 else self._path.name
             self._open(self._path.with_name(name))
             yield from self._rest_of_file()
+        yield from self._rest_of_file()
 
     def close(self) -> None:
         if self._file is not None:
@@ -216,7 +230,8 @@ class _Tail:
         return 1 if self._path.exists() else 0
 
     def _rest_of_file(self) -> Iterator[LogLine]:
-        while self._file is not None and (data := self._file.read(READ_BYTES)):
+        while self._left > 0 and self._file is not None and (data := self._file.read(READ_BYTES)):
+            self._left -= len(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             if len(self._rest) > READ_BYTES:
                 self._rest = b""
