@@ -14,9 +14,13 @@ from synchromesh.errors import StatementFailed, StoreBroken, StoreUnavailable, V
 from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, append_each, load, read
 from synchromesh.events.appending import TOPIC
 from synchromesh.runtime import RealRuntime
+from synchromesh.saga import tables_at_once
+from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.store import Unit, postgres_units
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
+from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER
 from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_dialect import Translation
 
 pytestmark = pytest.mark.anyio
 
@@ -382,3 +386,22 @@ async def test_batches_groups_and_others_of_two_processes_skip_nothing(opened: A
     for stream in {stream for _, stream, _ in seen}:
         versions = [version for _, of, version in seen if of == stream]
         assert versions == [*range(1, len(versions) + 1)]
+
+
+async def test_what_many_share_is_planned_once_and_read_by_keys() -> None:
+    """Also by a plan that was made while its tables were empty, for arrays of any length."""
+    url = await empty_database("planned")
+    schemas = [SCHEMA, SAGA_SCHEMA]
+    store = await PostgresStore.open(url, service="p", schemas=schemas, runtime=RealRuntime())
+    connection = await asyncpg.connect(url)
+    for plan in (APPEND, APPEND_IN_ORDER, *map(Translation, tables_at_once.STATEMENTS)):
+        text = plan.text(())
+        arrays: list[list[int]] = [[] for _ in range(plan.places)]
+        rows = await connection.fetch(f"explain (generic_plan) {text}", *arrays)
+        assert [row[0] for row in rows if "Seq Scan" in row[0]] == []
+        for _ in range(12):
+            await connection.fetch(text, *arrays)
+        asked = "select generic_plans from pg_prepared_statements where statement = $1"
+        assert await connection.fetchval(asked, text) > 5
+    await connection.close()
+    await store.close()

@@ -2,6 +2,10 @@
 
 It is the engine's own SQL, PostgreSQL's: each table a part of one statement. Its parts see the
 tables as they were before it, so that no row is inserted and changed by the same one.
+
+An array comes by a subquery, into which the planner does not look, and `limit` keeps to the index:
+so the plan is made once, and is good for any number of runs, also where it was made while the table
+was small.
 """
 
 from __future__ import annotations
@@ -26,24 +30,37 @@ _COUNT = {"status": "text", "count": "bigint"}
 
 def _rows(columns: dict[str, str]) -> str:
     """Return what reads rows from an array for each column."""
-    return f"unnest({', '.join(f'?::{each}[]' for each in columns.values())})"
+    return f"unnest({', '.join(f'(select ?::{each}[])' for each in columns.values())})"
 
 
-_FOUND = "select id, name, digest from sm_saga where id = any(?::text[])"
+_FOUND = """\
+select there.id, there.name, there.digest from unnest((select ?::text[])) as asked(id)
+cross join lateral (
+    select id, name, digest from sm_saga where sm_saga.id = asked.id limit 1
+) as there"""
+# A run that ends is inserted as it is, so that it is its key by which the row is found and changed:
+# a plan of `update ... from` made for a small table reads all of it, and is in conflict with all.
 _PUT = f"""\
 with started as (
     insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)}
 ), recorded as (
     insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)}
 ), ended as (
-    update sm_saga set status = new.status, result = new.result, ended_us = new.ended_us,
-        wake_us = null
-    from {_rows(_END)} as new({", ".join(_END)}) where sm_saga.id = new.id
+    insert into sm_saga({", ".join(_RUN)})
+    select {", ".join(f"new.{each}" if each in _END else f"was.{each}" for each in _RUN)}
+    from {_rows(_END)} as new({", ".join(_END)}) cross join lateral (
+        select * from sm_saga where sm_saga.id = new.id limit 1
+    ) as was
+    on conflict(id) do update set status = excluded.status, result = excluded.result,
+        ended_us = excluded.ended_us, wake_us = null
 ), counted as (
     insert into sm_saga_count({", ".join(_COUNT)}) select * from {_rows(_COUNT)}
     on conflict(status) do update set count = sm_saga_count.count + excluded.count
 )
-delete from sm_saga_signal where saga = any(?::text[])"""
+delete from sm_saga_signal where saga = any((select ?::text[])::text[])"""
+
+STATEMENTS = (_FOUND, _PUT)
+"""All statements."""
 
 _Rows = Sequence[tuple[SqlValue, ...]]
 

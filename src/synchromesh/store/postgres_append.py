@@ -12,7 +12,7 @@ Else an event would be read before the one that it follows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.unit import SqlValue, StreamRows
@@ -26,11 +26,26 @@ _COLUMNS = {
     "readable_by_min": "bigint",
 }  # fmt: skip
 _NAMES = ", ".join(_COLUMNS)
+
+
+def as_rows(kinds: Iterable[str]) -> str:
+    """Return what reads rows from an array of each kind, by one plan for arrays of any length.
+
+    The planner looks into arrays that it is given, and makes a plan for their length, each time
+    anew; what a subquery returns it takes as it comes.
+
+    Example:
+        >>> as_rows(["text", "bigint"])
+        'unnest((select ?::text[]), (select ?::bigint[]))'
+    """
+    return f"unnest({', '.join(f'(select ?::{kind}[])' for kind in kinds)})"
+
+
 _ASKED = f"""\
 with asked as materialized (
     select number, given.stream, expected, coalesce(last.version, 0) as version,
         coalesce(last.is_numbered, true) as is_numbered
-    from unnest(?::text[], ?::bigint[]) with ordinality as given(stream, expected, number)
+    from {as_rows(["text", "bigint"])} with ordinality as given(stream, expected, number)
     left join lateral (
         select version, position is not null as is_numbered from {LOG}
         where {LOG}.stream = given.stream order by version desc limit 1
@@ -39,7 +54,7 @@ with asked as materialized (
     select {_NAMES}, asked.stream, asked.version + nth as version, at,
         case when is_numbered then row_number() over (partition by is_numbered order by at) end
             as place
-    from unnest(?::bigint[], ?::bigint[], {", ".join(f"?::{each}[]" for each in _COLUMNS.values())})
+    from {as_rows(["bigint", "bigint", *_COLUMNS.values()])}
         with ordinality as event(number, nth, {_NAMES}, at)
     join asked using (number) where asked.expected is null or asked.expected = asked.version
 ) """
