@@ -193,7 +193,7 @@ class _Tail:
         if self._file is None:
             return
         yield from self._rest_of_file()
-        while self._file is not None and (number := self._turned()):
+        while number := self._turned():
             # Nothing is appended to it any more; what came just before it was turned is its end.
             yield from self._rest_of_file()
             if self._left <= 0:
@@ -216,7 +216,8 @@ class _Tail:
 
     def _turned(self) -> int:
         """Return which number the file has by now: 0 where it is still the one that is written."""
-        assert self._file is not None
+        if self._file is None:
+            return 0
         own = os.fstat(self._file.fileno())
         for number in range(TURNED_MAX):
             name = f"{self._path.name}.{number}" if number else self._path.name
