@@ -279,7 +279,7 @@ def test_a_start_warns_of_contradictions(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_service_has_the_places_that_it_is_given(run: Run, tmp_path: Path) -> None:
-    """Without a word they are 256 each."""
+    """Without a word they are 1,000 each."""
     del run
     text = TOML.replace("[services.shelf]", "in_flight = 3\nwaiting = 2\n[services.shelf]")
     with Running(write_config(tmp_path, text)) as running:

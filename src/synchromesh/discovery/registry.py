@@ -141,7 +141,7 @@ class Registration:
             return
 
     async def resume(self) -> None:
-        """Be listed again after `drain`, as one that was not ready is; by a new lease.
+        """Register again after `drain`, by a new lease: what was not ready is ready again.
 
         Raises:
             DiscoveryError: it has ended here, or the registry cannot be asked.

@@ -60,7 +60,7 @@ class Streamer(Protocol):
         ...
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything: the client has gone."""
+        """Release everything: the client has gone."""
         ...
 
 

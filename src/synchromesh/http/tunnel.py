@@ -74,7 +74,7 @@ class Switchable(Protocol):
         ...
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything: the client has gone."""
+        """Release everything: the client has gone."""
         ...
 
 

@@ -102,7 +102,7 @@ class DutyBook(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the database."""
+        """Release the database."""
         ...
 
 

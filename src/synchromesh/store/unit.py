@@ -257,7 +257,7 @@ class DutyHandler(Protocol):
         ...
 
     async def lost(self, duties: Collection[str]) -> None:
-        """Let go of some: return once nothing of them goes on."""
+        """Release some duties, and return once nothing of them goes on."""
         ...
 
 
@@ -341,7 +341,7 @@ class StoreReader(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the database. Idempotent."""
+        """Release the database. Idempotent."""
         ...
 
 

@@ -60,7 +60,7 @@ class ExportOptions:
 
 
 class Verdict(Enum):
-    """Is what came of an attempt."""
+    """How an attempt to export a batch ended."""
 
     ACCEPTED = "accepted"
     TRY_AGAIN = "try again"

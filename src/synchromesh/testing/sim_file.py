@@ -104,7 +104,7 @@ class SimFile:
         self._turn_into(_FullConnection)
 
     def mend(self) -> None:
-        """Be well again."""
+        """End every fault that was injected."""
         self._turn_into(SimConnection)
 
     def _turn_into(self, kind: type[SimConnection]) -> None:
@@ -117,7 +117,7 @@ class SimFile:
         return _image_of(self._keeper)
 
     def restore(self, image: bytes) -> None:
-        """Be what the bytes of a file are."""
+        """Replace the content by the bytes of a file."""
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as source:
             if image:
                 source.deserialize(image)
