@@ -46,6 +46,7 @@ _MADE: dict[str, str] = {}
 _EMPTIED = (
     "purchase", "sm_event", "sm_inbox", "sm_checkpoint", "sm_parked", "sm_subscription",
     "sm_removal", "sm_snapshot", "sm_duty", "sm_replica",
+    "sm_saga", "sm_saga_count", "sm_saga_record", "sm_saga_signal", "sm_saga_wish",
 )  # fmt: skip
 
 

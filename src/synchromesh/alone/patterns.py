@@ -1,4 +1,4 @@
-"""`Alone`: one application's outbox, inbox and event log, in its own database."""
+"""`Alone`: one application's outbox, inbox, event log and sagas, in its own database."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from synchromesh.alone.borrowing import borrow
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
 from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.alone.projecting import LogProjection
+from synchromesh.alone.runs import AloneRuns
+from synchromesh.alone.saga_work import RunSagasOptions, SagaWork
+from synchromesh.alone.session_steps import SessionSteps
 from synchromesh.alone.set_aside import ParkedMessage, drop_set_aside, list_set_aside
 from synchromesh.alone.sweeping import sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
@@ -32,6 +36,8 @@ from synchromesh.events import EventTypes
 from synchromesh.events.appending import TOPIC
 from synchromesh.messaging import Relay, RelayOptions
 from synchromesh.runtime import RealRuntime, Runtime
+from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaVersions, timetable
+from synchromesh.saga.tables import HANDED_OVER
 from synchromesh.store import Store
 from synchromesh.store.postgres_dialect import Translations
 from synchromesh.telemetry import MemoryRing, Tracer, current_span
@@ -39,6 +45,8 @@ from synchromesh.telemetry import MemoryRing, Tracer, current_span
 if TYPE_CHECKING:
     from synchromesh.store.postgres import PostgresStore
 
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
 S = TypeVar("S")
 
 # As SQLAlchemy writes it, with the driver.
@@ -47,6 +55,9 @@ _DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)")
 _FINAL = (LogReplaced, LogGap, StoreBroken)
 _PAUSE_S = 1.0
 _DELIVER = DeliverOptions()
+_RUN_SAGAS = RunSagasOptions()
+# What the others listen to.
+_TOPICS = frozenset({TOPIC, HANDED_OVER, timetable.TOPIC})
 _log = logging.getLogger("synchromesh.alone")
 
 
@@ -56,7 +67,8 @@ class AloneOptions:
 
     Attributes:
         look_every_s: how often it is looked for what others have committed.
-        keep_s: how long keys are kept, and messages that all functions have got.
+        keep_s: how long keys are kept, messages that all functions have got, and runs of sagas that
+            have ended.
 
     Example:
         >>> AloneOptions().keep_s
@@ -67,11 +79,17 @@ class AloneOptions:
     keep_s: float = WEEK_S
 
 
-class Alone:
-    """Has an outbox, an inbox and an event log in an application's own PostgreSQL database.
+class _Opened(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    options: AloneOptions
 
-    `unit` writes, in a transaction that the application has begun; `open` and `deliver` do what
-    comes after the commit, in any number of processes, of which one at a time delivers.
+
+class Alone:
+    """Has outbox, inbox, event log and sagas in an application's own PostgreSQL database.
+
+    `unit` writes, in a transaction that the application has begun; `open`, `deliver`, `project` and
+    `run_sagas` do what comes after the commit, in any number of processes: each thing is one's at a
+    time.
 
     Args:
         name: that of the application; stored names of events begin with it, so that it stays.
@@ -97,7 +115,9 @@ class Alone:
         self._runtime = runtime or RealRuntime()
         self._plans = Translations(("sm_event",))
         self._events = events
-        self._opened: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+        self._sagas = SagaVersions()
+        self._opened: WeakKeyDictionary[Any, _Opened] = WeakKeyDictionary()
+        self._at_sagas: WeakSet[Any] = WeakSet()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,7 +156,8 @@ class Alone:
         await borrowed.begin()
         around = current_span.get()
         unit = AloneUnit(
-            borrowed, self._types, service=self.name, runtime=self._runtime, plans=self._plans,
+            borrowed, self._types, self._sagas, service=self.name, runtime=self._runtime,
+            plans=self._plans,
             trace_id=trace_id or (around.trace_id if around is not None else ""),
         )  # fmt: skip
         try:
@@ -150,8 +171,8 @@ class Alone:
                 _log.warning("a unit could not be rolled back, its connection is lost: %r", error)
             raise
         unit.close()
-        if unit.has_appended:
-            borrowed.after_commit(self.look)
+        if unit.topics:
+            borrowed.after_commit(partial(self._look, unit.topics))
 
     @asynccontextmanager
     async def open(
@@ -171,7 +192,7 @@ class Alone:
             MissingExtra: asyncpg is not installed.
         """
         store = await self._open(_DRIVER.sub(r"\1", url), options)
-        self._opened[store] = asyncio.get_running_loop()
+        self._opened[store] = _Opened(asyncio.get_running_loop(), options)
         sweeping = asyncio.get_running_loop().create_task(
             store.owners.run("sweep", partial(sweep_for_ever, store, keep_s=options.keep_s)),
             name=f"sweep of {self.name}",
@@ -274,17 +295,119 @@ class Alone:
         )
         await self._keep(store, projection.checkpoint_name, projection.run)
 
+    def saga(
+        self,
+        _input: type[I],
+        *,
+        name: str = "",
+        version: int = 1,
+        deadline: str,
+        key: Callable[[I], str | None] | None = None,
+        owner: str = "",
+        policy: SagaPolicy | None = None,
+    ) -> Callable[[Callable[[Saga, I], Coroutine[Any, Any, R]]], SagaDefinition[I, R]]:
+        """Define a saga: a function of steps, each with its compensation.
+
+        Args:
+            _input: the type of the saga's input.
+            name: what its runs are stored under; the function's name where empty.
+            version: raised whenever the steps change. The function of an older version may stay
+                beside it, under the same `name`: its runs end with it (S11).
+            deadline: until its pivot is tried the saga turns past it; such as "10m".
+            key: the semantic lock: one unfinished run per key; None takes no lock.
+            owner: who looks after a stuck run; the application where empty.
+            policy: time-outs and attempts of its steps.
+
+        Raises:
+            ContractError: the function is no `async def`, or this version is there already.
+            ConfigError: an option is outside its range.
+
+        Example:
+            >>> shop = Alone("shop")
+            >>> async def charge(key: str, cents: int) -> str:
+            ...     return f"receipt of {key}"  # the bank's client, which is given the key
+            >>> @shop.saga(int, deadline="10m")
+            ... async def checkout(s: Saga, cents: int) -> str:
+            ...     return await s.step(charge, cents, pivot=True)
+            >>> async def pay(session: object, order_id: str, cents: int) -> None:
+            ...     async with shop.unit(session) as unit:  # in a transaction of the session
+            ...         await unit.start(checkout, cents, id=order_id)
+        """
+
+        def register(
+            function: Callable[[Saga, I], Coroutine[Any, Any, R]],
+        ) -> SagaDefinition[I, R]:
+            return self._sagas.define(
+                function,
+                name=name,
+                version=version,
+                deadline=deadline,
+                key=key,
+                owner=owner or self.name,
+                policy=policy,
+            )
+
+        return register
+
+    async def run_sagas(
+        self,
+        store: Store,
+        begin: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        *,
+        options: RunSagasOptions = _RUN_SAGAS,
+    ) -> None:
+        """Run the sagas that units have started, until cancelled; outages are waited for.
+
+        Of all processes that do, each has a part of the runs, and another goes on with those of one
+        that died. A function of `s.write` is given what `begin` gives: what it writes there is
+        committed with the run's record of the step, or not at all.
+
+        Args:
+            begin: begins a transaction, as `async_sessionmaker.begin` does; None where no saga
+                has an `s.write`.
+
+        Raises:
+            ContractError: the store is not open by this `Alone`, or its sagas are run already.
+        """
+        opened = self._opened.get(store)
+        if opened is None or store in self._at_sagas:
+            what = "is not open here" if opened is None else "has its sagas run already"
+            raise ContractError(
+                f"run_sagas was given {store!r}, which {what}: call it once for each "
+                "`async with alone.open(url) as store`, within the block"
+            )
+        steps = SessionSteps(
+            store, begin, self.unit, limit_s=options.session_limit_s,
+            at_once_max=options.sessions_max,
+        )  # fmt: skip
+        work = SagaWork(
+            store, self._sagas, steps, runtime=self._runtime, options=options,
+            keep_s=opened.options.keep_s, look_every_s=opened.options.look_every_s,
+        )  # fmt: skip
+        self._at_sagas.add(store)
+        try:
+            await work.run()
+        finally:
+            self._at_sagas.discard(store)
+
+    def runs(self, store: Store) -> AloneRuns:
+        """Return what tells of the runs of its sagas, and what a person does with one."""
+        return AloneRuns(store)
+
     def look(self) -> None:
-        """Have what was committed in this process numbered and delivered at once: a hint.
+        """Have what was committed in this process delivered, and begun, at once: a hint.
 
         A session of SQLAlchemy tells of its commit by itself. With a driver's connection it may be
         called after the commit; else it is found at the next look.
         """
+        self._look(_TOPICS)
+
+    def _look(self, topics: AbstractSet[str]) -> None:
         with suppress(RuntimeError):
             here = asyncio.get_running_loop()
-            for store, loop in [*self._opened.items()]:
-                if loop is here:
-                    store.look({TOPIC})
+            for store, opened in [*self._opened.items()]:
+                if opened.loop is here:
+                    store.look({*topics})
 
     def _wanted(self, events: tuple[type, ...]) -> frozenset[str]:
         names = frozenset(self._types.name_of(each) for each in events or self._events)

@@ -1,4 +1,4 @@
-"""Forgets what an application has kept long enough: keys, and messages that everybody has got."""
+"""Forgets what an application has kept long enough: keys, messages, and runs that have ended."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 from synchromesh.errors import Shed, StoreError
 from synchromesh.events.log import RELAY_PREFIX
 from synchromesh.events.removal import reached_by_all, remove_each
+from synchromesh.saga.forgetting import ForgottenRuns, ended_runs, forget_runs
 from synchromesh.store import Store, Unit, inbox
 
 EVERY_S = 60.0
 ROWS_MAX = 500
+RUNS_MAX = 50
 
 _SUBSCRIBED = "select exists(select from sm_checkpoint where substr(name, 1, ?) = ?)"
 _OLD = (
@@ -42,7 +44,8 @@ async def sweep(store: Store, *, ran_s: float, keep_s: float) -> None:
     Args:
         ran_s: how long the application was seen running since the last sweep, as `inbox.sweep`
             has it.
-        keep_s: how old a message is that is deleted, once all functions have got it.
+        keep_s: how old a message is that is deleted, once all functions have got it; and how long
+            ago a run has ended.
 
     Raises:
         StoreError, Shed: the database refused.
@@ -62,3 +65,22 @@ async def sweep(store: Store, *, ran_s: float, keep_s: float) -> None:
     for body in (keys, messages):
         while await store.write(body, name=f"sweep {body.__name__}") == ROWS_MAX:
             pass
+    await _sweep_runs(store, keep_s=keep_s)
+
+
+async def _now_us(unit: Unit) -> int:
+    return unit.now_us
+
+
+async def _sweep_runs(store: Store, *, keep_s: float) -> None:
+    """Forget the runs that ended long ago, as far as all readers of the log have passed them."""
+    while True:
+        before_us = await store.write(_now_us, name="sweep clock") - int(keep_s * 1e6)
+        ids = await ended_runs(store, before_us=before_us, limit=RUNS_MAX)
+
+        async def runs(unit: Unit, ids: list[str] = ids) -> ForgottenRuns:
+            reached = await reached_by_all(unit, is_public=False)
+            return await forget_runs(unit, ids, reached=reached, rows_max=ROWS_MAX)
+
+        if not ids or (await store.write(runs, name="sweep runs")).rows == 0:
+            return

@@ -11,11 +11,12 @@ import msgspec
 from synchromesh.errors import ContractError, MissingExtra
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
+from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.store import Schema
 from synchromesh.store.migrations import TABLE, render
 from synchromesh.store.postgres_dialect import TOKENS
 
-SCHEMAS = (EVENTS_SCHEMA, MESSAGING_SCHEMA)
+SCHEMAS = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA)
 """The tables that a store needs beside those of the store itself."""
 
 PREFIX = "sm_"
@@ -24,7 +25,7 @@ PREFIX = "sm_"
 # What each version of these statements brings: the migrations of each owner, up to which one.
 _VERSIONS: dict[int, Mapping[str, int]] = {
     0: {},
-    1: {"synchromesh.store": 1, "synchromesh.events": 1, "messaging": 1},
+    1: {"synchromesh.store": 1, "synchromesh.events": 1, "messaging": 1, "synchromesh.saga": 1},
 }
 VERSION = max(_VERSIONS)
 """The newest version of the statements."""

@@ -1,18 +1,22 @@
-"""The unit in a transaction of the application's own: what it appends, publishes, and does once."""
+"""The unit in a transaction of the application's own: what it writes beside the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from synchromesh.alone.borrowed import DUPLICATE, BorrowedTransaction, state_of_any
 from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.codec import decode, digest, encode
+from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, ContractError, ForeignAwait, VersionConflict
 from synchromesh.events import Decider, EventTypes, append, append_each, decide_at, load
 from synchromesh.messaging.message import PAYLOAD_BYTES_MAX
 from synchromesh.runtime import Runtime
+from synchromesh.saga import SagaDefinition, SagaVersions
+from synchromesh.saga.shards import shard_of
+from synchromesh.saga.starting import new_row, queue_in
 from synchromesh.sealing import Vault
 from synchromesh.store import (
     Fetched,
@@ -29,6 +33,7 @@ from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_keys import AbsentKeys
 
 C = TypeVar("C")
+I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -38,8 +43,11 @@ KEYLESS = "*"
 
 WEEK_S = 7 * 86_400.0
 
-# Of this transaction; whoever waits for it, and reads as of now, then sees what it did.
-_LOCK = "select 1 from pg_advisory_xact_lock(hashtextextended(?, 0))"
+LOCK = "select 1 from pg_advisory_xact_lock(hashtextextended(?, 0))"
+"""Locks a text for a transaction; whoever waits for it, and reads as of now, sees what it did."""
+
+# An update also of what it leaves as it is: whoever has read the run before it is run again.
+_TOUCH = "update sm_saga set awaits = awaits where id = ?"
 _WHERE = "the application's transaction"
 
 
@@ -56,6 +64,7 @@ class AloneUnit:
         now_us: the wall clock when it began, in microseconds since 1970 UTC.
         service: the name of the `Alone`.
         trace_id: the trace that its events and messages carry.
+        topics: what those who listen are told after the commit.
 
     Example:
         >>> async def pay(unit: AloneUnit, order_id: str) -> bool:
@@ -66,14 +75,15 @@ class AloneUnit:
     """
 
     __slots__ = (
-        "_borrowed", "_is_over", "_new_id", "_once", "_plans", "_types", "_vault", "has_appended",
-        "now_us", "service", "trace_id", "unit_id",
+        "_borrowed", "_is_over", "_new_id", "_once", "_plans", "_sagas", "_types", "_vault",
+        "now_us", "service", "topics", "trace_id", "unit_id",
     )  # fmt: skip
 
     def __init__(
         self,
         borrowed: BorrowedTransaction,
         types: EventTypes,
+        sagas: SagaVersions,
         *,
         service: str,
         runtime: Runtime,
@@ -82,6 +92,7 @@ class AloneUnit:
     ) -> None:
         self._borrowed = borrowed
         self._types = types
+        self._sagas = sagas
         self._plans = plans
         self._new_id = runtime.new_id
         self._vault = AbsentKeys(service)
@@ -91,7 +102,7 @@ class AloneUnit:
         self.unit_id = runtime.new_id()
         self.now_us = runtime.wall_us()
         self.trace_id = trace_id
-        self.has_appended = False
+        self.topics: set[str] = set()
 
     @property
     def vault(self) -> Vault:
@@ -123,7 +134,7 @@ class AloneUnit:
                 "delivered; publish where it is to be found instead"
             )
         if key is not None:
-            await self._lock(f"key/{key}")
+            await self.lock(f"key/{key}")
         await append_each(self, [(f"{new.name}/{partition}", new)])
 
     async def once(
@@ -192,7 +203,7 @@ class AloneUnit:
         """
         self._check_open()
         new = [self._types.encode(event, trace_id=self.trace_id) for event in events]
-        await self._lock(f"stream/{stream}")
+        await self.lock(f"stream/{stream}")
         with _told_as_conflict(stream, expected or 0):
             return await append(self, stream, new, expected=expected)
 
@@ -219,7 +230,7 @@ class AloneUnit:
         """
         self._check_open()
         stream = decider.stream(stream_id)
-        await self._lock(f"stream/{stream}")
+        await self.lock(f"stream/{stream}")
         with _told_as_conflict(stream, 0):
             while True:
                 try:
@@ -231,6 +242,52 @@ class AloneUnit:
                     await needs.prepare(cast("Store", _InPlace(self)))
                 else:
                     return result
+
+    async def start(self, saga: SagaDefinition[I, Any], input: I, *, id: str) -> bool:  # noqa: A002
+        """Start a run of a saga; it begins if and only if the transaction commits.
+
+        `Alone.run_sagas` runs it, in this process or another. The same id and input is the same run
+        (S1): False then, and True where it is started here. Two that start one at once wait for
+        each other.
+
+        Args:
+            saga: what `Alone.saga` has made of a function of this `Alone`.
+            input: given to the function, and to its re-runs.
+            id: 1 to 200 printable characters; the keys of its steps begin with it.
+
+        Raises:
+            SagaConflict: the id belongs to a run with another input, or of another saga.
+            SagaLocked: another unfinished run holds the lock of the saga's `key`.
+            VersionConflict: another transaction has started it, and this one reads as of its
+                beginning, as at REPEATABLE READ: run it again.
+            ContractError: the saga is none of this `Alone`, or not its newest version.
+            BadRequest: the id or the input cannot be stored.
+        """
+        self._check_open()
+        if self._sagas.newest(saga.name) is not saga:
+            raise _not_ours(self._sagas, saga, self.service)
+        trace_id = self.trace_id or self._new_id().replace("-", "")
+        context = CallContext(trace_id=trace_id, span_id="")
+        row = new_row(saga, input, id, context, now_us=self.now_us, shard=shard_of(id))
+        await self.lock(f"saga/{id}")
+        if row.lock_key is not None:
+            await self.lock(f"saga of {row.name}/{row.lock_key}")
+        with _told_as_conflict(f"saga/{id}", 0):
+            return await queue_in(self, saga, row)
+
+    async def tell(self, saga: SagaDefinition[Any, Any], id: str, event: object) -> bool:  # noqa: A002
+        """Tell a run something, which it is told if and only if the transaction commits.
+
+        It is kept until the run asks for it by `s.event`, and wakes one that sleeps for it. False
+        where the run has ended. Until the commit the run waits where it would go to sleep or end.
+
+        Raises:
+            UnknownSaga: no run of this saga has the id.
+            BadRequest: the event cannot be stored.
+        """
+        self._check_open()
+        await self.execute(_TOUCH, id)
+        return await saga.tell(self, id, event)
 
     # -- what the rooms need of a unit ----------------------------------------------------------
 
@@ -265,16 +322,17 @@ class AloneUnit:
         if rows:
             await self._borrowed.run_many(plan, rows)
 
-    def notify(self, topic: str) -> None:  # noqa: ARG002
-        """Note that something was appended; whoever reads the log here looks after the commit."""
-        self.has_appended = True
+    def notify(self, topic: str) -> None:
+        """Note a topic; whoever listens to it in a process that is open looks after the commit."""
+        self.topics.add(topic)
 
     def close(self) -> None:
         """Refuse all that comes from here on: the block is over."""
         self._is_over = True
 
-    async def _lock(self, what: str) -> None:
-        await self.execute(_LOCK, f"{self.service}/{what}")
+    async def lock(self, what: str) -> None:
+        """Wait for other units that have locked the same, and lock it until the commit."""
+        await self.execute(LOCK, f"{self.service}/{what}")
 
     def _plan(self, sql: str) -> Translation:
         self._check_open()
@@ -309,6 +367,15 @@ def _told_as_conflict(stream: str, expected: int) -> Iterator[None]:
         if state_of_any(error) != DUPLICATE:
             raise
         raise VersionConflict(stream, expected=expected, actual=expected + 1) from error
+
+
+def _not_ours(sagas: SagaVersions, saga: SagaDefinition[Any, Any], name: str) -> ContractError:
+    if saga in sagas.fitting(saga.name, saga.version):
+        return sagas.not_newest(saga, name)
+    return ContractError(
+        f"saga {saga.name!r} is none of Alone {name!r}: define it there, by `@alone.saga(...)`, "
+        "and start what that returns"
+    )
 
 
 def _check_key(key: object) -> None:

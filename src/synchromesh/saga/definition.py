@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from synchromesh.codec import decoder_of
+from synchromesh.codec import NO_FIT, decoder_of
 from synchromesh.durations import is_count, is_number
-from synchromesh.errors import ConfigError, ContractError
+from synchromesh.errors import BadRequest, ConfigError, ContractError
 from synchromesh.functions import Weakly, there, weakly
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.handle import SagaRun
@@ -84,6 +84,18 @@ class SagaDefinition(Generic[I, R]):
             ContractError: an annotation is missing or cannot be resolved.
         """
         return _shape_of(weakly(self.fn), self.name)
+
+    def load_result(self, result: bytes) -> R:
+        """Return the result of a run from its JSON, which is not sealed.
+
+        Raises:
+            BadRequest: it is not of the type that the function returns today.
+        """
+        try:
+            loaded: R = self.shape.read_result(result)
+        except NO_FIT as error:
+            raise BadRequest(f"the data does not fit: {error}") from error
+        return loaded
 
     async def tell(self, tx: TellingUnit, id: str, event: object) -> bool:  # noqa: A002
         """Tell a run something, within a unit of its service; return False where it has ended.

@@ -14,6 +14,7 @@ from synchromesh.context import CallContext
 from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.shards import Shards
+from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import Record, Tracer
 from synchromesh.timers import Timers
@@ -56,6 +57,24 @@ class UnitRunner(Protocol):
         ...
 
 
+class StepWriter(Protocol):
+    """Commits a unit of a step that is not the store's, such as one in a user's own session."""
+
+    def __call__(
+        self, row: SagaRow, last: int, body: Callable[[Unit], Awaitable[R]], /
+    ) -> Awaitable[R]:
+        """Return what the body returns, once that is committed.
+
+        Where it raises nothing was, or that is not known: then the number of the record is in the
+        way of a further attempt, which is refused as one of an engine that was replaced.
+
+        Args:
+            row: the run's.
+            last: the number of the last record that the body writes.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SagaDeps:
     """What all runs of an engine work with.
@@ -65,6 +84,7 @@ class SagaDeps:
         keep_s: how long those who are asked under a key remember it.
         chance: seeded by the kernel once, for ids of spans and waits are not secret.
         new_span_id: draws an id of it.
+        write_step: commits the units of steps; None where the store does.
         recorders: what records spans, by kind and name; `recorder` adds one.
     """
 
@@ -79,6 +99,7 @@ class SagaDeps:
     run_unit: UnitRunner
     counts: Counter[str]
     keep_s: float
+    write_step: StepWriter | None = None
     timers: Timers = field(default_factory=Timers)
     recorders: dict[tuple[str, str], Record] = field(default_factory=dict)
 

@@ -72,8 +72,8 @@ async def ask(store: Store, id: str, verb: str, wish: RepairWish) -> None:  # no
     answer = await store.write(take, name="saga wish taken")
     if answer is None:
         raise TimedOut(
-            f"nobody who runs saga {id!r} has answered within {_WITHIN_S:g} s; look at it, and ask "
-            "again: synchromesh saga show"
+            f"nobody who runs saga {id!r} has answered within {_WITHIN_S:g} s; whether it is "
+            "done is told by the story of the run: look at it, and ask again"
         )
     if answer:
         problem = decode(answer, dict[str, object])

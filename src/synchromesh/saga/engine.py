@@ -11,21 +11,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
-from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext, span_ids
 from synchromesh.eager import TaskStarter, starter
-from synchromesh.errors import (
-    BadRequest,
-    Fenced,
-    SagaError,
-    Shed,
-)
+from synchromesh.errors import Fenced, SagaError, Shed
 from synchromesh.runtime import Runtime
-from synchromesh.saga import elsewhere, tables
+from synchromesh.saga import elsewhere, tables, timetable
 from synchromesh.saga.asked import AskedRuns, gone
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
-from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
+from synchromesh.saga.deps import Clock, SagaDeps, StepWriter, UnitRunner
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, cause_of
@@ -101,6 +95,7 @@ class Engine(StoredRuns):
         self._runtime = runtime
         self._versions = versions
         self._run_unit = run_unit
+        self._write_step: StepWriter | None = None
         self._options = options
         self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
@@ -110,6 +105,10 @@ class Engine(StoredRuns):
         self._start_task: TaskStarter | None = None
         self._is_closed = False
         self.counts: Counter[str] = Counter()
+
+    def write_steps_by(self, writer: StepWriter) -> None:
+        """Have the units of steps committed by another than the store; before `recover`."""
+        self._write_step = writer
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -216,11 +215,7 @@ class Engine(StoredRuns):
         def load(result: bytes) -> R:
             if shape.personal_result is not None:
                 result = open_sealed(result, result_place(id), self._store.vault)
-            try:
-                loaded: R = shape.read_result(result)
-            except NO_FIT as error:
-                raise BadRequest(f"the data does not fit: {error}") from error
-            return loaded
+            return definition.load_result(result)
 
         return SagaRun(id, self, load)
 
@@ -251,6 +246,7 @@ class Engine(StoredRuns):
             self._run_unit,
             self.counts,
             self._options.keep_s,
+            self._write_step,
         )
         self._revival = Revival(
             self._deps,
@@ -287,6 +283,16 @@ class Engine(StoredRuns):
         """Wake the runs that sleep when they are due; only cancellation ends it."""
         self._open_deps()
         await self._back.keep_time()
+
+    async def keep_looking(self, every_s: float) -> None:
+        """Look for runs that were started or told without a wake-up; only cancellation ends it."""
+        deps = self._open_deps()
+        while True:
+            await asyncio.sleep(every_s)
+            # What is in the queue is taken first: there is an end of it.
+            is_idle = not self._back.backlog.queued
+            if is_idle and await timetable.has_news(deps.store, deps.shards.mask):
+                self.gained()
 
     async def keep_answering(self) -> None:
         """Do what other processes are asked of runs that are here; only cancellation ends it."""

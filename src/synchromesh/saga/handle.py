@@ -13,6 +13,7 @@ from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
 from synchromesh.saga.records import SagaCause, SagaStatus
 from synchromesh.wheel import Deadline
 
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -71,13 +72,7 @@ class SagaRun(Generic[R_co]):
             SagaGone: this process gave the run up; it goes on elsewhere or after a restart.
         """
         ended = await self._host.conclusion(self.id, within_s)
-        if ended is None:
-            return None
-        if ended.status is SagaStatus.COMPLETED:
-            return self._load(ended.result)
-        if ended.status is SagaStatus.STUCK:
-            raise Stuck(f"saga {self.id!r} is stuck: {ended.cause.reason}; it needs a person")
-        raise _undone(self.id, ended.cause)
+        return None if ended is None else result_of(self.id, ended, self._load)
 
     async def cancel(self, reason: str) -> None:
         """Turn the run: what it did is undone. Returns once that is durable (S9).
@@ -92,6 +87,19 @@ class SagaRun(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<SagaRun {self.id}>"
+
+
+def result_of(id: str, ended: Conclusion, load: Callable[[bytes], R]) -> R:  # noqa: A002
+    """Return the result of a run that has completed; raises as `SagaRun.result` where it has not.
+
+    Args:
+        load: reads the result's JSON.
+    """
+    if ended.status is SagaStatus.COMPLETED:
+        return load(ended.result)
+    if ended.status is SagaStatus.STUCK:
+        raise Stuck(f"saga {id!r} is stuck: {ended.cause.reason}; it needs a person")
+    raise _undone(id, ended.cause)
 
 
 class EndWaiter(Deadline):

@@ -201,7 +201,10 @@ class Journal:
             await tables.extend(unit, part)
             return answer, record
 
-        answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")
+        if deps.write_step is None:
+            answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")
+        else:
+            answer, record = await deps.write_step(row, seq + len(batch) + 1, unit_body)
         del self._pending[: len(batch)]
         self._seq += len(batch) + 1
         self._machine.apply(record)

@@ -123,7 +123,8 @@ def _why_not_retry(state: RunState, *, not_done: bool) -> str:
         return ""
     return (
         f"nobody remembers {state.cause.step}, so that it would be done a second time if it was "
-        "done; look: if it was not, retry with --not-done, if it was, skip with its result"
+        "done; look: if it was not, retry as not done (--not-done, "
+        "or not_done=True), if it was, skip with its result"
     )
 
 
@@ -134,8 +135,8 @@ def _why_not_undo(state: RunState, *, not_done: bool) -> str:
         return _past(state)
     if state.has_no_way_back and not not_done:
         return (
-            f"whether its pivot {state.pivot} was done is unknown; look: if it was not, undo with "
-            "--not-done, if it was, skip with its result"
+            f"whether its pivot {state.pivot} was done is unknown; look: if it was not, undo as "
+            "not done (--not-done, or not_done=True), if it was, skip with its result"
         )
     return ""
 

@@ -93,5 +93,5 @@ def _fitting(step: Step[object], id: str, wish: RepairWish) -> bytes:  # noqa: A
     except BadRequest as error:
         raise ActionRefused(
             f"saga {id!r}: the result is not what {step.ask.name} returns: {error.message}; give "
-            "it as JSON: --result '...'"
+            "it, as JSON where you type it (--result '...', or result=)"
         ) from error

@@ -98,6 +98,11 @@ async def shards_of(store: Store, changes: Changes) -> Shards:
     return shared
 
 
+def shard_of(id: str) -> int:  # noqa: A002
+    """Return the shard of a run that is started where none is owned."""
+    return crc32(id.encode()) % SHARDS
+
+
 class SoleShards:
     """All shards, of a process that has the database alone, under the epoch of its engine.
 
@@ -153,8 +158,8 @@ class SharedShards:
 
     def pick(self, id: str) -> int:  # noqa: A002
         """Return in which shard a run is started: an own one, if there is any."""
-        number = crc32(id.encode())
-        return self._owned[number % len(self._owned)] if self._owned else number % SHARDS
+        owned = self._owned
+        return owned[crc32(id.encode()) % len(owned)] if owned else shard_of(id)
 
     def fence(self, shards: Iterable[int]) -> RunFence:
         """Return what checks within a unit that runs of these are its own still."""

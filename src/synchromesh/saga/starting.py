@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from msgspec.structs import replace
@@ -18,7 +18,8 @@ from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.records import SagaStatus
 from synchromesh.saga.revival import Revival
 from synchromesh.saga.seals import RunSeal
-from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.tables import Part, SagaRow
+from synchromesh.saga.writing import write_all
 from synchromesh.store import Unit
 
 _ID_CHARS_MAX = 200
@@ -73,6 +74,39 @@ def new_row(
         ended_us=None,
         shard=shard,
     )
+
+
+async def queue_in(unit: Unit, definition: SagaDefinition[Any, Any], row: SagaRow) -> bool:
+    """Put a run into the queue of whoever owns its shard, within a unit that does more.
+
+    False where the same run was started before. Of two units that start one at once, one is refused
+    by the table: whoever would have them wait locks the id first.
+
+    Raises:
+        SagaConflict, SagaLocked: as `Engine.start` says.
+        BadRequest: the saga function could not be given this input.
+    """
+    shape = definition.shape
+    decode(row.input, shape.input)
+    part = Part(replace(row, status=SagaStatus.QUEUED), 0, (), is_start=True)
+    if shape.personal is not None:
+        part.seal = RunSeal(shape.personal, shape.personal_result)
+    (outcome,) = await write_all(unit, [part], _ANYBODY)
+    if isinstance(outcome, Exception):
+        raise outcome
+    if outcome:
+        unit.notify(tables.HANDED_OVER)
+    return outcome
+
+
+class _Anybody:
+    """The right to put a run into a queue, which everybody has."""
+
+    async def lost(self, unit: Unit) -> Collection[int]:  # noqa: ARG002
+        return ()
+
+
+_ANYBODY = _Anybody()
 
 
 class StartQueue:

@@ -25,6 +25,11 @@ _NEXT_DUE = (
     "order by wake_us limit 1"
 )
 
+_NEWS = (
+    f"select 1 from sm_saga where {tables.UNFINISHED_SQL} and status = 'queued' and {tables.OWN} "
+    f"union all select 1 from sm_saga where wake_us = 0 and {tables.OWN} limit 1"
+)
+
 TOPIC = "saga signals"
 """What the engine listens to: a run that sleeps has been told something."""
 
@@ -74,6 +79,11 @@ async def next_due(store: StoreReader, mask: int) -> int | None:
     """Return when the next run of own shards wakes; None where none sleeps."""
     rows = await store.read(_NEXT_DUE, mask)
     return rows[0][0] if rows and isinstance(rows[0][0], int) else None
+
+
+async def has_news(store: StoreReader, mask: int) -> bool:
+    """Return whether runs of own shards are in the queue, or were told what they sleep for."""
+    return bool(await store.read(_NEWS, mask, mask))
 
 
 class Signal(msgspec.Struct, frozen=True):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
+from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.saga.definition import SagaDefinition
+from synchromesh.saga.policy import SagaPolicy
+from synchromesh.saga.saga import Saga
+
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
 
 
 class SagaVersions:
@@ -41,6 +48,38 @@ class SagaVersions:
                 "one, or give the newer one a higher version="
             )
         versions[definition.version] = definition
+
+    def define(
+        self,
+        function: Callable[[Saga, I], Coroutine[Any, Any, R]],
+        *,
+        name: str,
+        version: int,
+        deadline: str,
+        key: Callable[[I], str | None] | None,
+        owner: str,
+        policy: SagaPolicy | None,
+    ) -> SagaDefinition[I, R]:
+        """Define a saga by the words of a decorator, add it and return it.
+
+        Raises:
+            ContractError: it is no `async def`, or this version is defined already.
+            ConfigError: an option is outside its range.
+        """
+        stored = name or function.__name__
+        if not inspect.iscoroutinefunction(function):
+            raise ContractError(f"saga {stored!r} is not async; write async def")
+        definition = SagaDefinition(
+            function,
+            name=stored,
+            version=version,
+            deadline_s=duration(deadline, f"saga {stored!r}: deadline"),
+            lock_key=key,
+            owner=owner,
+            policy=policy or SagaPolicy(),
+        )
+        self.add(definition)
+        return definition
 
     def replace(self, definition: SagaDefinition[Any, Any]) -> None:
         """Put a definition in the place of all that have its name."""

@@ -18,7 +18,6 @@ from synchromesh.calls.contract import (
     events_of,
     operations_of,
 )
-from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
 from synchromesh.messaging import DELIVER
@@ -253,19 +252,15 @@ class Service:
         def register(
             function: Callable[[SagaSteps, I], Coroutine[Any, Any, R]],
         ) -> SagaDefinition[I, R]:
-            stored = name or function.__name__
-            _check_async(function, f"saga {stored!r}")
-            definition = SagaDefinition(
+            return self.sagas.define(
                 function,
-                name=stored,
+                name=name,
                 version=version,
-                deadline_s=duration(deadline, f"saga {stored!r}: deadline"),
-                lock_key=key,
+                deadline=deadline,
+                key=key,
                 owner=owner or self.name,
-                policy=policy or SagaPolicy(),
+                policy=policy,
             )
-            self.sagas.add(definition)
-            return definition
 
         return register
 

@@ -1,0 +1,139 @@
+"""Steps of sagas in transactions of the application's own, each with its run's record of it (S3).
+
+A commit whose answer was lost is looked for: its transaction has locked the run's step, so that
+whoever has the lock knows that it is over, and what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from synchromesh.alone.borrowed import state_of_any
+from synchromesh.alone.unit import LOCK, AloneUnit
+from synchromesh.context import CallContext
+from synchromesh.errors import (
+    ContractError,
+    Shed,
+    StoreUnavailable,
+    SynchromeshError,
+    UnitTooLong,
+)
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import Store, Unit
+
+R = TypeVar("R")
+
+_log = logging.getLogger("synchromesh.alone")
+
+# The server ends what stands still: it would keep others from the run.
+_GUARD = "select set_config('idle_in_transaction_session_timeout', ?, true)"
+_IDLE_MS = "10000"
+_THERE = "select 1 from sm_saga_record where saga = ? and seq = ?"
+# Classes of states: connection, conflict, resources, refused for now, the server's own trouble.
+_PASSING_KINDS = ("OperationalError", "TimeoutError")  # also where the pool has none to give
+_PASSING = ("08", "40", "53", "55", "57", "58")
+
+
+class SessionSteps:
+    """Runs the functions of `s.write` in transactions that the application's function begins.
+
+    Args:
+        begin: begins one, as `async_sessionmaker.begin` does; None where there is none.
+        opens: opens a unit in it.
+        limit_s: how long one may take.
+        at_once_max: how many there are at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        begin: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        opens: Callable[[Any], AbstractAsyncContextManager[AloneUnit]],
+        *,
+        limit_s: float,
+        at_once_max: int,
+    ) -> None:
+        self._store = store
+        self._begin = begin
+        self._opens = opens
+        self._limit_s = limit_s
+        self._gate = asyncio.Semaphore(at_once_max)
+        self._sessions: dict[str, Any] = {}
+
+    async def run(
+        self,
+        unit: Unit,
+        context: CallContext,  # noqa: ARG002
+        body: Callable[[Any], Awaitable[R]],
+    ) -> R:
+        """Run a function of the user's on the session of a unit."""
+        return await body(self._sessions[unit.unit_id])
+
+    async def write(self, row: SagaRow, last: int, body: Callable[[Unit], Awaitable[R]]) -> R:
+        """Commit what the body does, as `StepWriter` says."""
+        written: list[R] = []
+        has_begun = False
+        try:
+            async with (
+                self._gate,
+                asyncio.timeout(self._limit_s),
+                self._begins() as session,
+                self._opens(session) as unit,
+            ):
+                await unit.execute(_GUARD, _IDLE_MS)
+                await unit.lock(f"step/{row.id}")
+                has_begun = True
+                self._sessions[unit.unit_id] = session
+                try:
+                    written.append(await body(unit))
+                finally:
+                    del self._sessions[unit.unit_id]
+        except Exception as error:
+            if not written or not await self._is_there(row, last):
+                told = self._told(error)
+                if not has_begun and not isinstance(told, Shed):
+                    # It is no fault of the run, which is not to be undone for it.
+                    _log.error("a step of saga %r waits for a transaction: %s", row.id, told)
+                    raise Shed("no transaction could be begun for the step") from error
+                if told is error:
+                    raise
+                raise told from error
+        return written[0]
+
+    def _begins(self) -> AbstractAsyncContextManager[Any]:
+        if self._begin is None:
+            raise ContractError(
+                "`run_sagas` was not told how one begins: give it a function for that, such as "
+                "`sessions.begin` of an async_sessionmaker"
+            )
+        return self._begin()
+
+    async def _is_there(self, row: SagaRow, last: int) -> bool:
+        """Return whether what was written is committed, once that is certain."""
+
+        async def wait(unit: Unit) -> None:
+            await unit.execute(LOCK, f"{unit.service}/step/{row.id}")
+
+        await self._store.write(wait, name=f"saga {row.name} outcome")
+        return bool(await self._store.read(_THERE, row.id, last))
+
+    def _told(self, error: Exception) -> Exception:
+        """Return what is told of an error: that nothing was done, where another time helps."""
+        if isinstance(error, SynchromeshError):
+            return error
+        if isinstance(error, TimeoutError):
+            return UnitTooLong(f"the step did not end within {self._limit_s:g} s: it was undone")
+        state, kinds = state_of_any(error), {each.__name__ for each in type(error).__mro__}
+        is_passing = isinstance(error, OSError) or not kinds.isdisjoint(_PASSING_KINDS)
+        if is_passing or state[:2] in _PASSING:
+            return Shed(f"the database refused it for now ({state or type(error).__name__})")
+        if "InterfaceError" in kinds or getattr(error, "connection_invalidated", False):
+            return StoreUnavailable(f"the connection is of no use ({type(error).__name__})")
+        return error
+
+    def __repr__(self) -> str:
+        return f"<SessionSteps {len(self._sessions)} under way>"
