@@ -24,6 +24,15 @@ from synchromesh.advisor import (
     SetAsideFacts,
     advise,
 )
+from synchromesh.system.control.advising import projections, set_aside
+from synchromesh.system.control.status import (
+    HealthStatus,
+    ParkedStatus,
+    ProjectionStatus,
+    ServiceStatus,
+    SetAsideStatus,
+    Status,
+)
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.trace_tree import TraceTree, tree_of
 from traces import span
@@ -283,6 +292,81 @@ def test_a_bait_is_found_and_its_twin_is_clean(code: str) -> None:
     assert found.evidence
     assert advise(twin) == []
     assert advise(bait, ignored={code}) == []
+
+
+def replicated(facts: Facts) -> Facts:
+    """Return the same facts of services that have two replicas each, the gateway left out."""
+    return replace(
+        facts,
+        traces=[
+            [
+                each if each.service == "gateway"
+                else replace(each, service=f"{each.service}#{1 + (at + number) % 2}")
+                for number, each in enumerate(spans)
+            ]
+            for at, spans in enumerate(facts.traces)
+        ],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        code for code, bait in BAITS.items()
+        if bait.bait.traces and not code.startswith("breaker-")
+    ],
+)  # fmt: skip
+def test_replicas_of_a_service_are_one_service(code: str) -> None:
+    """What is found of a service, and what is not, is the same where it has replicas."""
+    bait, twin, _ = BAITS[code]
+    assert [each.what for each in advise(replicated(bait))] == [each.what for each in advise(bait)]
+    assert advise(replicated(twin)) == []
+
+
+def test_replicas_of_few_callers_make_no_hub() -> None:
+    """Two callers and two callees with three replicas each are two of each."""
+    names = [f"{name}#{number}:hub" for name in "ab" for number in (1, 2, 3)]
+    called = [f"hub#{number}:{name}" for name in "vwxyz" for number in (1, 2, 3)]
+    assert advise(edges(*names, *called)) == []
+
+
+def test_each_replica_has_breakers_of_its_own() -> None:
+    """One opens again and again, and no other; and a window has the calls of one alone."""
+    first, second = (
+        [[replace(span, service=f"shop#{number}") for span in spans] for spans in calls]
+        for number, calls in enumerate(
+            (calls_at(0, 5, 10, status="circuit_open"), calls_at(2, 7, status="circuit_open")), 1
+        )
+    )
+    (found,) = advise(Facts(traces=[*first, *second]))
+    assert found.what == "the breaker of shop#1:bank opened 3 times"
+    # Together they would be 20 in 10 s.
+    traces = replicated(Facts(traces=calls_at(*(at / 2 for at in range(40))))).traces
+    (found,) = advise(Facts(breakers=[BREAKER], traces=traces))
+    assert found.code == "breaker-never-opens"
+    assert found.what.endswith("and there were never more than 11")
+    assert advise(Facts(breakers=[replace(BREAKER, minimum_calls=11)], traces=traces)) == []
+
+
+def test_what_is_set_aside_and_behind_is_gathered_of_each_service_once() -> None:
+    """Messages and parked projections, of which all replicas tell; and lag, of what was known."""
+    parked = ParkedStatus(7, "e", "Sold", "KeyError", since_us=0, is_poison=True)
+    lists = ProjectionStatus("list", 2, 1, "live", 6, 3_000, 0, is_waiting=False, parked=parked)
+    fresh = replace(lists, name="fresh", parked=None)
+    letter = SetAsideStatus("parked", "stock", "", "stock.sold", "KeyError", 2, 60.0)
+    health = HealthStatus("shop", True, False, {})
+    told = ServiceStatus(1, health, projections=[lists, fresh], set_aside=[letter])
+    then = Status("town", 1, services={"shop#1": told, "shop#2": told})
+    assert set_aside(then, now_us=7_200_000_000) == (
+        SetAsideFacts("shop", "stock.sold (KeyError)", 2, 60.0),
+        SetAsideFacts("shop", "projection list, parked at event 7 (KeyError),", 1, 7_200.0),
+    )
+    (found,) = advise(Facts(set_aside=set_aside(then, now_us=7_200_000_000)))
+    assert found.code == "parked"
+    assert found.what == ("shop: projection list, parked at event 7 (KeyError), waits since 2 h")
+    earlier = replace(told, projections=[replace(lists, behind=2_000)])
+    first = Status("town", 1, services={"shop#1": earlier, "shop#2": earlier})
+    assert projections(first, then) == (ProjectionFacts("shop", "list", 2_000, 3_000),)
 
 
 @pytest.mark.parametrize("each", CODES, ids=lambda each: each.code)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from otlp_collector import MemoryCollector
 from synchromesh.asgi import Joined, current, join
 from synchromesh.errors import ConfigError, ContractError, DiscoveryError
 from synchromesh.http import Message, Receive, Scope, Send
@@ -235,6 +236,33 @@ def test_the_lifespan_of_the_application_is_within(folder: Path) -> None:
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
+
+
+def test_what_an_application_that_has_joined_counts_is_exported(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its requests, by the end of its process at the latest; and nothing is said to be amiss."""
+
+    async def main() -> list[tuple[dict[str, str], Any]]:
+        collector = MemoryCollector(RUNTIME.network)
+        await collector.server.start()
+        otlp = f'[telemetry]\notlp = "{collector.server.url}"\n'
+        (folder / "synchromesh.toml").write_text(TOML + otlp)
+        server = Server(join(Shop(), service="shop", url="http://127.0.0.1:1", system=folder))
+
+        async def requests() -> None:
+            assert (await server.ask([credential(folder)]))[0] == 200
+
+        await server.run(requests)
+        await collector.server.close()
+        return collector.metrics
+
+    with caplog.at_level(logging.WARNING, "synchromesh"):
+        told = asyncio.run(main())
+    counted = {(resource["service.name"], metric.name): metric for resource, metric in told}
+    (point,) = counted["shop", "synchromesh.operation.duration"].histogram.data_points
+    assert point.count == 1
+    assert "metrics" not in caplog.text
 
 
 def test_an_application_that_cannot_start_says_why(folder: Path) -> None:

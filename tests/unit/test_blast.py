@@ -179,3 +179,22 @@ def test_calls_are_counted_by_who_made_them() -> None:
         ("shop.a", "saga shop.buy", 1, 0, 0),
     ]
     assert merged([]) == []
+
+
+def test_a_saga_is_the_same_in_each_replica() -> None:
+    """Its runs, what starts it and what it calls are of its service, whoever of it runs them."""
+    spans = [
+        span("h", "", "shop#1 handle shop.a"),
+        span("s", "h", "shop#1 saga buy"),
+        span("st", "s", "shop#1 step bank.charge#1"),
+        span("c", "st", "shop#1 call bank.charge"),
+        span("s2", "", "shop#2@north saga buy"),
+        span("c2", "s2", "shop#2@north call bank.charge"),
+    ]
+    seen = observed_calls(spans)
+    assert [(each.source, each.target, each.seen) for each in seen] == [
+        ("saga shop.buy", "bank.charge", 2),
+        ("shop.a", "saga shop.buy", 1),
+    ]
+    declared = Declarations(["shop", "bank"], sagas={"shop": ["buy"]})
+    assert effects(blast("bank", declared, seen)) == {"saga shop.buy": "waits"}

@@ -142,3 +142,6 @@ def test_blast_tells_what_is_declared_from_what_was_observed(run: Run, folder: P
     assert "as always: GET /back" in run(folder, "blast", "front").out
     unknown = run(folder, "blast", "bakc")
     assert (unknown.code, "did you mean 'back'?" in unknown.err) == (2, True)
+    toml = folder / "synchromesh.toml"
+    toml.write_text(toml.read_text().replace("[system]\n", '[system]\njoined = ["till"]\n'))
+    assert run(folder, "blast", "till").code == 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
-from html.parser import HTMLParser
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from console_browser import Browser, Markup
 from notes_app import TESTS, WITH_GATEWAY, Running, write_config
 from synchromesh.console.markup import escape, tag
 from synchromesh.console.overview import _projections_table
@@ -42,59 +42,6 @@ TAGS = {
     *("svg",),
     *("table", "tbody", "td", "text", "th", "thead", "time", "title", "tr", "ul"),
 }
-
-
-class Browser:
-    """Asks the console as a browser does, field by field."""
-
-    def __init__(self, entry: str) -> None:
-        self.authority = urlsplit(entry).netloc
-        self.origin = f"http://{self.authority}"
-        self.cookie = ""
-
-    def ask(
-        self, method: str, path: str, body: str = "", **fields: str
-    ) -> tuple[int, Mapping[str, str], str]:
-        """Send a request; a field of "" is left out."""
-        headers = {"Host": self.authority, "Cookie": self.cookie}
-        if method == "POST":
-            headers |= {"Origin": self.origin}
-        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
-        connection = http.client.HTTPConnection(self.authority, timeout=30)
-        sent = {name: value for name, value in headers.items() if value}
-        connection.request(method, path, body.encode() or None, sent)
-        answer = connection.getresponse()
-        told = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read().decode()
-        connection.close()
-        return told
-
-    def enter(self, entry: str) -> int:
-        """Follow the URL that was printed, and keep the cookie."""
-        status, headers, _ = self.ask("GET", entry.removeprefix(self.origin))
-        self.cookie = headers.get("set-cookie", "").partition(";")[0]
-        return status
-
-    def form_token(self, path: str) -> str:
-        """Return the token of the forms of a page."""
-        page = self.ask("GET", path)[2]
-        return page.partition('name="form_token" value="')[2].partition('"')[0]
-
-
-class Markup(HTMLParser):
-    """Reads what a browser would make of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +351,8 @@ def test_a_long_trace_is_a_short_page() -> None:
     spans = [{**span, "span_id": str(i), "started_us": i} for i in range(5000)]
     found = find_page("/traces/t")
     assert found is not None
-    main = found.page.render({"trace_id": "t" * 32, "spans": spans}, PageQuery("t"))
+    told = {"trace_id": "t" * 32, "spans": spans, "services": ["orders"]}
+    main = found.page.render(told, PageQuery("t"))
     page = frame("Trace", "s", "/traces", main)
     assert len(page) < PAGE_BYTES_MAX
     assert b"4000 later spans are left out" in page

@@ -1,7 +1,8 @@
 """What calls are seen to do to each other: checks of traces. Pure functions.
 
 They judge what was kept. Traces are few, and the newest; so each check asks for more than one
-case, but where one is enough to be wrong.
+case, but where one is enough to be wrong. The replicas of a service are one service to them, but
+each has its own breakers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+
+from msgspec.structs import replace
 
 from synchromesh.advisor.advice import EVIDENCE_MAX, AdviceCase
 from synchromesh.advisor.facts import Facts
@@ -98,10 +101,10 @@ def hubs(facts: Facts) -> Iterator[AdviceCase]:
     """Find services that stand between very many others."""
     callers, callees = defaultdict(set), defaultdict(set)
     for call in _calls(facts):
-        callee = call.name.partition(".")[0]
-        if call.service not in _OUTSIDE and call.service != callee:
-            callers[callee].add(call.service)
-            callees[call.service].add(callee)
+        caller, callee = _service(call), call.name.partition(".")[0]
+        if caller not in _OUTSIDE and caller != callee:
+            callers[callee].add(caller)
+            callees[caller].add(callee)
     for name in sorted(callers):
         if len(callers[name]) >= HUB_MIN and len(callees[name]) >= HUB_MIN:
             yield AdviceCase(
@@ -114,7 +117,7 @@ def nanoservices(facts: Facts) -> Iterator[AdviceCase]:
     """Find services that keep nothing, offer next to nothing, and serve one other alone."""
     callers: dict[str, Counter[str]] = defaultdict(Counter)
     for call in _calls(facts):
-        callers[call.name.partition(".")[0]][call.service] += 1
+        callers[call.name.partition(".")[0]][_service(call)] += 1
     for service in facts.services:
         seen = callers[service.name]
         if service.has_state or service.operations > 2 or seen.total() < CALLS_MIN:
@@ -136,7 +139,7 @@ def bottlenecks(facts: Facts) -> Iterator[AdviceCase]:
             # Nobody waited: what its parts are is not worked out.
             took_us += max(0, tree.root.took_us)
             continue
-        explained = explain(spans)
+        explained = explain([replace(each, service=_service(each)) for each in spans])
         took_us += explained.took_us
         for part in explained.parts:
             if part.why == PLACE:
@@ -190,17 +193,16 @@ def flapping_breakers(facts: Facts) -> Iterator[AdviceCase]:
 
 
 def breakers_that_never_open(facts: Facts) -> Iterator[AdviceCase]:
-    """Find breakers that ask for more calls than their window ever has."""
-    seen = _by_edge(facts)
+    """Find breakers that ask for more calls than their window ever has, in any replica."""
+    seen: dict[str, list[list[SpanRecord]]] = defaultdict(list)
+    for edge, calls in _by_edge(facts).items():
+        caller, _, callee = edge.rpartition(":")
+        seen[f"{caller.partition('#')[0]}:{callee}"].append(calls)
     for breaker in facts.breakers:
-        starts = [call.started_us for call in seen.get(breaker.edge, ())]
-        if len(starts) < CALLS_MIN:
+        own = [[call.started_us for call in calls] for calls in seen[breaker.edge]]
+        if sum(map(len, own)) < CALLS_MIN:
             continue
-        most, first = 0, 0
-        for at, start in enumerate(starts):
-            while start - starts[first] > breaker.window_s * 1e6:
-                first += 1
-            most = max(most, at - first + 1)
+        most = max(_most_within(starts, breaker.window_s * 1e6) for starts in own)
         if most < breaker.minimum_calls:
             yield AdviceCase(
                 f"the breaker of {breaker.edge} counts from {breaker.minimum_calls} calls in "
@@ -246,8 +248,23 @@ def _calls(facts: Facts) -> Iterator[SpanRecord]:
     return (span for spans in facts.traces for span in spans if span.kind == "call")
 
 
+def _service(span: SpanRecord) -> str:
+    """Return the service of a span, whose name may be that of a replica, such as "quoting#2"."""
+    return span.service.partition("#")[0]
+
+
+def _most_within(starts: Sequence[int], window_us: float) -> int:
+    """Return how many of some times, which are in order, are within one window at most."""
+    most, first = 0, 0
+    for at, start in enumerate(starts):
+        while start - starts[first] > window_us:
+            first += 1
+        most = max(most, at - first + 1)
+    return most
+
+
 def _by_edge(facts: Facts) -> dict[str, list[SpanRecord]]:
-    """Return the calls of each edge, in order of time."""
+    """Return the calls of each edge of each replica, in order of time."""
     found: dict[str, list[SpanRecord]] = defaultdict(list)
     for call in sorted(_calls(facts), key=lambda call: call.started_us):
         found[f"{call.service}:{call.name.partition('.')[0]}"].append(call)
@@ -260,8 +277,8 @@ def _chains(facts: Facts) -> Iterator[tuple[TraceTree, list[str]]]:
         waiting: dict[str, list[str]] = {}
         for _, span in spans:
             above = [] if span.kind in _APART else waiting.get(span.parent_id, [])
-            if span.kind == "handle" and above[-1:] != [span.service]:
-                above = [*above, span.service]
+            if span.kind == "handle" and above[-1:] != [_service(span)]:
+                above = [*above, _service(span)]
                 yield tree, above
             waiting[span.span_id] = above
 

@@ -77,7 +77,7 @@ def _facts(folder: Path, settings: tuple[str, ...], *, is_running: bool) -> Fact
     return msgspec.structs.replace(
         facts,
         projections=advising.projections(first, then),
-        set_aside=advising.set_aside(then),
+        set_aside=advising.set_aside(then, RealRuntime().wall_us()),
     )
 
 

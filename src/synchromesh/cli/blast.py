@@ -30,7 +30,7 @@ _UNDER_WAY = ("running", "compensating", "sleeping", "queued", "waiting")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def blast(folder: Path, service: str, is_json: bool) -> int:
-    """Show what stops, degrades or waits where SERVICE goes, one of the system's or an external.
+    """Show what stops, degrades or waits where SERVICE goes: its own, external or joined.
 
     Routes, branches, fallbacks, sagas and subscriptions are declared. What handlers call is known
     from the spans that are kept, of a stopped system, too; what was never seen is said to be
@@ -41,7 +41,7 @@ def blast(folder: Path, service: str, is_json: bool) -> int:
     from synchromesh.system.control.declaring import declared_of
 
     config, _ = read_layers(folder, environment=os.environ, flags=())
-    known = (*config.services, *config.external)
+    known = (*config.services, *config.external, *config.system.joined)
     if service not in known:
         near = difflib.get_close_matches(service, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -64,7 +64,7 @@ GUIDE = {
             "synchromesh trace last",
             "distributed tracing",
             "patterns/telemetry.md",
-            "Keep the `x-request-id` of the answer: it is the trace.",
+            "Keep the `Synchromesh-Trace` of the answer: `synchromesh why` explains that trace.",
         ),
         Symptom(
             "it fails in production, in an order of events that no test has",

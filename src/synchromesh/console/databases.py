@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from synchromesh.console.markup import Markup, tag
-from synchromesh.console.parts import PageQuery, clock_us, link, parts, section, table
+from synchromesh.console.parts import (
+    PageQuery,
+    clock_us,
+    link,
+    parts,
+    section,
+    services_of,
+    table,
+)
 from synchromesh.console.source import Source, Told, read
 from synchromesh.errors import UnknownOperation
 
@@ -13,18 +21,25 @@ _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 async def fetch_database(source: Source, asked: PageQuery) -> Told:
     """Return what `db status` says of a service; it counts, and is made when it is asked for.
 
+    Of a service that keeps nothing it is its name.
+
     Raises:
-        UnknownOperation: there is no such service, or it has no database.
+        UnknownOperation: there is no such service.
     """
-    found = await read(source, "db.status", service=asked.name)
-    if not found:
-        raise UnknownOperation(f"{asked.name[:80]!r} has no database")
-    database: Told = found[0]
-    return database
+    if asked.name not in services_of(await source.ask("GET", "/status")):
+        raise UnknownOperation(f"there is no service {asked.name[:80]!r}")
+    found: list[Told] = await read(source, "db.status", service=asked.name)
+    return found[0] if found else {"service": asked.name}
 
 
 def render_database(told: Told, _: PageQuery) -> Markup:
     """Draw the page of a database."""
+    top = parts(
+        tag("h1", f"Database of {told['service']}"),
+        tag("p", link("/services", told["service"], "The service")),
+    )
+    if "path" not in told:
+        return parts(top, tag("p", "It keeps nothing, and has no database.", class_="none"))
     growth = told["bytes_a_day"]
     facts = [
         ("Where", told["path"]),
@@ -56,8 +71,7 @@ def render_database(told: Told, _: PageQuery) -> Markup:
         for each in told["changes"]
     ]
     return parts(
-        tag("h1", f"Database of {told['service']}"),
-        tag("p", link("/services", told["service"], "The service")),
+        top,
         section("The whole", table("Database", ("what", "value"), facts)),
         section("Tables", table("Tables", ("table", "of", "rows", "a day", "size"), tables)),
         section(

@@ -8,6 +8,7 @@ from synchromesh.console.parts import (
     choice,
     parts,
     section,
+    services_of,
     table,
     text_field,
     verb,
@@ -18,11 +19,10 @@ from synchromesh.console.source import Source, Told
 async def fetch_lab(source: Source, _: PageQuery) -> Told:
     """Return the faults in force, and what can be broken."""
     status = await source.ask("GET", "/status")
-    services = dict.fromkeys(name.partition("#")[0] for name in status["services"])
     return {
         "faults": status["faults"]["in_force"],
         "struck": status["faults"]["struck"],
-        "targets": [*services, *status["externals"]],
+        "targets": [*services_of(status), *status["externals"]],
     }
 
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from synchromesh.console.markup import Markup, tag
-from synchromesh.console.parts import PageQuery, clock, link, parts, section, state, table, verb
+from synchromesh.console.parts import (
+    PageQuery,
+    clock,
+    link,
+    parts,
+    section,
+    service_of,
+    state,
+    table,
+    verb,
+)
 from synchromesh.console.payloads import shown_payload
 from synchromesh.console.source import Source, Told, read
 from synchromesh.errors import BadRequest
@@ -42,8 +52,7 @@ def render_messages(told: Told, asked: PageQuery) -> Markup:
     ]  # fmt: skip
     projections = [
         (
-            link("/services", each["service"].partition("#")[0], f"{each['service']}."
-                 f"{each['name']}"),
+            link("/services", service_of(each["service"]), f"{each['service']}.{each['name']}"),
             each["generation"], state(each["state"]), each["position"], each["behind"],
             state(f"at {each['parked']['position']}", "bad") if each["parked"] else None,
         )

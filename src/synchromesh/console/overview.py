@@ -15,6 +15,8 @@ from synchromesh.console.parts import (
     parts,
     rate,
     section,
+    service_of,
+    services_of,
     state,
     table,
     tick,
@@ -96,13 +98,11 @@ async def fetch_service(source: Source, asked: PageQuery) -> Told:
     status = await source.ask("GET", "/status")
     instances = {
         name: own for name, own in status["services"].items()
-        if name.partition("#")[0] == asked.name
+        if service_of(name) == asked.name
     }  # fmt: skip
     if not instances:
-        known = dict.fromkeys(name.partition("#")[0] for name in status["services"])
-        raise UnknownOperation(
-            f"there is no service {asked.name[:80]!r}; there are {', '.join(known)}"
-        )
+        known = ", ".join(services_of(status))
+        raise UnknownOperation(f"there is no service {asked.name[:80]!r}; there are {known}")
     work, policies = await source.work(), await source.policies()
     return {
         "name": asked.name,
@@ -217,7 +217,7 @@ def _services_table(rows: Iterable[Mapping[str, Any]]) -> Markup:
         headings,
         (
             (
-                link("/services", each["name"].partition("#")[0], each["name"]),
+                link("/services", service_of(each["name"]), each["name"]),
                 state(each["state"]),
                 each["in_flight"],
                 ", ".join(f"{count} {word}" for word, count in each["sagas"].items() if count),
@@ -323,7 +323,7 @@ def _projections_table(asked: PageQuery, instances: Mapping[str, Mapping[str, An
             ),
             verb(
                 asked, "projection.rebuild", f"Rebuild {each['name']}",
-                {"name": each["name"], "service": _service_of(name)},
+                {"name": each["name"], "service": service_of(name)},
                 more=tick("Try what was skipped", "retry_skipped"),
                 effects=["It is built beside this one, from the first event on, and takes over."],
             ) if each["state"] == "live" else None,
@@ -338,7 +338,7 @@ def _verbs_of_parked(
     asked: PageQuery, instance: str, projection: Mapping[str, Any]
 ) -> Iterator[Markup]:
     """Yield what can be done with a projection that is parked."""
-    which = {"name": projection["name"], "service": _service_of(instance)}
+    which = {"name": projection["name"], "service": service_of(instance)}
     yield verb(
         asked, "projection.retry", "Retry", which,
         effects=["The projection takes the event again."],
@@ -353,10 +353,6 @@ def _verbs_of_parked(
                 "A rebuild leaves it out, too, unless it is told to try it.",
             ],
         )  # fmt: skip
-
-
-def _service_of(instance: str) -> str:
-    return instance.partition("#")[0]
 
 
 def _policies(policies: Iterable[Mapping[str, Any]]) -> list[Markup]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from synchromesh.console.markup import Child, Markup, join, tag
@@ -89,6 +90,16 @@ def table(label: str, headings: Sequence[str], rows: Iterable[Sequence[Child]]) 
     head = tag("thead", tag("tr", [tag("th", each, scope="col") for each in headings]))
     drawn_table = tag("table", tag("caption", label), head, tag("tbody", drawn))
     return tag("div", drawn_table, class_="scroll", tabindex="0", role="region", aria_label=label)
+
+
+def service_of(instance: str) -> str:
+    """Return the service of an instance, which may be a replica, such as "quoting#2"."""
+    return instance.partition("#")[0]
+
+
+def services_of(status: Mapping[str, Any]) -> list[str]:
+    """Return the services that have a page, from the status of a system."""
+    return list(dict.fromkeys(map(service_of, status["services"])))
 
 
 def state(word: str, kind: str = "") -> Markup:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from synchromesh.console.markup import Child, Markup, tag
 from synchromesh.console.overview import edges_table, health_of
-from synchromesh.console.parts import PageQuery, milliseconds, parts, rate
+from synchromesh.console.parts import PageQuery, milliseconds, parts, rate, service_of
 from synchromesh.console.source import Source, Told
 
 # More nodes than that are drawn as groups of what their names begin with.
@@ -222,7 +222,7 @@ def _nodes(status: Told) -> dict[str, str]:
     nodes: dict[str, str] = {}
     for name, own in status["services"].items():
         kind = "good" if health_of(own) == "ready" else "bad"
-        service = name.partition("#")[0]
+        service = service_of(name)
         nodes[service] = _worse(nodes.get(service, kind), kind)
     for name, own in status["externals"].items():
         nodes[name] = "bad" if own["down"] else "good"
@@ -239,7 +239,7 @@ def _edges(status: Told, work: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     found: dict[Edge, dict[str, Any]] = {}
     for caller, own in {**status["services"], **status["clients"]}.items():
         for callee, breaker in own["breakers"].items():
-            name = caller.partition("#")[0]
+            name = service_of(caller)
             made = found.setdefault(
                 (name, callee), {"caller": name, "callee": callee, **idle, "breaker": "closed"}
             )

@@ -19,6 +19,8 @@ from synchromesh.console.parts import (
     parts,
     search,
     section,
+    service_of,
+    services_of,
     state,
     table,
     text_field,
@@ -90,8 +92,9 @@ def render_traces(told: Told, _: PageQuery) -> Markup:
 
 
 async def fetch_trace(source: Source, asked: PageQuery) -> Told:
-    """Return the spans of a trace."""
-    return await source.ask("GET", f"/traces/{quote(asked.name, safe='')}")
+    """Return the spans of a trace, and which services there are."""
+    told = await source.ask("GET", f"/traces/{quote(asked.name, safe='')}")
+    return {**told, "services": services_of(await source.ask("GET", "/status"))}
 
 
 def render_trace(told: Told, _: PageQuery) -> Markup:
@@ -113,7 +116,8 @@ def render_trace(told: Told, _: PageQuery) -> Markup:
                 "span", f"{span.kind} {span.name}", class_=f"d{min(depth, DEPTH_MAX)}",
                 title=_notes(span.attributes) or None,
             ),
-            link("/services", span.service) if span.kind == "handle" else span.service,
+            link("/services", service, span.service)
+            if span.kind == "handle" and service in told["services"] else span.service,
             state(span.status),
             milliseconds(span.took_us / 1e6),
             _bar(
@@ -122,6 +126,7 @@ def render_trace(told: Told, _: PageQuery) -> Markup:
             ),
         )
         for depth, span in walked[:ROWS_MAX]
+        for service in [service_of(span.service)]
     ]  # fmt: skip
     return parts(
         tag("h1", f"{tree.root.kind} {tree.root.name}"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from synchromesh.console.parts import service_of
 from synchromesh.errors import BadRequest, UnknownOperation
 
 Form = Mapping[str, str]
@@ -77,10 +78,8 @@ def _rebuild(name: str, form: Form) -> VerbRequest:
 
 def _restart(_: str, form: Form) -> VerbRequest:
     name = _field(form, "name")
-    service = name.partition("#")[0]
-    return VerbRequest(
-        f"/services/{quote(name, safe='')}/restart", {}, f"/services/{quote(service, safe='')}"
-    )
+    back = f"/services/{quote(service_of(name), safe='')}"
+    return VerbRequest(f"/services/{quote(name, safe='')}/restart", {}, back)
 
 
 def _break(_: str, form: Form) -> VerbRequest:

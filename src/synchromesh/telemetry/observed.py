@@ -47,7 +47,7 @@ def observed_calls(spans: Iterable[SpanRecord]) -> list[ObservedCall]:
     found = []
     for call in calls:
         source = _source_of(by_id.get(call.parent_id), by_id)
-        target = f"saga {call.service}.{call.name}" if call.kind == "saga" else call.name
+        target = _saga(call) if call.kind == "saga" else call.name
         if source and (call.kind == "saga" or _is_operation(call.name)):
             has_failed = call.kind == "call" and call.status in FAILURES
             survived = has_failed and by_id[call.parent_id].status == "ok"
@@ -80,7 +80,12 @@ def _source_of(span: SpanRecord | None, by_id: dict[str, SpanRecord]) -> str:
         return span.name
     if span.kind in ("step", "undo"):
         span = by_id.get(span.parent_id)
-    return f"saga {span.service}.{span.name}" if span is not None and span.kind == "saga" else ""
+    return _saga(span) if span is not None and span.kind == "saga" else ""
+
+
+def _saga(span: SpanRecord) -> str:
+    """Return the name of a saga, which is the same in each replica of its service."""
+    return f"saga {span.service.partition('#')[0]}.{span.name}"
 
 
 def _is_operation(name: str) -> bool:

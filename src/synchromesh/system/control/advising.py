@@ -10,7 +10,7 @@ from synchromesh.advisor import ProjectionFacts, SetAsideFacts
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.log_files import LogFilter, read_logs
-from synchromesh.system.control.status import Status
+from synchromesh.system.control.status import ProjectionStatus, Status
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.ring import newest_spans
 
@@ -43,23 +43,36 @@ def blockers(folder: Path) -> dict[str, str]:
 
 def projections(first: Status, then: Status) -> tuple[ProjectionFacts, ...]:
     """Return how far projections were behind at two moments."""
-    before = {
-        (service, each.name, each.generation): each.behind
-        for service, told in first.services.items()
+    before = {key: each.behind for key, each in _projections(first).items()}
+    return tuple(
+        ProjectionFacts(key[0], each.name, before[key], each.behind)
+        for key, each in _projections(then).items()
+        if key in before
+    )
+
+
+def set_aside(status: Status, now_us: int) -> tuple[SetAsideFacts, ...]:
+    """Return the messages that are set aside, and the events that park a projection."""
+    found: dict[tuple[str, str], SetAsideFacts] = {}
+    for name, told in status.services.items():
+        service = name.partition("#")[0]
+        for each in told.set_aside:
+            what = f"{each.event} ({each.error})"
+            key = (service, f"{what} {each.state} {each.source} {each.subscriber}")
+            found[key] = SetAsideFacts(service, what, each.count, each.oldest_s)
+    for (service, _, generation), kept in _projections(status).items():
+        if (parked := kept.parked) is not None:
+            at = f"event {parked.position}" if parked.position else "its log"
+            what = f"projection {kept.name}, parked at {at} ({parked.error}),"
+            since_s = (now_us - parked.since_us) / 1e6
+            found[service, f"{what} {generation}"] = SetAsideFacts(service, what, 1, since_s)
+    return tuple(found.values())
+
+
+def _projections(status: Status) -> dict[tuple[str, str, int], ProjectionStatus]:
+    """Return the projections by service, name and generation; replicas tell of the same ones."""
+    return {
+        (instance.partition("#")[0], each.name, each.generation): each
+        for instance, told in status.services.items()
         for each in told.projections
     }
-    return tuple(
-        ProjectionFacts(service, each.name, behind, each.behind)
-        for service, told in then.services.items()
-        for each in told.projections
-        if (behind := before.get((service, each.name, each.generation))) is not None
-    )
-
-
-def set_aside(status: Status) -> tuple[SetAsideFacts, ...]:
-    """Return the messages that are set aside."""
-    return tuple(
-        SetAsideFacts(service, f"{each.event} ({each.error})", each.count, each.oldest_s)
-        for service, told in status.services.items()
-        for each in told.set_aside
-    )

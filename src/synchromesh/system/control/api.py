@@ -105,7 +105,6 @@ class Control:
         self._token = token
         self._authority = authority
         self.metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
-        self.own_metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
         self.console: Callable[[], str] | None = None
         self.remotes = remotes
         self._registry = registry

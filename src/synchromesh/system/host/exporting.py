@@ -38,18 +38,20 @@ class TelemetryExport:
         within_s: how long the last reading may take.
 
     Attributes:
-        spent_s: how long it has taken.
+        read: returns what this process has counted; nothing is exported of it before it is set.
+        spent_s: how long the last reading has taken.
     """
 
     def __init__(self, exporter: OtlpExporter | None, within_s: float) -> None:
         self._exporter = exporter
         self._within_s = within_s
+        self.read: ReadMetrics | None = None
         self.spent_s = 0.0
 
-    def start(self, supervisor: Supervisor, read: ReadMetrics) -> None:
-        """Send what comes, as a loop of the supervisor's; `read` tells what was counted."""
+    def start(self, supervisor: Supervisor) -> None:
+        """Send what comes, as a loop of the supervisor's."""
         if self._exporter is not None:
-            self._exporter.read = read
+            self._exporter.read = self._counted
             supervisor.start(Child("telemetry", self._exporter.run))
 
     async def end(self) -> None:
@@ -59,6 +61,9 @@ class TelemetryExport:
             began_s = clock()
             await self._exporter.read_last(self._within_s)
             self.spent_s += clock() - began_s
+
+    async def _counted(self) -> list[Family]:
+        return [] if self.read is None else await self.read()
 
     def status(self) -> dict[str, ExportStatus]:
         """Return what was lost, and why, by signal; of a signal that loses nothing nothing."""

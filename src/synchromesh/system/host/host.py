@@ -208,7 +208,7 @@ class Host:
         # Closed before what it watches is stopped, or it would start that again.
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
-        self.export.start(self.background, lambda: self.control.own_metrics())
+        self.export.start(self.background)
         secured = config, self.folder, runtime, limits, enter
         self._inside, https = open_https(*secured, self.background)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime), **https}

@@ -32,6 +32,7 @@ from synchromesh.service import Deps
 from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.secrets import system_keys
+from synchromesh.system.control.metrics import Collector
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.registries import SharedRegistry, keep_registry, shared_registry
 from synchromesh.system.leases_api.client import RemoteRegistry
@@ -106,6 +107,7 @@ class Membership:
             with suppress(SynchromeshError):
                 await self._registration.end()
         if self._host is not None:
+            await self._host.export.end()
             await self._host.close()
 
     def __repr__(self) -> str:
@@ -184,6 +186,8 @@ class Membership:
             await keep_registry(registry, "registry", host.background)
         self._registry = registry
         self.deps, self.caller = host.deps, host.deps.caller(service)
+        host.local.clients[service] = self.caller
+        host.export.read = Collector(host.local, host.name, remotes={}, lag=host.lag).own
         return registry
 
     def _credential(self) -> str:

@@ -158,7 +158,7 @@ def serve_metrics(host: Host) -> None:
         sources=(lambda: [] if host.gateway is None else host.gateway.families(),),
     )
     host.control.metrics = collector.families
-    host.control.own_metrics = collector.own
+    host.export.read = collector.own
     host.admin.page(PATH, MetricsPage(collector.families, host.runtime).answer)
 
 
