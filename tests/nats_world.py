@@ -99,19 +99,43 @@ async def listed(
 
 
 class Wire:
-    """A way to a server that can be cut, and mended: both ends see their connection end."""
+    """A way to a server that can be cut, so that both ends see it, or held, so that neither does.
 
-    def __init__(self, port: int) -> None:
-        self._to = port
+    Args:
+        to: the server's port, or the path of its socket.
+    """
+
+    def __init__(self, to: int | str) -> None:
+        self._to = to
+        self._goes = {True: asyncio.Event(), False: asyncio.Event()}
+        self.flow()
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_cut = False
         self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
-        """Return the URL of this end."""
+        """Return the URL of this end, for NATS."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The port of this end."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def hold(self, *, is_back_only: bool = False) -> None:
+        """Pass nothing on until `flow`, of the answers alone or of both; all stay connected."""
+        self._goes[False].clear()
+        if not is_back_only:
+            self._goes[True].clear()
+
+    def flow(self) -> None:
+        """Pass on again, what was held first."""
+        for each in self._goes.values():
+            each.set()
 
     def cut(self) -> None:
         """End all connections, and take none until `mend`."""
@@ -126,6 +150,7 @@ class Wire:
 
     async def close(self) -> None:
         """End it."""
+        self.flow()
         self.cut()
         assert self._server is not None
         self._server.close()
@@ -135,16 +160,22 @@ class Wire:
         if self._is_cut:
             writer.transport.abort()
             return
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        if isinstance(self._to, int):
+            there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        else:
+            there, back = await asyncio.open_unix_connection(self._to)
         self._writers += [writer, back]
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(_pass_on(source, sink))
+        for source, sink, is_to in ((reader, back, True), (there, writer, False)):
+            task = asyncio.create_task(_pass_on(source, sink, self._goes[is_to]))
             self._tasks.add(task)
 
 
-async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _pass_on(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, goes: asyncio.Event
+) -> None:
     with suppress(OSError):
         while data := await source.read(65536):
+            await goes.wait()
             sink.write(data)
             await sink.drain()
     sink.transport.abort()

@@ -95,6 +95,25 @@ class PostgresServer:
             SHARED.discard(self._process.pid)
             self._process = None
 
+    def pause(self) -> None:
+        """Have it stand still, all its processes, with its connections open, until `resume`."""
+        assert self._process is not None, "it does not run"
+        # The one that makes others first, so that none is missed.
+        os.kill(self._process.pid, signal.SIGSTOP)
+        for pid in self._sessions():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None, "it does not run"
+        for pid in (*self._sessions(), self._process.pid):
+            os.kill(pid, signal.SIGCONT)
+
+    def _sessions(self) -> list[int]:
+        assert self._process is not None, "it does not run"
+        pid = self._process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def close(self) -> None:
         """Stop the server and remove all of it."""
         self.stop()

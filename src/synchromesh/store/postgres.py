@@ -19,7 +19,6 @@ from synchromesh.store import (
     postgres_log,
     postgres_owners,
     postgres_transaction,
-    postgres_units,
 )
 from synchromesh.store.copied_file import CopiedFile
 from synchromesh.store.copied_rows import CopiedTable
@@ -159,6 +158,7 @@ class PostgresStore(UnitStore):
             self._units.plans,
             path=self.place,
             connections_max=options.readers_max,
+            limit_s=options.unit_limit_s,
         )
         book = PostgresDutyBook(bounded, path=self.place, sender=life_id, lease_s=options.lease_s)
         self.owners = SharedOwners(book, life_id, self.listen, renew_s=options.lease_s / 3)
@@ -392,7 +392,7 @@ async def _prepare(
     await connection.execute(_NOTE, "service", service)
     await connection.execute(_NOTE, "log_id", runtime.new_id())
     noted = _check_owner(await connection.fetch(_NOTED), service, place)
-    await connection.execute(postgres_units.FORGET, runtime.wall_us() - _FORGOTTEN_AFTER_US)
+    await connection.execute(postgres_transaction.FORGET, runtime.wall_us() - _FORGOTTEN_AFTER_US)
     return noted["log_id"]
 
 

@@ -12,6 +12,7 @@ import asyncpg
 from synchromesh.errors import StoreBroken, StoreError, StoreUnavailable
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.postgres_errors import PostgresFault, argument_of, state_of
+from synchromesh.store.postgres_limits import TimeLimit, keep_alive
 from synchromesh.store.unit import Fetched, Row, SqlValue
 
 Connection: TypeAlias = Any
@@ -32,6 +33,8 @@ _CLEAR = (
     "set session authorization default; reset all; select pg_advisory_unlock_all(); discard temp"
 )
 _CONNECT_S = 10.0
+# The same for each of several servers: one that is silent holds up what the next would answer.
+_CONNECT_EACH_S = 3.0
 # A unit has no pauses: its process stands still, and others wait for what it holds.
 _IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
@@ -81,6 +84,30 @@ def place_of(url: str) -> str:
     return f"{parts.scheme}://{netloc}{parts.path}{query}"
 
 
+def places_of(url: str) -> tuple[str, ...]:
+    """Return an address for each server that an address names, in its order.
+
+    Example:
+        >>> places_of("postgresql://shop@a:5432,b/shop")
+        ('postgresql://shop@a:5432/shop', 'postgresql://shop@b/shop')
+    """
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if hosts:
+        every = hosts.split(",")
+        return tuple(parts._replace(netloc=f"{user}{at}{each}").geturl() for each in every)
+    query = dict(parse_qsl(parts.query))
+    every, ports = query.get("host", "").split(","), query.get("port", "").split(",")
+    if len(every) == 1 or len(ports) not in (1, len(every)):
+        return (url,)
+    ports *= len(every) if len(ports) == 1 else 1
+    found = []
+    for host, port in zip(every, ports, strict=True):
+        of_it = query | {"host": host} | ({"port": port} if port else {})
+        found.append(parts._replace(query=urlencode(of_it, safe="/,:")).geturl())
+    return tuple(found)
+
+
 async def connect(
     url: str,
     *,
@@ -97,8 +124,12 @@ async def connect(
         replica: whose sessions others may end once its lease is over, by `SESSIONS_OF`.
         limit_s: how long a statement may run; a transaction may be idle for 2 s at most.
 
+    Of several servers each is dialed in turn, so that one that is silent does not keep the next
+    from answering. What only reads then reads of the one that takes writes, too: a standby may be
+    behind.
+
     Raises:
-        StoreUnavailable: the server cannot be reached, or has no room.
+        StoreUnavailable: no server can be reached, or takes writes, or has room.
         StoreBroken: it refuses the role or has no such database, or is too old.
     """
     settings = {
@@ -115,19 +146,7 @@ async def connect(
         settings["idle_in_transaction_session_timeout"] = str(
             max(1, int(min(2 * limit_s, _IDLE_S) * 1000))
         )
-    last = url.every[-1] if isinstance(url, Accepted) else url
-    for each in url.every if isinstance(url, Accepted) else (url,):
-        try:
-            connection = await asyncpg.connect(
-                each, database=database, timeout=_CONNECT_S, server_settings=settings,
-                statement_cache_size=_STATEMENTS_CACHED,
-                target_session_attrs="any" if is_read_only else "read-write",
-            )  # fmt: skip
-            break
-        except (*PostgresFault, ValueError, OverflowError) as error:
-            if each != last and isinstance(error, asyncpg.InvalidPasswordError):
-                continue
-            raise _unconnected(error, url) from error
+    connection = await _dial(url, settings, database=database, is_read_only=is_read_only)
     try:
         version = connection.get_server_version().major
         if version < VERSION_MIN:
@@ -135,7 +154,8 @@ async def connect(
                 f"{place_of(url)} is PostgreSQL {version}; {VERSION_MIN} or newer is needed: "
                 "upgrade the server, or give the address of another one"
             )
-        await _set_codecs(connection)
+        with TimeLimit(connection, _CONNECT_S / 2):
+            await _set_codecs(connection)
     except BaseException as error:
         connection.terminate()
         if isinstance(error, PostgresFault):
@@ -167,19 +187,60 @@ async def run(
                 raise
 
 
-async def clear(connection: Connection) -> bool:
-    """Take off what statements have left in a session; return whether that was done.
+async def clear(connection: Connection, limit_s: float) -> Connection | None:
+    """Take off what statements have left in a session; return it, or None where that failed.
 
     A connection of which that is not known is of no use any more, and is closed.
     """
     try:
-        await connection.execute(_CLEAR)
+        with TimeLimit(connection, limit_s):
+            await connection.execute(_CLEAR)
     except BaseException as error:
         connection.terminate()
         if isinstance(error, PostgresFault):
-            return False
+            return None
         raise
-    return True
+    return connection
+
+
+async def _dial(
+    url: str, settings: dict[str, str], *, database: str | None, is_read_only: bool
+) -> Connection:
+    """Connect to the first server of an address that can be used."""
+    every = [places_of(each) for each in (url.every if isinstance(url, Accepted) else (url,))]
+    places, refused = every[0], []
+    session = "read-write" if not is_read_only else "primary" if len(places) > 1 else "any"
+    for number in range(len(places)):
+        try:
+            return await _dial_one(
+                [each[number] for each in every], database=database, server_settings=settings,
+                timeout=_CONNECT_EACH_S if len(places) > 1 else _CONNECT_S,
+                target_session_attrs=session,
+            )  # fmt: skip
+        except (*PostgresFault, ValueError, OverflowError) as error:
+            why = _unconnected(error, places[number])
+            refused.append(why.message)
+            if len(places) == 1 or not isinstance(why, StoreUnavailable):
+                raise why from error
+    raise StoreUnavailable(
+        f"{place_of(url)}: none of these servers can be used now: {'; '.join(refused)}"
+    )
+
+
+async def _dial_one(urls: Sequence[str], **options: Any) -> Connection:
+    """Connect to a server by the first of the addresses whose password it takes."""
+    for url in urls:
+        try:
+            connection = await asyncpg.connect(
+                url, statement_cache_size=_STATEMENTS_CACHED, **options
+            )
+        except asyncpg.InvalidPasswordError:
+            if url == urls[-1]:
+                raise
+        else:
+            keep_alive(connection._transport)
+            return connection
+    raise AssertionError("there is an address")
 
 
 async def _set_codecs(connection: Connection) -> None:

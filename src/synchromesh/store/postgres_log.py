@@ -26,6 +26,7 @@ from contextlib import suppress
 from synchromesh.errors import StoreError
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_errors import PostgresFault
+from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.unit import Schema
 
 TABLES = ("create table sm_log(name text primary key, last bigint not null)",)
@@ -44,6 +45,8 @@ where {log}.ctid = new.at and sm_log.name = '{log}';
 update sm_log set last = greatest(last, (select max(position) from {log})) where name = '{log}';
 commit"""
 _WAITING = "select exists(select from {log} where position is null)"
+# Of a turn; the next may take twice as long, for what is many takes long on a server that is well.
+_LIMIT_S = 5.0
 _PAUSE_S = 0.05
 _PAUSE_MAX_S = 5.0
 _log = logging.getLogger("synchromesh.store")
@@ -121,23 +124,26 @@ class Sequencer:
             then()
 
     async def _work(self) -> None:
-        pause_s = _PAUSE_S
+        pause_s, limit_s, loop = _PAUSE_S, _LIMIT_S, asyncio.get_running_loop()
         try:
             while True:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._is_wanted.wait(), self._look_every_s)
+                began_s = loop.time()
                 try:
-                    await self._turn()
-                    pause_s = _PAUSE_S
+                    await self._turn(limit_s)
+                    pause_s, limit_s = _PAUSE_S, _LIMIT_S
                 except (*PostgresFault, StoreError) as error:
                     _log.warning("positions are given later: %s", error)
                     self._drop()
+                    if loop.time() - began_s >= 2 * limit_s:
+                        limit_s *= 2
                     await asyncio.sleep(pause_s)
                     pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
         finally:
             self._drop()
 
-    async def _turn(self) -> None:
+    async def _turn(self, limit_s: float) -> None:
         if self._connection is None:
             self._connection = await self._connect()
         is_wanted = self._is_wanted.is_set()
@@ -145,9 +151,10 @@ class Sequencer:
         self._is_wanted.clear()
         waiting, self._waiting = self._waiting, []
         try:
-            for log in self._logs:
-                if is_wanted or await self._connection.fetchval(_WAITING.format(log=log)):
-                    await self._connection.execute(_NUMBER.format(log=log))
+            with TimeLimit(self._connection, limit_s):
+                for log in self._logs:
+                    if is_wanted or await self._connection.fetchval(_WAITING.format(log=log)):
+                        await self._connection.execute(_NUMBER.format(log=log))
         except BaseException:
             self._waiting = [*waiting, *self._waiting]
             self._is_wanted.set()

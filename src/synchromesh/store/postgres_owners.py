@@ -23,6 +23,7 @@ from synchromesh.store.owners import TOPIC
 from synchromesh.store.ownership import View
 from synchromesh.store.postgres_connection import SESSIONS_OF, Connection
 from synchromesh.store.postgres_errors import PostgresFault, translate
+from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.postgres_wakeups import CHANNEL, told
 
 TABLES = (
@@ -149,7 +150,8 @@ class PostgresDutyBook:
         try:
             if self._connection is None:
                 self._connection = await self._connect()
-            yield self._connection
+            with TimeLimit(self._connection, self._lease_us / 1e6):
+                yield self._connection
         except BaseException as error:
             # Nobody knows what it is at: none is kept that ended so.
             await self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ from synchromesh.store.postgres_errors import (
     translate,
 )
 from synchromesh.store.postgres_keys import AbsentKeys
+from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.statements import refuse
 from synchromesh.store.unit import Fetched, Row, SqlValue
 
@@ -42,6 +44,8 @@ _OTHERS = (
 )
 # A statement is learnt from twice at most, its connection lost or its plan stale once.
 _TRIES_MAX = 5
+# What is short anyhow has this limit where statements have none.
+_SHORT_S = 5.0
 
 
 class Readers:
@@ -49,6 +53,7 @@ class Readers:
 
     Args:
         connect: makes a connection that only reads.
+        limit_s: that of a statement; one without an answer for twice as long is given up.
     """
 
     def __init__(
@@ -58,10 +63,12 @@ class Readers:
         *,
         path: str,
         connections_max: int,
+        limit_s: float | None = None,
     ) -> None:
         self._connect = connect
         self._plans = plans
         self._path = path
+        self._limit_s = limit_s
         self._places = asyncio.Semaphore(connections_max)
         self._idle: deque[Connection] = deque()
         self._is_closed = False
@@ -107,16 +114,20 @@ class Readers:
         async with self._places:
             connection = self._idle.pop() if self._idle else await self._connect()
             try:
-                return await run(connection, plan, values, has_columns=has_columns)
+                with self._limit(connection):
+                    return await run(connection, plan, values, has_columns=has_columns)
             finally:
                 # It is in no transaction, so that whatever ended the statement it may be kept;
                 # where it was cancelled the next one waits for that.
                 if self._is_closed:
                     connection.terminate()
                 elif not connection.is_closed() and (
-                    not plan.has_session or await clear(connection)
+                    not plan.has_session or await clear(connection, self._limit_s or _SHORT_S)
                 ):
                     self._idle.append(connection)
+
+    def _limit(self, connection: Connection) -> AbstractContextManager[object]:
+        return nullcontext() if self._limit_s is None else TimeLimit(connection, self._limit_s)
 
 
 class PostgresBeside:
@@ -185,8 +196,9 @@ class PostgresReader:
         place = place_of(url)
         connection = await connect(url, service=service, is_read_only=True)
         try:
-            await check_mark(connection, mark, place)
-            rows = await connection.fetch("select value from sm_meta where name = 'log_id'")
+            with TimeLimit(connection, _SHORT_S):
+                await check_mark(connection, mark, place)
+                rows = await connection.fetch("select value from sm_meta where name = 'log_id'")
         except PostgresFault as error:
             if state_of(error) == "42P01":
                 raise StoreBroken(

@@ -34,6 +34,15 @@ A unit that has yet to end may have inserted what is inserted here, and its proc
 SAVEPOINT = "; savepoint sm_body"
 """To be appended to what begins; `rollback to sm_body` undoes all since then."""
 
+LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
+"""Returns nothing where a commit of that mark took effect, and keeps it from it where not."""
+
+SWEEP = "delete from sm_commit where unit >= $1 and unit < $2"
+"""Deletes the marks of a store's own, from one to before another."""
+
+FORGET = "delete from sm_commit where at_us < $1"
+"""Deletes the marks of stores that are gone, which were made before a time."""
+
 # One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
 # so that it is in no conflict.
 _COMMIT = (

@@ -45,11 +45,14 @@ from synchromesh.store.postgres_errors import (
 from synchromesh.store.postgres_group import AppendGroup
 from synchromesh.store.postgres_grouping import Grouping
 from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, steps_of
+from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.postgres_transaction import (
     BEGIN,
     BEGIN_ALONE,
     IN_ORDER,
+    LOOK_UP,
     SAVEPOINT,
+    SWEEP,
     commit,
     roll_back,
     send,
@@ -58,12 +61,7 @@ from synchromesh.store.postgres_unit import PostgresUnit, drive
 from synchromesh.store.turns import Turns
 from synchromesh.store.unit import Once, Unit
 
-_LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
-
-_SWEEP = "delete from sm_commit where unit >= $1 and unit < $2"
 _SWEEP_EVERY = 1000
-FORGET = "delete from sm_commit where at_us < $1"
-"""Deletes the marks of stores that are gone, which were made before a time."""
 
 RERUNS_MAX = 5
 """How often a unit is run again for a conflict (I1)."""
@@ -198,8 +196,8 @@ class Units:
                     connection = await self._serve_group(connection)
                 else:
                     connection = await self._serve(work, connection)
-                    if connection is not None and work.has_session and not await clear(connection):
-                        connection = None
+                    if connection is not None and work.has_session:
+                        connection = await clear(connection, self._options.limit_s)
                 if connection is not None and self.commits >= self._sweep_at:
                     self._sweep_at = self.commits + _SWEEP_EVERY
                     connection = await self._sweep(connection)
@@ -264,7 +262,7 @@ class Units:
         for _ in range(_ROUNDS_MAX):
             if (connection := held[0]) is None:
                 connection = held[0] = await self._connected()
-            limit = self._loop.call_later(self._options.limit_s, group.expire)
+            limit = TimeLimit(connection, self._options.limit_s, group.expire)
             try:
                 if group.is_doubtful and await self._is_durable(connection, group.mark):
                     break
@@ -359,7 +357,8 @@ class Units:
         numbers = (int(job.unit_id[24:], 16) for job in self._pending if job.unit_id)
         oldest = min(numbers, default=self._number + 1)
         try:
-            await connection.execute(_SWEEP, self._id_of(0), self._id_of(oldest))
+            with TimeLimit(connection, self._options.limit_s):
+                await connection.execute(SWEEP, self._id_of(0), self._id_of(oldest))
         except PostgresFault:
             connection.terminate()
             return None
@@ -391,7 +390,7 @@ class Units:
             is_careful=job.is_careful,
             is_patient=not job.has_duplicate,
         )
-        limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
+        limit = TimeLimit(connection, self._options.limit_s, partial(self._expire, unit))
         try:
             await send(connection, self._begin(job, unit))
             try:
@@ -440,7 +439,7 @@ class Units:
         self.commits += 1
 
     def _expire(self, unit: PostgresUnit) -> None:
-        """Time a unit out: it is refused its next statement; one that runs is the server's."""
+        """Time a unit out: it is refused its next statement, and one that runs ends soon."""
         unit.is_late = True
         _log.error(
             "unit %r has run for more than %g s and holds a connection to the database of %r; it "
@@ -457,7 +456,8 @@ class Units:
     async def _is_durable(self, connection: Connection, mark: str) -> bool:
         """Look up whether a commit took effect that had no answer (I3)."""
         try:
-            mine = await connection.fetch(_LOOK_UP, mark, self._runtime.wall_us())
+            with TimeLimit(connection, self._options.limit_s):
+                mine = await connection.fetch(LOOK_UP, mark, self._runtime.wall_us())
         except PostgresFault as error:
             # Its old session is still at it: it is asked again.
             if is_lost(error) or state_of(error) == CANCELED:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 
 from synchromesh.errors import StoreError
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_errors import PostgresFault
+from synchromesh.store.postgres_limits import TimeLimit
 
 CHANNEL = "sm_topics"
 """What all processes that write a database listen on."""
@@ -26,6 +28,8 @@ _TOPICS_MAX = 32
 _TOPIC_CHARS_MAX = 60
 # Between two notifications; a hint is as good a moment later.
 _APART_S = 0.005
+# After which silence the connection is looked at, and how long that may take.
+_QUIET_S, _LIMIT_S = 30.0, 5.0
 _PAUSE_S = 0.05
 _PAUSE_MAX_S = 5.0
 _log = logging.getLogger("synchromesh.store")
@@ -108,7 +112,8 @@ class Wakeups:
         try:
             self._is_lost = False
             connection.add_termination_listener(self._lose)
-            await connection.add_listener(CHANNEL, self._hear)
+            with TimeLimit(connection, _LIMIT_S):
+                await connection.add_listener(CHANNEL, self._hear)
         except BaseException:
             connection.terminate()
             raise
@@ -116,13 +121,17 @@ class Wakeups:
 
     async def _tell_until_lost(self, connection: Connection) -> None:
         while not self._is_lost:
-            await self._is_wanted.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_S):
+                    await self._is_wanted.wait()
             self._is_wanted.clear()
             topics = sorted(self._topics)
             self._topics.clear()
-            for at in range(0, len(topics), _TOPICS_MAX):
-                some = told(self._sender, topics[at : at + _TOPICS_MAX])
-                await connection.execute("select pg_notify($1, $2)", CHANNEL, some)
+            with TimeLimit(connection, _LIMIT_S):
+                # Where there is nothing to tell, too: is anybody there who would be heard?
+                for at in range(0, max(1, len(topics)), _TOPICS_MAX):
+                    some = told(self._sender, topics[at : at + _TOPICS_MAX])
+                    await connection.execute("select pg_notify($1, $2)", CHANNEL, some)
             await asyncio.sleep(_APART_S)
 
     def _lose(self, _: Connection) -> None:
