@@ -184,7 +184,7 @@ class World:
         seen = self.breaker.snapshot()
         half_open_s = seen.since_s if seen.state is BreakerState.HALF_OPEN else None
         counts = self.balancer.observe(member, self.now, took_s, how, half_open_s)
-        if how in (CallEnd.LEFT, CallEnd.REFUSED) or not counts:
+        if how in (CallEnd.LEFT, CallEnd.BUSY) or not counts:
             self.breaker.neutral(permit, self.now)
         elif how is CallEnd.FAILED:
             self.breaker.failure(permit, self.now)
@@ -203,7 +203,7 @@ class World:
         if mode == "hang":
             return
         if mode == "shed":
-            self._at(self.now + QUICK_S, lambda: end(CallEnd.REFUSED))
+            self._at(self.now + QUICK_S, lambda: end(CallEnd.BUSY))
             return
         if mode in ("refuse", "fail"):
             self._at(self.now + QUICK_S, lambda: end(CallEnd.FAILED))

@@ -11,10 +11,11 @@ UNDONE = "409 saga_undone"
 
 def disagreements(found: Blast, column: Column) -> list[str]:
     """Return the routes of which the two say something else, each with both."""
+    effects = {hit.what: hit.effect for hit in found.hits}
     return [
-        f"{route} {found.effect_on(route) or 'as always'}: {seen.cell()}"
+        f"{route} {effects.get(route) or 'as always'}: {seen.cell()}"
         for route, seen in column.seen.items()
-        if not _agrees(found.effect_on(route), seen)
+        if not _agrees(effects.get(route, ""), seen)
     ]
 
 

@@ -202,9 +202,9 @@ class Participants:
             return self._undo(name, context)
         self.log.append(name)
         if name in self.refuses:
-            refusal: Rejection = operation.raises[0](f"{name} says no")
-            self.inbox[context.key] = refusal
-            return refusal
+            rejection: Rejection = operation.raises[0](f"{name} says no")
+            self.inbox[context.key] = rejection
+            return rejection
         self.live[name] += 1
         self.inbox[context.key] = encode(Hold(f"{name}/{len(self.inbox)}"))
         return encode(Hold(f"{name}/{len(self.inbox) - 1}"))

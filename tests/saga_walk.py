@@ -97,7 +97,7 @@ class Fate:
     Attributes:
         lost: requests that never arrive.
         unheard: requests that are done, and whose answers are lost.
-        refused: requests that are refused.
+        refused: requests that are rejected.
         cut: operations at whose first request the process of the owner dies, after they are done.
         cancelled: operations in the middle of whose first request a person cancels the run.
         away: services that nobody can connect to, and for how many seconds.
@@ -256,7 +256,7 @@ class Walk:
         try:
             await served.call(Orders.place(Order("A-1")), key="A-1", timeout_s=60.0)
         except No:
-            return "the refusal"
+            return "the rejection"
         except SagaError as error:
             return "" if isinstance(error, CallError) else f"`{error.code}`"
         except SynchromeshError:
@@ -336,7 +336,7 @@ def _story(records: list[Any]) -> str:
         elif kind == "undone":
             told.setdefault(f"undo {step}", f"undo {step}")
         elif kind == "rejected":
-            told[step] = f"{step} refused"
+            told[step] = f"{step} rejected"
         elif kind == "turned":
             reason = str(json.loads(body)["reason"])
             why = next((w for word, w in _TURNED.items() if reason.startswith(word)), "")
@@ -344,8 +344,8 @@ def _story(records: list[Any]) -> str:
         elif kind == "stuck":
             cause = json.loads(body)
             step = str(cause.get("step", "")).partition("#")[0].rpartition(".")[2]
-            if cause.get("is_refused") and f"undo {step}" in told:
-                told[f"undo {step}"] = f"undo {step} refused"
+            if cause.get("is_rejected") and f"undo {step}" in told:
+                told[f"undo {step}"] = f"undo {step} rejected"
             told[kind] = "**is stuck**"
     return ", ".join(told.values())
 
@@ -354,8 +354,8 @@ _TURNED = {"cancelled": " by a person", "its deadline": " at its deadline"}
 
 FATES: dict[str, Callable[[], Fate]] = {
     "nothing": Fate,
-    "a unit of the owner is refused": lambda: Fate(refused=Counter(create=1)),
-    "a participant refuses": lambda: Fate(refused=Counter(reserve=1)),
+    "a unit of the owner rejects": lambda: Fate(refused=Counter(create=1)),
+    "a participant rejects": lambda: Fate(refused=Counter(reserve=1)),
     "a request is lost": lambda: Fate(lost=Counter(reserve=1)),
     "an answer is lost": lambda: Fate(unheard=Counter(reserve=1)),
     "a participant is away, and asked in vain": lambda: Fate(lost=Counter(reserve=4)),
@@ -363,11 +363,11 @@ FATES: dict[str, Callable[[], Fate]] = {
     "a participant cannot be reached, past the deadline": lambda: Fate(away={"inventory": 900.0}),
     "a function is cut at its time-out, once": lambda: Fate(lost=Counter(register=1)),
     "a function never says what it did": lambda: Fate(unheard=Counter(register=4)),
-    "a function refuses": lambda: Fate(refused=Counter(register=1)),
+    "a function rejects": lambda: Fate(refused=Counter(register=1)),
     "the owner dies in a step": lambda: Fate(cut=Counter(reserve=1)),
     "the owner dies in a function": lambda: Fate(cut=Counter(register=1)),
     "a person cancels before the pivot": lambda: Fate(cancelled=Counter(register=1)),
-    "the pivot is refused": lambda: Fate(refused=Counter(charge=1)),
+    "the pivot is rejected": lambda: Fate(refused=Counter(charge=1)),
     "answers of the pivot are lost": lambda: Fate(unheard=Counter(charge=6)),
     "the owner dies in the pivot": lambda: Fate(cut=Counter(charge=1)),
     "nobody ever knows of the pivot": lambda: Fate(lost=Counter(charge=ALWAYS)),
@@ -378,9 +378,9 @@ FATES: dict[str, Callable[[], Fate]] = {
         refused=Counter(charge=1), unheard=Counter(withdraw=2)
     ),
     "the owner dies in an undo": lambda: Fate(refused=Counter(charge=1), cut=Counter(release=1)),
-    "an undo is refused": lambda: Fate(refused=Counter(charge=1, release=1)),
+    "an undo is rejected": lambda: Fate(refused=Counter(charge=1, release=1)),
     "behind the pivot a participant is away for minutes": lambda: Fate(lost=Counter(book=40)),
-    "behind the pivot one refuses": lambda: Fate(refused=Counter(book=1)),
+    "behind the pivot one rejects": lambda: Fate(refused=Counter(book=1)),
 }
 
 

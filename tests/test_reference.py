@@ -6,7 +6,6 @@ import ast
 import inspect
 import re
 import tomllib
-from enum import Enum
 from importlib import import_module
 from pathlib import Path
 
@@ -84,11 +83,14 @@ def test_what_users_import_from_packages_has_its_entry() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_a_public_class_has_an_example(value: object) -> None:
+def test_a_public_class_or_function_has_an_example(value: object) -> None:
     """It is in its docstring, where `test_tidy` runs it; errors need none, nor do Protocols."""
-    if not inspect.isclass(value) or getattr(value, "_is_protocol", False):
+    if not inspect.isclass(value) and not inspect.isroutine(value):
         return
-    if issubclass(value, Exception | Enum) and value.__name__ not in synchromesh.__all__:
+    if inspect.isclass(value) and (
+        getattr(value, "_is_protocol", False)
+        or (issubclass(value, Exception) and value.__name__ not in synchromesh.__all__)
+    ):
         return
     assert ">>> " in (value.__doc__ or ""), value
 

@@ -105,7 +105,12 @@ def new_trace_id(rng: random.Random) -> str:
 
 
 def new_span_id(rng: random.Random) -> str:
-    """Return 16 hex digits that are not all zero."""
+    """Return 16 hex digits that are not all zero.
+
+    Example:
+        >>> new_span_id(random.Random(1))
+        '91b7584a2265b1f5'
+    """
     return (rng.getrandbits(64) or 1).to_bytes(8).hex()
 
 

@@ -234,15 +234,12 @@ class Signer:
         """Return the key by which an upstream verifies who asks; it is for that upstream alone."""
         return hmac.new(self._key, f"principal:{audience}".encode(), hashlib.sha256).digest()
 
-    def database_password(self, role: str) -> str:
-        """Return the password of a role of a database; "" is nobody's, and tells the key's owner.
-
-        Whoever has the key has all of them: roles keep services from each other's data by mistake.
-        """
-        return self.database_passwords(role)[0]
-
     def database_passwords(self, role: str) -> tuple[str, ...]:
-        """Return those that a role may have: of each key that is accepted."""
+        """Return the passwords that a role of a database may have: of each key that is accepted.
+
+        The first one is that of the system's own key. Whoever has a key has all of its passwords:
+        roles keep services from each other's data by mistake.
+        """
         return tuple(_derived(each, f"database:{role}").hexdigest() for each in self._keys)
 
     def principal_token(

@@ -1,4 +1,4 @@
-"""Refusals that a saga takes for answers, and values that it may not make itself."""
+"""Rejections that a saga takes for answers, and values that it may not make itself."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_function_is_given_what_it_will_be_given_when_it_is_run_again() -> Non
     run(main)
 
 
-def test_a_declared_refusal_is_an_answer_that_the_function_goes_on_with() -> None:
-    """The run does not turn; after a crash the function is given the same refusal again."""
+def test_a_declared_rejection_is_an_answer_that_the_function_goes_on_with() -> None:
+    """The run does not turn; after a crash the function is given the same rejection again."""
 
     async def main(runtime: SimRuntime, held: str) -> None:
         others = Fussy(refuses={"stock.reserve"}, faults={held: [HANGS]})
@@ -125,7 +125,7 @@ def test_a_declared_refusal_is_an_answer_that_the_function_goes_on_with() -> Non
     ("fault", "status"),
     [([NoInstance("down")] * 999, SagaStatus.UNDONE), ([LOST] * 9999, SagaStatus.STUCK)],
 )
-def test_what_is_no_refusal_is_as_with_any_call(fault: Any, status: SagaStatus) -> None:
+def test_what_is_no_rejection_is_as_with_any_call(fault: Any, status: SagaStatus) -> None:
     """A pivot that was certainly not run turns, one that may have been is stuck."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -154,7 +154,7 @@ def test_a_run_turns_behind_a_pivot_that_was_refused() -> None:
     run(main)
 
 
-def test_code_that_no_longer_takes_a_refusal_waits() -> None:
+def test_code_that_no_longer_takes_a_rejection_waits() -> None:
     """The records say that the function went on after it."""
 
     async def strict(s: Saga, order: Order) -> str:
@@ -173,7 +173,7 @@ def test_code_that_no_longer_takes_a_refusal_waits() -> None:
     run(main)
 
 
-def test_a_refusal_that_is_not_declared_is_no_branch() -> None:
+def test_a_rejection_that_is_not_declared_is_no_branch() -> None:
     """It would never be given; one that is declared and not named turns as ever."""
     with pytest.raises(ContractError, match=r"stock\.release does not declare Rejection.*nothing"):
         Saga("A-1", "t").try_call(Stock.release(Hold("x")), Rejection)

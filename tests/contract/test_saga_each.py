@@ -158,7 +158,7 @@ def test_an_empty_list_is_no_step() -> None:
     run(main)
 
 
-def test_a_refusal_undoes_what_was_done_in_reverse() -> None:
+def test_a_rejection_undoes_what_was_done_in_reverse() -> None:
     """Those under way are undone as unknown, and those that had not begun never begin."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -181,7 +181,7 @@ def test_a_refusal_undoes_what_was_done_in_reverse() -> None:
     run(main)
 
 
-def test_the_first_of_two_refusals_is_told() -> None:
+def test_the_first_of_two_rejections_is_told() -> None:
     """Of two that come at once, too, it is that of the list."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -248,7 +248,7 @@ def test_a_list_that_is_another_one_waits_for_its_code() -> None:
         run(lambda runtime, code=code, why=why: main(runtime, code, why))  # type: ignore[misc]
 
 
-def test_behind_the_pivot_a_refusal_is_stuck_and_the_others_stand() -> None:
+def test_behind_the_pivot_a_rejection_is_stuck_and_the_others_stand() -> None:
     """A retry asks again for those that were cut under their keys, for the refused one anew."""
 
     async def main(runtime: SimRuntime) -> None:

@@ -98,7 +98,7 @@ def test_a_saga_completes_and_its_effects_are_where_they_belong() -> None:
     run(main)
 
 
-def test_a_refusal_undoes_in_reverse_and_the_starter_is_told_which() -> None:
+def test_a_rejection_undoes_in_reverse_and_the_starter_is_told_which() -> None:
     """The rejection that turned the run is raised, of its class, once all is undone."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -153,6 +153,54 @@ def test_three_steps_alone_take_four_commits_and_fifty_share_theirs() -> None:
             assert store.commits - before <= 10
 
     run(main)
+
+
+def test_a_run_with_one_step_has_the_task_of_its_run_alone() -> None:
+    """Its call or function is done in the run's own; a write is in one that no cancel reaches."""
+    seen: list[set[str]] = []
+
+    def names() -> set[str]:
+        (loop,) = loops
+        return {each.get_name() for each in asyncio.all_tasks(loop)}
+
+    def look() -> None:
+        seen.append(names() - before)
+
+    class Looking(Participants):
+        async def send(self, *args: Any, **more: Any) -> bytes:
+            look()
+            return await super().send(*args, **more)
+
+    async def note(_tx: Unit) -> None:
+        look()
+
+    async def own(_key: str) -> None:
+        look()
+
+    async def one_call(s: Saga, order: Order) -> None:
+        await s.call(Plant.quote(order.id))
+
+    async def one_write(s: Saga, _order: Order) -> None:
+        await s.write(note)
+
+    async def one_function(s: Saga, _order: Order) -> None:
+        await s.step(own)
+
+    loops: list[asyncio.AbstractEventLoop] = []  # within a unit there is none that runs
+    before: set[str] = set()
+
+    async def main(runtime: SimRuntime) -> None:
+        loops.append(asyncio.get_running_loop())
+        sagas = [define(each) for each in (one_call, one_write, one_function)]
+        async with at_work(runtime, Looking(), *sagas) as engine:
+            await (await start(engine, sagas[0], id="warm")).result(FOREVER_S)
+            seen.clear()
+            before.update(names())
+            for number, saga in enumerate(sagas):
+                await (await start(engine, saga, id=f"A-{number}")).result(FOREVER_S)
+
+    run(main)
+    assert seen == [{"saga A-0"}, {"saga A-1", "saga A-1 commit"}, {"saga A-2"}]
 
 
 def test_the_same_id_and_input_is_the_same_run() -> None:
@@ -356,7 +404,7 @@ def test_the_deadline_turns_a_run_in_the_middle_of_a_step() -> None:
     run(main)
 
 
-def test_of_steps_side_by_side_one_refusal_cancels_the_others() -> None:
+def test_of_steps_side_by_side_one_rejection_cancels_the_others() -> None:
     """Those in flight count as unknown and are undone by their keys."""
 
     async def both(s: Saga, order: Order) -> str:
@@ -380,7 +428,7 @@ def test_of_steps_side_by_side_one_refusal_cancels_the_others() -> None:
 
 
 def test_a_write_takes_effect_with_its_record_or_not_at_all() -> None:
-    """A refusal of the unit rolls back its rows and turns the run (S3)."""
+    """A rejection of the unit rolls back its rows and turns the run (S3)."""
 
     async def main(runtime: SimRuntime) -> None:
         others = Participants()
@@ -475,7 +523,7 @@ def test_a_pivot_unknown_past_the_deadline_is_stuck_and_visible() -> None:
     run(main)
 
 
-def test_after_the_pivot_a_refusal_is_stuck_and_a_failure_asked_again() -> None:
+def test_after_the_pivot_a_rejection_is_stuck_and_a_failure_asked_again() -> None:
     """There is no way back: forward until it works, or a person (S8)."""
 
     async def main(runtime: SimRuntime) -> None:

@@ -157,8 +157,8 @@ def test_a_crash_in_the_middle_is_an_attempt() -> None:
     run(main)
 
 
-def test_a_refusal_says_that_nothing_was_done() -> None:
-    """It is not undone itself, and the client is told the refusal."""
+def test_a_rejection_says_that_nothing_was_done() -> None:
+    """It is not undone itself, and the client is told the rejection."""
 
     async def main(runtime: SimRuntime) -> None:
         provider, others = Provider(refuses={"A-1"}), Participants()
@@ -181,7 +181,7 @@ def test_what_was_certainly_not_sent_uses_up_no_attempts() -> None:
     run(main)
 
 
-def test_a_pivot_believes_a_refusal_alone() -> None:
+def test_a_pivot_believes_a_rejection_alone() -> None:
     """Another error says nothing of what was sent before it; it is asked until it is known."""
 
     async def main(runtime: SimRuntime) -> None:

@@ -63,8 +63,8 @@ async def refusal(engine: Engine, verb: RepairVerb, wish: RepairWish = ADA) -> s
     return refused.value.message
 
 
-def test_a_refusal_past_the_pivot_is_retried_under_a_key_of_its_own() -> None:
-    """The last key answers with its refusal for ever; the new one is asked, once."""
+def test_a_rejection_past_the_pivot_is_retried_under_a_key_of_its_own() -> None:
+    """The last key answers with its rejection for ever; the new one is asked, once."""
 
     async def main(runtime: SimRuntime) -> None:
         others = Participants(refuses={"plant.book"})

@@ -502,7 +502,7 @@ async def test_a_cancelled_caller_does_not_cancel_the_unit(stores: Any, store: S
 
 
 async def test_listeners_hear_of_commits_only(store: Store) -> None:
-    """A rollback and a refusal are silent, a commit is heard once a unit's topics are durable."""
+    """A rollback and a rejection are silent, a commit is heard once a unit's topics are durable."""
     heard: list[object] = []
     stop = store.listen("stock", lambda: heard.append("stock"))
     stop_bad = store.listen("stock", lambda: heard.append(1 / 0))
@@ -548,7 +548,7 @@ async def test_two_at_once_under_one_key_take_effect_once(store: Store) -> None:
     assert ran == [2]
 
 
-async def test_a_refusal_is_recorded_without_its_effects(store: Store) -> None:
+async def test_a_rejection_is_recorded_without_its_effects(store: Store) -> None:
     """A business no rolls back what it did, stays no, and is not asked again."""
     ran: list[int] = []
     first = await store.write_once(take(11, ran=ran), ONCE, name="take")
@@ -662,7 +662,7 @@ async def test_a_record_that_was_written_under_a_clock_set_back_is_kept_for_its_
 
 
 async def test_a_record_is_kept_for_its_time_and_a_tenth_more(store: Store) -> None:
-    """Whether it is an answer, a refusal, or what its undo left: who asks in time finds it (S6)."""
+    """It may be an answer, a rejection, or what its undo left: who asks in time finds it (S6)."""
     day_s, kept_us = 86_400.0, 95_040_000_000
     began_us = await store.write(_now_us, name="now")
 

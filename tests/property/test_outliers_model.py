@@ -29,7 +29,7 @@ SHORT_S, LONG_S = 0.3, 2.5
 ENDS = {
     "ok": CallEnd.ANSWERED,
     "fail": CallEnd.FAILED,
-    "refuse": CallEnd.REFUSED,
+    "refuse": CallEnd.BUSY,
     "leave": CallEnd.LEFT,
 }
 OPERATIONS = (
@@ -184,7 +184,7 @@ class Checker:
             if event.until_s is not None and event.instance not in self.ejected and not others:
                 raise Violated("one was ejected where no other is well")
         was_silent = call.name in self.ejected and call.name in self.silent
-        if not is_current and was_silent and end in (CallEnd.ANSWERED, CallEnd.REFUSED):
+        if not is_current and was_silent and end in (CallEnd.ANSWERED, CallEnd.BUSY):
             self.hints.add(call.name)
         is_return = any(event.until_s is None and event.instance == call.name for event in new)
         if call.is_probe and is_current and end is CallEnd.ANSWERED and not is_return:

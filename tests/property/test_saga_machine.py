@@ -45,7 +45,7 @@ STEPS = (
     Ask("charge", "c", is_pivot=True),
     Ask("book", "b"),
 )
-# A refusal is an answer, and a pivot that was refused has another one behind it.
+# A rejection is an answer, and a pivot that was refused has another one behind it.
 TRYING = (
     replace(STEPS[1], takes=("no",)),
     Ask("charge", "c", is_pivot=True, takes=("no",)),

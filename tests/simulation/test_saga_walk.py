@@ -16,7 +16,7 @@ def test_every_way_to_end_is_walked() -> None:
     """A run that is completed, undone and stuck; a caller that is told each; an unknown of both."""
     text = saga_walk.PAGE.read_text()
     told = text.partition("<!-- walk -->")[2]
-    for word in ("| completed |", "| undone |", "| stuck |", "the refusal", "`saga_undone`"):
+    for word in ("| completed |", "| undone |", "| stuck |", "the rejection", "`saga_undone`"):
         assert word in told
     for word in ("`saga_stuck`", "key barred", "key given up", "many attempts", "by a person"):
         assert word in told

@@ -235,7 +235,7 @@ def test_a_peak_has_a_bound() -> None:
 
 def test_one_that_fails_quickly_is_not_quick() -> None:
     """Refusals take no time, and would attract all calls: they count as what repeating costs."""
-    for end in (FAILED, CallEnd.REFUSED):
+    for end in (FAILED, CallEnd.BUSY):
         balancer = two_choices(outliers=None)
         learn(balancer, {"a": 0.010, "b": 0.010}, 0.0)
         for _ in range(3):

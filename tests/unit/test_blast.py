@@ -41,7 +41,7 @@ def effects(found: Blast) -> dict[str, str]:
 
 def of_route(one: RouteOutline, *calls: ObservedCall, service: str = "bank") -> str:
     """Return the effect on a single route."""
-    return blast(service, Declarations([service], routes=[one]), calls).effect_on(one.route)
+    return effects(blast(service, Declarations([service], routes=[one]), calls)).get(one.route, "")
 
 
 @pytest.mark.parametrize(

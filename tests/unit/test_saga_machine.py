@@ -240,7 +240,7 @@ def test_what_will_never_work_turns_at_once() -> None:
     assert outcome(on, key, BROKEN).action is Action.TURN
 
 
-def test_a_refusal_turns_and_is_not_undone() -> None:
+def test_a_rejection_turns_and_is_not_undone() -> None:
     """A business no had no effect: there is nothing to undo."""
     on = machine()
     (key,) = begin(on, RESERVE)
@@ -304,7 +304,7 @@ def test_a_pivot_in_flight_at_a_restart_is_asked_again_past_the_deadline() -> No
 
 
 def test_a_refused_pivot_turns_even_after_an_unknown_attempt() -> None:
-    """A refusal is final under the key, so it settles the attempts before it."""
+    """A rejection is final under the key, so it settles the attempts before it."""
     on = machine()
     (key,) = begin(on, CHARGE)
     outcome(on, key, UNKNOWN)

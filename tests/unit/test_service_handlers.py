@@ -67,7 +67,7 @@ def test_a_unit_answers_once_and_is_replayed_under_its_key() -> None:
     in_town(main)
 
 
-def test_a_refusal_is_recorded_and_replayed_with_all_that_it_said() -> None:
+def test_a_rejection_is_recorded_and_replayed_with_all_that_it_said() -> None:
     """The same no under the same key, also when there would be stock by now."""
 
     async def main(town: Town) -> None:
@@ -566,28 +566,28 @@ def test_those_that_wait_for_a_run_that_stops_are_asked_to_ask_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "refusal"),
+    ("call", "said"),
     [
         (Stock.build("A-1", "gone", 1), OutOfStock),
         (Stock.build("A-1", "bolt", 2000), Declined),
     ],
 )
-def test_a_refusal_inside_a_handler_is_its_refusal(call: Any, refusal: type[Exception]) -> None:
+def test_a_rejection_inside_a_handler_is_its_rejection(call: Any, said: type[Exception]) -> None:
     """A no of its own unit or of a service it calls is recorded, and replayed after a restart."""
 
     async def main(town: Town) -> None:
-        with pytest.raises(refusal):
+        with pytest.raises(said):
             await town.ask(call, "k1")
         assert await town.record("k1") == "rejection"
         await town.restart("stock")
-        with pytest.raises(refusal):
+        with pytest.raises(said):
             await town.ask(call, "k1")
         assert town.hooks.reached["build begins"] == 1
 
     in_town(main)
 
 
-def test_a_recorded_refusal_of_a_unit_is_raised_again_in_the_next_run() -> None:
+def test_a_recorded_rejection_of_a_unit_is_raised_again_in_the_next_run() -> None:
     """A handler that continues after a crash meets the same no at the same place."""
 
     async def main(town: Town) -> None:
@@ -596,8 +596,8 @@ def test_a_recorded_refusal_of_a_unit_is_raised_again_in_the_next_run() -> None:
         async def refused(ctx: Any) -> None:
             try:
                 await ctx.write(town_refuses, 5)
-            except OutOfStock as refusal:
-                seen.append((refusal.message, refusal.details))
+            except OutOfStock as rejection:
+                seen.append((rejection.message, rejection.details))
             if len(seen) == 1:
                 raise ValueError("a crash")
 
@@ -633,8 +633,8 @@ def test_a_recorded_code_is_read_as_the_class_that_is_meant_here() -> None:
         async def refused(ctx: Any) -> None:
             try:
                 await ctx.write(is_surfeited)
-            except Rejection as refusal:
-                seen.append(type(refusal))
+            except Rejection as rejection:
+                seen.append(type(rejection))
             if len(seen) == 1:
                 raise ValueError("a crash")
 
@@ -751,7 +751,7 @@ def test_a_unit_that_a_handler_gave_up_may_stand_so_nothing_is_refused() -> None
     in_town(main, "stock")
 
 
-def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
+def test_a_conclusion_that_finds_no_room_is_no_rejection() -> None:
     """The effects stand, so the caller must not hear that nothing was done: a pivot would turn."""
 
     async def main(town: Town) -> None:
@@ -784,7 +784,7 @@ async def _idle(_: Any) -> None:
 def test_a_unit_that_refused_does_not_count_as_begun() -> None:
     """What is then done elsewhere is preceded by a record, so that an undo finds it.
 
-    A refused unit leaves no trace but its refusal; taking it for a beginning would let an undo
+    A refused unit leaves no trace but its rejection; taking it for a beginning would let an undo
     after a crash leave a tombstone beside the charge.
     """
 
@@ -917,8 +917,8 @@ def test_an_undo_before_its_call_leaves_a_tombstone(call: Any, undo: Any) -> Non
         (Stock.build("A-1", "gone", 1), Stock.scrap),
     ],
 )
-def test_an_undo_of_a_refusal_does_nothing(call: Any, undo: Any) -> None:
-    """There was no effect, so there is nothing to undo; the refusal stays."""
+def test_an_undo_of_a_rejection_does_nothing(call: Any, undo: Any) -> None:
+    """There was no effect, so there is nothing to undo; the rejection stays."""
 
     async def main(town: Town) -> None:
         with pytest.raises(OutOfStock):

@@ -202,7 +202,7 @@ class CalledService:
         elif verdict is Classification.FAILURE:
             end = CallEnd.FAILED
         elif isinstance(outcome, Exception) and not isinstance(outcome, TimedOut):
-            end = CallEnd.REFUSED
+            end = CallEnd.BUSY
         else:
             end = CallEnd.LEFT
         return self.balancer.observe(member, now, took_s, end, half_open_s)

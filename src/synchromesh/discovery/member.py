@@ -16,14 +16,18 @@ class CallEnd(Enum):
     """Names what the end of a call says about the instance that it went to.
 
     ANSWERED: it did its work, be it to say no. FAILED: it refused the connection, broke it,
-    answered with a fault of its own, or did not answer within the edge's timeout. REFUSED: it
+    answered with a fault of its own, or did not answer within the edge's timeout. BUSY: it
     answered that it is too busy, or that somebody behind it failed; no fault of it. LEFT: its
     caller went first; it took at least so long, and more is not known.
+
+    Example:
+        >>> [end.value for end in CallEnd]
+        ['answered', 'failed', 'busy', 'left']
     """
 
     ANSWERED = "answered"
     FAILED = "failed"
-    REFUSED = "refused"
+    BUSY = "busy"
     LEFT = "left"
 
 

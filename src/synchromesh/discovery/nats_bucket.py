@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from synchromesh.codec import encode
 from synchromesh.discovery.entries import InstanceEntry, Kept, name_of, place_of, read, token_of
 from synchromesh.discovery.nats_connection import cancellable
-from synchromesh.discovery.nats_requests import NO_MESSAGE, NatsRequests, Refused
+from synchromesh.discovery.nats_requests import NO_MESSAGE, JetStreamError, NatsRequests
 from synchromesh.discovery.view import HEARTBEAT_S
 from synchromesh.errors import BadRequest, ConfigError, DiscoveryError, Unauthenticated
 from synchromesh.identity import Signer
@@ -143,7 +143,7 @@ class NatsBucket:
         began_s = _now()
         try:
             answer = await self._requests.api(f"STREAM.INFO.KV_{self.name}", {})
-        except Refused as error:
+        except JetStreamError as error:
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
         self._note_clock(answer["ts"], (began_s + _now()) / 2)
 
@@ -203,7 +203,7 @@ class NatsBucket:
             answer = await self._requests.api(
                 f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": subject}
             )
-        except Refused as error:
+        except JetStreamError as error:
             if error.code == NO_MESSAGE:
                 return 0, None
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
@@ -233,7 +233,7 @@ class NatsBucket:
                 {"stream_name": f"KV_{self.name}", "config": self._consumer(inbox)},
             )
             yield NatsWatch(subscription, int(consumer["num_pending"]), self._entries, self._read)
-        except Refused as error:
+        except JetStreamError as error:
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
         finally:
             with suppress(Exception), cancellable():

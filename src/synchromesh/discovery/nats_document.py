@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from synchromesh.discovery.entries import token_of
-from synchromesh.discovery.nats_requests import NO_MESSAGE, NO_STREAM, NatsRequests, Refused
+from synchromesh.discovery.nats_requests import NO_MESSAGE, NO_STREAM, JetStreamError, NatsRequests
 from synchromesh.errors import ConfigError, DiscoveryError, Unauthenticated
 from synchromesh.identity import Signer
 
@@ -135,7 +135,7 @@ class NatsDocument:
             asked = {"next_by_subj": self._subject, "seq": after + 1}
         try:
             answer = await self._asked(asked)
-        except Refused as error:
+        except JetStreamError as error:
             if error.code == NO_MESSAGE:
                 return Document(None, 0) if after is None else None
             if error.code == NO_STREAM:

@@ -25,7 +25,7 @@ class Conflict(Exception):
     """Raised where an entry is not of the revision that was expected."""
 
 
-class Refused(Exception):
+class JetStreamError(Exception):
     """Raised for an error that JetStream answers, of a code of its own."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -83,7 +83,7 @@ class NatsRequests:
         """
         try:
             answer = await self.ask(subject, data, headers)
-        except Refused as error:
+        except JetStreamError as error:
             if error.code in _CONFLICTS:
                 raise Conflict from error
             raise DiscoveryError(f"{self.there} refuses: {error}") from error
@@ -98,10 +98,10 @@ class NatsRequests:
         for _ in range(CREATE_ATTEMPTS_MAX):
             try:
                 return await self.api(f"STREAM.INFO.{stream}", {})
-            except Refused:
+            except JetStreamError:
                 try:
                     return await self.api(f"STREAM.CREATE.{stream}", config)
-                except Refused as error:
+                except JetStreamError as error:
                     if error.code != OTHER_CONFIG:
                         raise DiscoveryError(f"{self.there}: JetStream refuses: {error}") from error
         raise DiscoveryError(f"{self.there}: {stream} comes and goes")
@@ -128,7 +128,7 @@ class NatsRequests:
             kept = {**found["config"], "metadata": {**found["config"]["metadata"], **own}}
             try:
                 await self.api(f"STREAM.UPDATE.{stream}", kept)
-            except Refused as error:
+            except JetStreamError as error:
                 raise DiscoveryError(f"{self.there}: JetStream refuses: {error}") from error
         return found
 
@@ -139,7 +139,7 @@ class NatsRequests:
 
         Raises:
             DiscoveryError: there is none in time.
-            Refused: it is an error.
+            JetStreamError: it is an error.
         """
         client = self._client
         if client is None or client.is_closed:
@@ -154,7 +154,9 @@ class NatsRequests:
             raise DiscoveryError(f"{self.there} does not answer: {error!r}") from error
         if "error" in answer:
             refused = answer["error"]
-            raise Refused(int(refused.get("err_code", 0)), str(refused.get("description", "")))
+            raise JetStreamError(
+                int(refused.get("err_code", 0)), str(refused.get("description", ""))
+            )
         return answer
 
     def __repr__(self) -> str:

@@ -55,6 +55,11 @@ async def subscribe(
     Raises:
         LogReplaced: the checkpoint belongs to another log.
         LogGap: positions are missing that no removal recorded.
+
+    Example:
+        >>> async def follow(store: Store) -> None:
+        ...     async for batch in subscribe(store, Checkpoint(store.log_id)):
+        ...         print([event.name for event in batch])
     """
     wakeup = Wakeup(store, poll_s=poll_s)
     try:

@@ -112,6 +112,12 @@ def parse_keys(data: bytes, where: str) -> dict[str, ApiKey]:
 
     Raises:
         ConfigError: the file is wrong; every mistake is named, and no hash.
+
+    Example:
+        >>> _, key = make_key("shop", ["orders:write"], rng=random.Random(1))
+        >>> found = parse_keys(msgspec.json.encode(KeysFile((key,))), "api-keys.json")
+        >>> [each.principal for each in found.values()]
+        ['shop']
     """
     try:
         keys = msgspec.json.decode(data, type=KeysFile).keys

@@ -179,9 +179,9 @@ class Execution:
 
     def _result(self, key: str) -> object:
         step = self.steps[key]
-        if step.ask.takes and (refusal := self.machine.refusal_of(key)):
-            assert isinstance(step, CallStep), "no other takes a refusal"
-            return step.load_refusal(refusal)
+        if step.ask.takes and (rejection := self.machine.rejection_of(key)):
+            assert isinstance(step, CallStep), "no other takes a rejection"
+            return step.load_rejection(rejection)
         return step.load(self.machine.result_of(key))
 
     def _conclude_function(self, event: FunctionReturned | FunctionRaised | ForeignAwaited) -> None:

@@ -151,7 +151,7 @@ class SagaMachine(RunState):
 
     @property
     def _is_over(self) -> bool:
-        """True where a refusal may stand that nobody took: the run turned, or is stuck, at it."""
+        """True where a rejection may stand that nobody took: the run turned, or is stuck, at it."""
         return self.status is not SagaStatus.RUNNING
 
     def _changed(self, key: str, step: StepFacts) -> str:
@@ -230,10 +230,10 @@ class SagaMachine(RunState):
         """Return the recorded result of a step that is done."""
         return self._steps[key].result or b""
 
-    def refusal_of(self, key: str) -> bytes:
-        """Return the problem of a refusal that the function takes for an answer; b"" for none."""
+    def rejection_of(self, key: str) -> bytes:
+        """Return the problem of a rejection that the function takes for an answer; b"" for none."""
         step = self._steps[key]
-        return step.refusal if step.refusal and _is_taken(step) else b""
+        return step.rejection if step.rejection and _is_taken(step) else b""
 
     def done(self, key: str, result: bytes) -> SagaRecord:
         """Return the record that a step was answered."""
@@ -254,7 +254,7 @@ class SagaMachine(RunState):
         if outcome.result is AttemptResult.UNKNOWN and _ask_of(step).is_write:
             step.attempts += 1
         if outcome.is_declared and _code_of(outcome.problem) in _ask_of(step).takes:
-            return NextAction(Action.RETURN, (self._refused(key, step, outcome),))
+            return NextAction(Action.RETURN, (self._rejected(key, step, outcome),))
         rule = RULES[zone, outcome.result]
         if rule is StepRule.AGAIN:
             if why := self._forgotten(key, step, now_us):
@@ -328,18 +328,18 @@ class SagaMachine(RunState):
         is_certain = outcome.result is AttemptResult.REJECTED or (is_unrun and step.attempts <= 1)
         has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
         if rule is StepRule.STUCK or not has_way_back:
-            records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
+            records = (self._rejected(key, step, outcome),) if _is_no(outcome) else ()
             stuck = self.stick(
-                f"{outcome.result.value}: {outcome.why}", key, is_refused=_is_no(outcome)
+                f"{outcome.result.value}: {outcome.why}", key, is_rejected=_is_no(outcome)
             )
             return NextAction(stuck.action, records + stuck.records)
         turned = self.turn(f"{outcome.result.value}: {outcome.why}", key, outcome.problem)
         if _is_no(outcome) or zone is Zone.PIVOT:
-            refused = self._refused(key, step, outcome)
-            return NextAction(turned.action, (refused, *turned.records))
+            rejected = self._rejected(key, step, outcome)
+            return NextAction(turned.action, (rejected, *turned.records))
         return turned
 
-    def _refused(self, key: str, step: StepFacts, outcome: AttemptOutcome) -> SagaRecord:
+    def _rejected(self, key: str, step: StepFacts, outcome: AttemptOutcome) -> SagaRecord:
         body = encode(outcome.problem or {})
         return SagaRecord(RecordKind.REJECTED, key, step.attempts, _ask_of(step).digest, body)
 
@@ -351,10 +351,12 @@ class SagaMachine(RunState):
         return NextAction(Action.TURN, (SagaRecord(RecordKind.TURNED, body=body),))
 
     def stick(
-        self, reason: str, step: str = "", *, is_refused: bool = False, is_forgotten: bool = False
+        self, reason: str, step: str = "", *, is_rejected: bool = False, is_forgotten: bool = False
     ) -> NextAction:
         """Return the decision that the run needs a person."""
-        cause = SagaCause(readable(reason), step, is_refused=is_refused, is_forgotten=is_forgotten)
+        cause = SagaCause(
+            readable(reason), step, is_rejected=is_rejected, is_forgotten=is_forgotten
+        )
         return NextAction(Action.STUCK, (SagaRecord(RecordKind.STUCK, body=encode(cause)),))
 
     def misfit(self, why: str) -> NextAction:
@@ -433,7 +435,7 @@ class SagaMachine(RunState):
             records = (self._undo_begun(key, step),) if is_counted else ()
             return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
         return self.stick(
-            f"its undo is {outcome.result.value}: {outcome.why}", key, is_refused=_is_no(outcome)
+            f"its undo is {outcome.result.value}: {outcome.why}", key, is_rejected=_is_no(outcome)
         )
 
     def ended(self) -> SagaRecord:
@@ -448,11 +450,11 @@ def _ask_of(step: StepFacts) -> Ask:
 
 
 def _is_taken(step: StepFacts) -> bool:
-    """Say whether a step was refused, and the function takes that for an answer."""
+    """Return whether a step was rejected, and the function takes that for an answer."""
     takes = _ask_of(step).takes
-    if step.phase is not StepState.REJECTED or not takes or not step.refusal:
+    if step.phase is not StepState.REJECTED or not takes or not step.rejection:
         return False
-    return _code_of(decode(step.refusal, dict[str, Any])) in takes
+    return _code_of(decode(step.rejection, dict[str, Any])) in takes
 
 
 def _code_of(problem: dict[str, Any] | None) -> str:

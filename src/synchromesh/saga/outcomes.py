@@ -56,7 +56,7 @@ def of_call(error: Exception) -> AttemptOutcome:
 
 
 def of_function(error: Exception, *, is_pivot: bool = False) -> AttemptOutcome:
-    """Return what a function of the user that raised came to: only a refusal says what it did.
+    """Return what a function of the user that raised came to: only a rejection says what it did.
 
     What was certainly not sent is tried again without using up attempts, unless a later attempt
     would do no better. Of a pivot that is not believed: something may have been sent before, and

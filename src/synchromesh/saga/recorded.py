@@ -257,4 +257,4 @@ def _load(step: Step[Any], answer: RecordedStep) -> object:
     if answer.kind != RecordKind.REJECTED._value_:
         return step.load(bytes(answer.body))
     is_taken = isinstance(step, CallStep) and step.ask.takes
-    return step.load_refusal(bytes(answer.body)) if is_taken else _HALT  # type: ignore[attr-defined]
+    return step.load_rejection(bytes(answer.body)) if is_taken else _HALT  # type: ignore[attr-defined]

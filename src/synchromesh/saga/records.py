@@ -151,8 +151,8 @@ class SagaCause(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         step: at which it turned or is stuck; "" where it is at none.
         who: the person who turned it; "" where nobody did.
-        is_refused: the step, or its undo, was refused: nothing was done under that key, and asking
-            again under it changes nothing.
+        is_rejected: the step, or its undo, was rejected: nothing was done under that key, and
+            asking again under it changes nothing.
         is_forgotten: nobody remembers whether it was done.
     """
 
@@ -160,7 +160,7 @@ class SagaCause(msgspec.Struct, frozen=True, omit_defaults=True):
     step: str = ""
     problem: dict[str, Any] | None = None
     who: str = ""
-    is_refused: bool = False
+    is_rejected: bool = False
     is_forgotten: bool = False
 
 
@@ -225,7 +225,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     is_pivot: bool = False
     has_undo: bool = False
     is_query: bool = False
-    takes: tuple[str, ...] = ()  # codes of refusals that the function takes for answers
+    takes: tuple[str, ...] = ()  # codes of rejections that the function takes for answers
     nap: NapAsk | None = None
     attempts_max: int | None = None
 
@@ -233,7 +233,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 class AttemptOutcome(msgspec.Struct, frozen=True, gc=False):
     """What one attempt of a step or an undo came to.
 
-    `body` is the answer's JSON, `problem` what a client would be told of a failure; a refusal
+    `body` is the answer's JSON, `problem` what a client would be told of a failure; a rejection
     `is_declared` where the contract of the operation names it. One that is broken `has_run` where
     it had its effect, and what it returned cannot be recorded.
     """

@@ -169,7 +169,7 @@ def _effects(state: RunState, verb: RepairVerb) -> tuple[str, ...]:
         return (f"asks again for the undo of {step}", *_undoing(state, but=step))
     if not step:
         return ("runs the saga function again from its records",)
-    anew = " as a new call, for the last one was refused" if state.cause.is_refused else ""
+    anew = " as a new call, for the last one was rejected" if state.cause.is_rejected else ""
     return (f"asks again for {step}{anew or f' under its key {key}'}", "goes on behind it")
 
 

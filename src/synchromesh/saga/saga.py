@@ -45,7 +45,7 @@ _EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
 class Saga(StepBook):
     """Gives a saga function its steps: transactions, calls with their compensation, the pivot.
 
-    The function awaits nothing else. It never sees a step fail: a refusal, or a failure that
+    The function awaits nothing else. It never sees a step fail: a rejection, or a failure that
     outlasts its attempts, ends the function and undoes what was done, in reverse.
 
     Attributes:
@@ -142,7 +142,7 @@ class Saga(StepBook):
         """Describe a call of which a declared rejection is an answer: the step gives it as a value.
 
         The function goes on with it, and the run does not turn; whatever else goes wrong is as with
-        `call`. A pivot that was refused so is none: another may come.
+        `call`. A pivot that was rejected so is none: another may come.
 
         Args:
             taken: the class of the rejection; all that the operation declares, for `Rejection`.

@@ -54,7 +54,7 @@ class StepFacts(msgspec.Struct, gc=False):
     attempts: int = 0
     undo_attempts: int = 0
     result: bytes | None = None
-    refusal: bytes = b""
+    rejection: bytes = b""
     tries: int = 0
     ask: Ask | None = None
     order: int = 0
@@ -77,12 +77,12 @@ class RunState:
     def __init__(self) -> None:
         self._steps: dict[str, StepFacts] = {}
         self._pivot = ""
-        self._pivots: set[str] = set()  # one whose refusal was taken has another behind it
+        self._pivots: set[str] = set()  # one whose rejection was taken has another behind it
         self._pivot_done_us = 0
         self._turned_us = 0
         self._repaired_us = 0
         self._turned_by: SagaCause | None = None
-        # How often a refusal was put aside: what is asked for anew has a key of its own.
+        # How often a rejection was put aside: what is asked for anew has a key of its own.
         self._rounds: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self.status = SagaStatus.RUNNING
@@ -137,7 +137,7 @@ class RunState:
             if kind is RecordKind.WOKEN and record.attempt and step.nap is not None:
                 self._taken[step.nap.awaits] = record.attempt
         elif kind is RecordKind.REJECTED:
-            step.digest, step.refusal = record.digest, record.body
+            step.digest, step.rejection = record.digest, record.body
         elif kind is RecordKind.UNDO_BEGUN:
             step.undo_attempts = record.attempt
 
@@ -182,12 +182,12 @@ class RunState:
             self._pivot_done_us = record.at_us
 
     def _renew(self, stuck_at: SagaCause, at_us: int) -> None:
-        """Put aside that the step at which the run is stuck was refused, or is forgotten."""
+        """Put aside that the step at which the run is stuck was rejected, or is forgotten."""
         key = stuck_at.step
         step = self._steps.get(key)
         if step is None:
             return
-        if stuck_at.is_refused:
+        if stuck_at.is_rejected:
             name = f"{key}/undo" if self.is_turned else key
             self._rounds[name] = self._rounds.get(name, 0) + 1
         if step.phase is StepState.REJECTED:

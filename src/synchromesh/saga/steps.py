@@ -201,7 +201,7 @@ class CallStep(Step[R_co]):
             raise BadRequest(f"the data does not fit: {error}") from error
         return value
 
-    def load_refusal(self, problem: bytes) -> Exception:
+    def load_rejection(self, problem: bytes) -> Exception:
         """Return the rejection that is recorded.
 
         Raises:

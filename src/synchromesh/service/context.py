@@ -262,7 +262,7 @@ class Context:
         of calls do.
 
         Raises:
-            Rejection: the unit refused; the refusal is recorded, as its result would be.
+            Rejection: raised by the unit; it is recorded, as its result would be.
             KeyUndone: this command was undone before it had an effect.
             ContractError: this is a query, which may not write; or what the unit is given or
                 returns cannot be recorded.
@@ -313,7 +313,7 @@ class Context:
                 where = answer_place(once.caller, once.key)
                 answer = open_sealed(answer, where, self._deps.store.vault)
             return typing.cast("R", _load(answer, result_type, name))
-        # A unit that refused has left no trace but its refusal: the command has yet to begin.
+        # A unit that raised a rejection has left no trace but that: the command has yet to begin.
         try:
             raise (
                 rejections[0]

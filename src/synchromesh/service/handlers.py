@@ -249,8 +249,8 @@ class Operations:
         except NotExecuted as refused:
             if refused.via or not (ctx.has_begun or ctx.is_in_doubt):
                 raise
-            # Whoever hears a refusal takes it that nothing was done, and would undo nothing; the
-            # database itself refuses the conclusion where too many units wait for it.
+            # Whoever hears `NotExecuted` takes it that nothing was done, and would undo nothing;
+            # the database itself refuses the conclusion where too many units wait for it.
             raise DownstreamFailed(
                 f"{operation.full_name} stopped half-way: {refused.code}; ask again under its key",
                 cause_code=refused.code,
@@ -259,24 +259,24 @@ class Operations:
     async def _outcome(
         self, handled: HandlerDefinition, ctx: Context, arguments: dict[str, Any]
     ) -> Callable[[Unit], Awaitable[bytes]]:
-        """Run a handler; return the unit that records its answer or refusal."""
-        operation, refusal, answer = handled.operation, None, b""
+        """Run a handler; return the unit that records its answer or rejection."""
+        operation, told, answer = handled.operation, None, b""
         try:
             answer = _answer(operation, await handled.function(ctx, **arguments))
         except Rejection as rejection:
             _check_declared(rejection, operation)
-            refusal = rejection
+            told = rejection
         except SagaUndone as undone:
             if undone.via:
                 raise
             # Its saga has left nothing, and would be the same one under this key for ever.
-            refusal = _UndoneForGood(undone.message)
+            told = _UndoneForGood(undone.message)
         finally:
             ctx.end()
 
         async def conclusion(unit: Unit) -> bytes:
-            if refusal is not None:
-                raise refusal
+            if told is not None:
+                raise told
             personal = operation.shape.personal_result
             if personal is None:
                 return answer

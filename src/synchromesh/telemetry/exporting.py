@@ -60,11 +60,11 @@ class ExportOptions:
 
 
 class Verdict(Enum):
-    """How an attempt to export a batch ended."""
+    """How an attempt to export a batch ended; FINAL is a failure that is not tried again."""
 
     ACCEPTED = "accepted"
     TRY_AGAIN = "try again"
-    REFUSED = "refused"
+    FINAL = "final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,13 @@ def outcome_of(status: int, body: bytes, after_s: float | None = None) -> Outcom
         >>> outcome_of(200, b'{"partialSuccess":{"rejectedSpans":"3"}}').rejected
         3
         >>> outcome_of(301, b"").verdict, outcome_of(503, b"", 5.0).after_s
-        (<Verdict.REFUSED: 'refused'>, 5.0)
+        (<Verdict.FINAL: 'final'>, 5.0)
     """
     if status in TRY_AGAIN:
         return Outcome(Verdict.TRY_AGAIN, f"it answered {status}", after_s=after_s)
     if not 200 <= status <= 299:
         moved = "; give the URL that it leads to" if 300 <= status <= 399 else ""
-        return Outcome(Verdict.REFUSED, f"it answered {status}{moved}")
+        return Outcome(Verdict.FINAL, f"it answered {status}{moved}")
     try:
         partial = _answers.decode(body).partial_success if body else None
     except msgspec.DecodeError:
@@ -164,11 +164,6 @@ class ExportQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._items) + len(self._batch)
 
-    @property
-    def is_failing(self) -> bool:
-        """True while a batch waits for another attempt."""
-        return self._attempts > 0
-
     def add(self, items: Sequence[T], now: float) -> None:
         """Take items, or drop those that do not fit."""
         free = self.options.items_max - len(self)
@@ -210,7 +205,7 @@ class ExportQueue(Generic[T]):
             rejected = min(outcome.rejected, len(self._batch))
             self.sent += len(self._batch) - rejected
             self._drop("rejected", rejected)
-        elif outcome.verdict is Verdict.REFUSED:
+        elif outcome.verdict is Verdict.FINAL:
             self._drop("refused", len(self._batch))
         elif self._attempts + 1 < self.options.attempts_max:
             self._attempts += 1

@@ -63,10 +63,6 @@ class Blast(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...]
     calls: int
 
-    def effect_on(self, what: str) -> str:
-        """Return what becomes of a route or saga; "" where it goes on as always."""
-        return next((hit.effect for hit in self.hits if hit.what == what), "")
-
 
 @dataclass(frozen=True, slots=True)
 class Declarations:
