@@ -87,17 +87,21 @@ async def add_each(store: PostgresStore, *streams: str, name: str = "batch") -> 
 class Proxy:
     """A connection of which what is sent is seen, and may fail."""
 
-    def __init__(self, connection: Connection, faults: list[tuple[str, bool, Exception]]) -> None:
+    def __init__(
+        self, connection: Connection, faults: list[tuple[str, bool, Exception]], sent: list[str]
+    ) -> None:
         self._connection = connection
         self._faults = faults
+        self._sent = sent
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
     async def _call(self, run: Callable[..., Awaitable[Any]], sql: str, *values: Any) -> Any:
+        self._sent.append(sql)
         for fault in self._faults:
             at, is_after, error = fault
-            if at in sql:
+            if at in f"<{sql}>":
                 self._faults.remove(fault)
                 if is_after:
                     await run(sql, *values)
@@ -124,15 +128,24 @@ def _duplicate() -> Exception:
     return error
 
 
-APPENDING, COMMITTING, BEGINNING = "moved as", "; commit", "lock table sm_log"
+APPENDING, COMMITTING, BEGINNING = "count(place)", "; commit", "lock table sm_log"
+FORETOLD = "with checked as"
+LOOKING_UP = "on conflict do nothing returning 1"
 
 
 _faults: dict[str, list[tuple[str, bool, Exception]]] = {}
+_sent: dict[str, list[str]] = {}
 
 
 def faults_of(store: PostgresStore) -> list[tuple[str, bool, Exception]]:
     """Return what has yet to fail."""
     return _faults[store.place]
+
+
+def sent_by(store: PostgresStore) -> list[str]:
+    """Return what has been sent by now, and gather what will be."""
+    _sent[store.place].clear()
+    return _sent[store.place]
 
 
 async def failing(
@@ -142,12 +155,13 @@ async def failing(
     store: PostgresStore = await opened(connections_max=1, **options)
     connect = store._units._connect
     to_come: list[tuple[str, bool, Exception]] = []
+    sent: list[str] = []
 
     async def connect_proxy() -> Proxy:
-        return Proxy(await connect(), to_come)
+        return Proxy(await connect(), to_come, sent)
 
     store._units._connect = connect_proxy
-    _faults[store.place] = to_come
+    _faults[store.place], _sent[store.place] = to_come, sent
     # The connection that it has is replaced by one that is watched.
     admin = await asyncpg.connect(store._url)
     await admin.execute(
@@ -258,6 +272,8 @@ async def test_a_caller_that_is_cancelled_harms_nobody(opened: Any) -> None:
         (BEGINNING, True, LOST), (APPENDING, False, CONFLICT), (COMMITTING, False, CONFLICT),
         (APPENDING, False, asyncpg.DeadlockDetectedError("deadlock detected")),
         (APPENDING, False, _duplicate()), (COMMITTING, False, FULL),
+        (FORETOLD, False, LOST), (FORETOLD, True, LOST), (FORETOLD, False, CONFLICT),
+        (FORETOLD, False, _duplicate()), (FORETOLD, False, FULL),
     ],
 )  # fmt: skip
 async def test_a_group_that_is_cut_takes_effect_once(
@@ -265,6 +281,7 @@ async def test_a_group_that_is_cut_takes_effect_once(
 ) -> None:
     """It is looked up by its mark before it is run again, all of it or nothing (I3)."""
     store = await failing(opened, (at, is_after, error))
+    store._units._foresight.saw(is_so=at == FORETOLD)
     versions = await asyncio.wait_for(
         asyncio.gather(*(add(store, f"s/{number}", expected=0) for number in range(8))), WAIT_S
     )
@@ -273,19 +290,138 @@ async def test_a_group_that_is_cut_takes_effect_once(
     assert not faults_of(store), "it did fail"
 
 
+@pytest.mark.parametrize("at", [COMMITTING, FORETOLD])
 async def test_a_group_that_may_stand_is_never_run_again(
-    opened: Any, monkeypatch: pytest.MonkeyPatch
+    opened: Any, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its commit had no answer, and no look-up has one: each is told so, and it stands once."""
     monkeypatch.setattr(postgres_units, "_ROUNDS_MAX", 4)
-    looks = [("on conflict do nothing returning 1", False, LOST)] * 9
-    store = await failing(opened, (COMMITTING, True, LOST), *looks)
-    outcomes = await asyncio.wait_for(
-        asyncio.gather(*(add(store, f"s/{n}") for n in range(3)), return_exceptions=True), WAIT_S
-    )
+    store = await failing(opened, (at, True, LOST), *[(LOOKING_UP, False, LOST)] * 9)
+    expected = 0 if at == FORETOLD else None
+    adding = (add(store, f"s/{n}", expected=expected) for n in range(3))
+    outcomes = await asyncio.wait_for(asyncio.gather(*adding, return_exceptions=True), WAIT_S)
     assert all(isinstance(each, StoreUnavailable) for each in outcomes), outcomes
     faults_of(store).clear()
     assert sorted(stream for _, stream, _ in await stored(store)) == ["s/0", "s/1", "s/2"]
+
+
+async def test_a_look_up_that_had_no_answer_is_not_taken_for_the_commit(opened: Any) -> None:
+    """The group never arrived; what is there is the mark of who looked for it (I3)."""
+    store = await failing(opened, (FORETOLD, False, LOST), ("<commit>", True, LOST))
+    assert await asyncio.wait_for(add(store, "a", expected=0), WAIT_S) == 1
+    assert not faults_of(store), "both did fail"
+    assert [stream for _, stream, _ in await stored(store)] == ["a"]
+
+
+async def test_a_group_whose_versions_are_known_is_one_trip(opened: Any) -> None:
+    """Its units are over before it is sent; each has its version, and positions are in order."""
+    store = await failing(opened)
+    sent, before = sent_by(store), store.commits
+    streams = [f"s/{number}" for number in range(20)]
+    for version in range(3):
+        asked = (add(store, each, events=2, expected=2 * version) for each in streams)
+        assert await asyncio.gather(*asked) == [2 * version + 2] * 20
+    assert [sql for sql in sent if FORETOLD not in sql] == ["reset all"]
+    assert (len(sent), store.commits - before) == (4, 3)
+    found = await stored(store)
+    assert [(stream, version) for _, stream, version in found] == [
+        (each, 2 * version + n) for version in range(3) for each in streams for n in (1, 2)
+    ]
+
+
+async def test_a_foretold_version_that_is_taken_fails_its_unit_alone(opened: Any) -> None:
+    """Nothing was written of the group, which asks then step by step (E2, I4)."""
+    store = await failing(opened)
+    sent = sent_by(store)
+    await add(store, "a", expected=0)
+    outcomes = await asyncio.gather(
+        *(add(store, each, expected=0) for each in ("b", "a", "c")), add(store, "d", expected=3),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert [each for each in outcomes if each == 1] == [1, 1]
+    refused = [each for each in outcomes if isinstance(each, VersionConflict)]
+    assert [each.actual for each in refused] == [1, 0]
+    assert sum(FORETOLD in sql for sql in sent) == 2
+    assert sum(APPENDING in sql for sql in sent) == 1
+    assert [stream for _, stream, _ in await stored(store)] == ["a", "b", "c"]
+
+
+async def test_who_fails_after_a_foretold_append_has_written_nothing(opened: Any) -> None:
+    """It is known before anything is sent: it is run by itself, and the others in one trip."""
+    store = await failing(opened)
+    sent = sent_by(store)
+
+    async def fail(_: Unit) -> None:
+        raise ValueError("no")
+
+    async def ask(unit: Unit) -> None:
+        assert [each.version for each in await load(unit, "more")] == [1]
+
+    async def refuse(_: Unit) -> int:
+        raise KeyError("before it asked for anything")
+
+    outcomes = await asyncio.gather(
+        add(store, "a", expected=0), add(store, "failed", expected=0, after=fail),
+        add(store, "more", expected=0, after=ask), store.write(refuse, name="add"),
+        add(store, "b", expected=0), return_exceptions=True,
+    )  # fmt: skip
+    assert list(map(type, outcomes)) == [int, ValueError, int, KeyError, int]
+    assert (sum(FORETOLD in sql for sql in sent), sum(sql == "rollback" for sql in sent)) == (1, 1)
+    assert sorted(stream for _, stream, _ in await stored(store)) == ["a", "b", "more"]
+
+
+async def test_a_foretold_group_waits_for_who_is_to_be_alone(opened: Any) -> None:
+    """As every unit does, whose `begin` locks the table of turns."""
+    store = await opened()
+    other = await asyncpg.connect(store._url)
+    await other.execute("begin; lock table sm_turn in exclusive mode")
+    waiting = asyncio.ensure_future(add(store, "a", expected=0))
+    held = (
+        "select exists(select from pg_locks where relation = 'sm_turn'::regclass and not granted)"
+    )
+    async with asyncio.timeout(WAIT_S):
+        while not await other.fetchval(held):
+            await asyncio.sleep(0.01)
+    assert not waiting.done()
+    await other.execute("commit")
+    await other.close()
+    assert await asyncio.wait_for(waiting, WAIT_S) == 1
+
+
+async def test_a_foretold_group_is_in_a_session_as_it_began(opened: Any) -> None:
+    """Whatever a function has set in it that a unit before has called."""
+    store = await failing(opened)
+    await store.write(
+        lambda unit: unit.execute(
+            "create function astray() returns text language sql as "
+            "$$select set_config('default_transaction_read_only', 'on', false)$$"
+        ),
+        name="make",
+    )
+    await store.write(lambda unit: unit.execute("select astray()"), name="leave")
+    sent = sent_by(store)
+    assert await add(store, "a", expected=0) == 1
+    assert [sql[:9] for sql in sent] == ["reset all", "with chec"], "and it was not refused"
+
+
+async def test_a_foretold_group_does_not_wait_long_for_one_stream(opened: Any) -> None:
+    """Nor for who numbers the log: it goes step by step, and so does the next one."""
+    store = await opened()
+    other = await asyncpg.connect(store._url)
+    await other.execute(
+        "begin; select from sm_log where name = 'sm_event' for update; "
+        "update sm_log set last = last where name = 'sm_event'"
+    )
+    waiting = asyncio.ensure_future(add(store, "a", expected=0))
+    held = "select exists(select from pg_locks where relation = 'sm_log'::regclass and not granted)"
+    async with asyncio.timeout(WAIT_S):
+        while not await other.fetchval(held):
+            await asyncio.sleep(0.01)
+    await other.execute("commit")
+    await other.close()
+    assert await asyncio.wait_for(waiting, WAIT_S) == 1
+    assert not store._units._foresight.is_clear()
+    assert len(await stored(store)) == 1
 
 
 async def test_a_group_that_is_always_in_conflict_is_run_one_by_one(opened: Any) -> None:
@@ -358,7 +494,7 @@ async def test_batches_groups_and_others_of_two_processes_skip_nothing(opened: A
     """A tailing reader sees each event, in order, whoever gave it its position (E3)."""
     stores = [await opened(), await opened(look_every_s=0.01)]
     tail = await opened(look_every_s=0.01)
-    total = 2 * 3 * 8 * 4
+    total = 2 * 3 * 8 * 5
 
     async def beside(unit: Unit) -> None:
         await unit.execute("select 1")
@@ -367,6 +503,7 @@ async def test_batches_groups_and_others_of_two_processes_skip_nothing(opened: A
     async def write(store: PostgresStore, number: int) -> None:
         for n in range(8):
             await add(store, f"s/{n % 3}")
+            await add(store, f"own/{id(store)}/{number}", expected=n)
             await add_each(store, f"t/{number}", f"u/{number}", name=f"batch {n % 2}")
             await store.write(beside, name="beside")
 

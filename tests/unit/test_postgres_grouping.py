@@ -10,7 +10,7 @@ import pytest
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.postgres_dialect import Translations
 from synchromesh.store.postgres_group import AppendGroup
-from synchromesh.store.postgres_grouping import GROUP_MAX, Grouping
+from synchromesh.store.postgres_grouping import GROUP_MAX, Foresight, Grouping
 from synchromesh.store.postgres_job import UnitJob, steps_of
 from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_unit import PostgresUnit
@@ -109,7 +109,7 @@ async def test_a_group_that_outlives_its_limit_is_rolled_back() -> None:
         )  # fmt: skip
 
     server = Server()
-    server.group = group = AppendGroup(jobs, unit_of, steps_of, path="shop")
+    server.group = group = AppendGroup(jobs, unit_of, steps_of, Foresight())
     assert await group.attempt(server, "u-1", 0)
     assert server.sent[-1] == "rollback"
     assert not any("commit" in sql for sql in server.sent)

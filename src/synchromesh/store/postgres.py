@@ -135,7 +135,7 @@ class PostgresStore(UnitStore):
             connected, logs, service=service, look_every_s=options.look_every_s
         )
         self._units = Units(
-            bounded,
+            partial(bounded, isolation="serializable"),
             UnitsOptions(
                 self.place,
                 service,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+from synchromesh.store.postgres_append import as_values
 from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.postgres_errors import (
@@ -80,9 +82,10 @@ class UnitAnswers:
             StatementFailed: it has ended the transaction; the connection is not kept.
             PostgresFault: the statement was refused.
         """
-        plan, rows = asked.plan, asked.rows
+        plan, rows, values = asked.plan, asked.rows, asked.values
         self.asks += 1
         if isinstance(asked, AskedAppend):
+            values = cast("Sequence[SqlValue]", as_values(asked.appends))
             self.appends += asked.is_lone
             self.is_batch = self.is_batch or asked.is_each
         if plan is None:
@@ -95,7 +98,7 @@ class UnitAnswers:
         self.has_appended = self.has_appended or plan.has_log
         self.has_session = self.has_session or plan.has_session
         if rows is None:
-            return await self._run(plan, asked.values, has_columns=asked.has_columns)
+            return await self._run(plan, values, has_columns=asked.has_columns)
         if self._is_careful:
             # One by one: those before the one that is refused stand.
             for values in rows:

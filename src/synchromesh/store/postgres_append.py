@@ -13,6 +13,7 @@ Else an event would be read before the one that it follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.unit import SqlValue, StreamRows
@@ -77,6 +78,36 @@ APPEND_IN_ORDER = Translation(
 )
 """Appends to streams with positions, while the order of the log is held."""
 
+# The table of turns is locked as a `begin` does it, and a row that another unit has inserted is
+# waited for as `HURRIED` says: all of it in the one statement, which is a transaction.
+APPEND_FORETOLD = Translation(
+    f"""\
+with checked as materialized (
+    select set_config('lock_timeout', '250', true) is not null
+        and not exists (select from sm_turn for share)
+        and bool_and(coalesce(version = expected and is_numbered, expected = 0)) as is_so
+    from {as_rows(["text", "bigint"])} as given(stream, expected)
+    left join lateral (
+        select version, position is not null as is_numbered from {LOG}
+        where {LOG}.stream = given.stream order by version desc limit 1
+    ) as last on true
+), moved as (
+    update sm_log set last = last + more from (select ?::bigint as more) as new
+    where name = '{LOG}' and (select is_so from checked) returning last - more as base
+), written as (
+    insert into {LOG}(position, {_NAMES}, stream, version)
+    select base + at, {_NAMES}, stream, version
+    from moved cross join {as_rows([*_COLUMNS.values(), "text", "bigint"])}
+        with ordinality as event({_NAMES}, stream, version, at)
+), marked as (
+    insert into sm_commit(unit, at_us) select ?, ? from moved
+) select count(*) from moved"""
+)
+"""Appends to streams with positions, and leaves the mark of the commit: all of it or nothing.
+
+It tells 1 where each stream was at the version that was expected, and 0 where nothing was done.
+"""
+
 # Checks the values of an event, with its stream, and names the statement that it is for.
 _ROW = Translation(
     f"insert into {LOG}(stream, {_NAMES}) values ({', '.join('?' * (len(_COLUMNS) + 1))})"
@@ -119,3 +150,21 @@ def as_values(appends: Sequence[StreamRows]) -> list[list[SqlValue]]:
                 column.append(value)
     expected: list[SqlValue] = [version for _, version in streams.values()]
     return [[*streams], expected, numbers, nths, *columns]
+
+
+def as_foretold(appends: Sequence[StreamRows], mark: str, now_us: int) -> list[Any]:
+    """Return the values of `APPEND_FORETOLD`, for streams at versions, each of them once.
+
+    Example:
+        >>> row = ("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)
+        >>> as_foretold([("s/1", 0, [row, row]), ("s/2", 7, [row])], "u-1", 5)[-4:]
+        [['s/1', 's/1', 's/2'], [1, 2, 8], 'u-1', 5]
+    """
+    events = [
+        (*row, stream, version)
+        for stream, expected, rows in appends
+        for version, row in enumerate(rows, (expected or 0) + 1)
+    ]
+    streams = [stream for stream, _, _ in appends]
+    expected = [version for _, version, _ in appends]
+    return [streams, expected, len(events), *map(list, zip(*events, strict=True)), mark, now_us]

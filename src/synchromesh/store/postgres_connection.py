@@ -115,6 +115,7 @@ async def connect(
     replica: str = "",
     limit_s: float | None = None,
     is_read_only: bool = False,
+    isolation: str = "read committed",
     database: str | None = None,
 ) -> Connection:
     """Connect to a database, and set what a store relies on.
@@ -122,6 +123,7 @@ async def connect(
     Args:
         database: another one than the address has, on the same server.
         replica: whose sessions others may end once its lease is over, by `SESSIONS_OF`.
+        isolation: of statements outside of a transaction.
         limit_s: how long a statement may run; a transaction may be idle for 2 s at most.
 
     Of several servers each is dialed in turn, so that one that is silent does not keep the next
@@ -138,7 +140,7 @@ async def connect(
         "synchronous_commit": "on",
         "jit": "off",
         SESSION: "kept",
-        "default_transaction_isolation": "read committed",
+        "default_transaction_isolation": isolation,
         "default_transaction_read_only": "on" if is_read_only else "off",
     }
     if limit_s is not None:

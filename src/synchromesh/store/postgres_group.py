@@ -1,30 +1,47 @@
 """A group of units on PostgreSQL that only append: one transaction, and one commit for all.
 
+    all bodies, to their ends, as if each stream were as it expects ─▶ one statement, which commits
+                                                                         │ no: nothing is written
     begin, in order ─▶ all bodies, to their append ─▶ one statement ─▶ to their ends ─▶ commit
                                       ▲                     │ a stream of two of them
                                       └─────────────────────┘
 
-The bodies go in step, and it is all the same as one after the other: each reads and writes its own
-stream and nothing else, and of one stream it is one body at a time, to its end. A unit that fails
-before it has appended, as by a version that is taken, has written nothing: it fails, and the others
-go on. One that fails after, or asks for more, has the transaction rolled back; the group is run
-again without it, and it by itself. So is each of a group that does not come through (I4).
+What an append answers is known beforehand where its unit expects a version: that it was there. So
+the statement that checks this is the whole transaction, of one trip, and the bodies are over before
+it is sent. Where a stream is at another version, or its last event has no position yet, it writes
+nothing, and the group goes step by step; so does one of which that is not known, as where two
+append to one stream, and one whose statement was refused. If the connection is lost, and the mark
+of the commit is there, all is as it was foretold.
+
+Step by step the bodies go on together, and it is all the same as one after the other: each reads
+and writes its own stream and nothing else, and of one stream it is one body at a time, to its end.
+A unit that fails before it has appended, as by a version that is taken, has written nothing: it
+fails, and the others go on. One that fails after, or asks for more, has the transaction rolled
+back; the group is run again without it, and it by itself. So is each of a group that does not come
+through (I4).
 
 Source: Helland et al., "Group Commit Timers and High Volume Transaction Systems", HPTS 1987.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from synchromesh.store.postgres_answers import Again, Lost
-from synchromesh.store.postgres_append import APPEND_IN_ORDER, as_values
+from synchromesh.store.postgres_append import (
+    APPEND_FORETOLD,
+    APPEND_IN_ORDER,
+    as_foretold,
+    as_values,
+)
 from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_errors import PostgresFault, is_conflict, is_lost, is_own_duplicate
+from synchromesh.store.postgres_grouping import Foresight
 from synchromesh.store.postgres_job import UnitJob
 from synchromesh.store.postgres_transaction import BEGIN, HURRIED, IN_ORDER, commit, roll_back, send
 from synchromesh.store.postgres_unit import Asked, AskedAppend, PostgresUnit, Steps
+from synchromesh.store.unit import StreamRows
 
 # How often a group is run again before each of its units is run by itself.
 _RERUNS_MAX = 3
@@ -87,6 +104,7 @@ class AppendGroup:
     Args:
         unit_of: makes the unit of a job, with an id of its own.
         steps_of: makes the body's steps, on that unit.
+        is_used: the session may be changed by what ran in it before.
 
     Attributes:
         jobs: those that are in it still.
@@ -102,8 +120,9 @@ class AppendGroup:
         jobs: Sequence[UnitJob],
         unit_of: Callable[[UnitJob], PostgresUnit],
         steps_of: Callable[[UnitJob, PostgresUnit], Steps],
+        foresight: Foresight,
         *,
-        path: str,
+        is_used: bool = False,
     ) -> None:
         self.jobs = [*jobs]
         self.put_off: list[UnitJob] = []
@@ -112,7 +131,8 @@ class AppendGroup:
         self.is_doubtful = self.is_late = False
         self._unit_of = unit_of
         self._steps_of = steps_of
-        self._path = path
+        self._foresight = foresight
+        self._is_used = is_used
         self._reruns = 0
 
     async def attempt(self, connection: Connection, mark: str, now_us: int) -> bool:
@@ -122,13 +142,13 @@ class AppendGroup:
             Lost: the connection is; where the group is doubtful, its commit may have happened.
         """
         self.mark, self.is_doubtful = mark, False
+        is_foretold = not self._reruns and self._foresight.is_clear()
+        if is_foretold and (await self._foretell(connection, now_us) or not self.jobs):
+            return True
         await send(connection, f"{BEGIN}{IN_ORDER}{HURRIED}")
         members: list[_Member] = []
         try:
-            for job in self.jobs:
-                job.unit_id = mark
-                unit = self._unit_of(job)
-                members.append(_Member(job, unit, self._steps_of(job, unit)))
+            members += self._members()
             await self._run(connection, members)
             self._part({member.job for member in members if member.asked is not None})
             error = await self._commit(connection, mark, now_us)
@@ -175,6 +195,65 @@ class AppendGroup:
                 job.error = lost(job)
         else:
             self.dissolve()
+
+    def _members(self) -> Iterator[_Member]:
+        for job in self.jobs:
+            job.unit_id = self.mark
+            unit = self._unit_of(job)
+            yield _Member(job, unit, self._steps_of(job, unit))
+
+    async def _foretell(self, connection: Connection, now_us: int) -> bool:
+        """Run it in one statement; return False where nothing was written, and it is to go on.
+
+        Raises:
+            Lost: the connection is, and the commit may have happened.
+        """
+        appends = self._foretold()
+        self._part(frozenset())
+        if not appends:
+            return False
+        if self._is_used:
+            await send(connection, "reset all")
+            self._is_used = False
+        try:
+            told: Any = await run(
+                connection, APPEND_FORETOLD, as_foretold(appends, self.mark, now_us)
+            )
+        except PostgresFault as error:
+            if is_lost(error):
+                self.is_doubtful = True
+                raise Lost(error) from error
+            is_so = False
+        else:
+            is_so = bool(told[0][0])
+        self._foresight.saw(is_so=is_so)
+        return is_so
+
+    def _foretold(self) -> list[StreamRows]:
+        """Drive all bodies to their ends; return what they append, nothing where it is not known.
+
+        One that fails after its append, or asks for more, is to be run by itself.
+        """
+        appends: list[StreamRows] = []
+        streams: set[str] = set()
+        for member in self._members():
+            try:
+                member.go()
+                if (asked := member.asked) is None:
+                    continue
+                stream, expected, rows = asked.appends[0]
+                if expected is None or not rows or stream in streams:
+                    return []
+                member.has_asked = True
+                member.go([(expected, True)])
+                if (job := member.job).error is not None:
+                    job.is_single, job.error = True, None
+                elif not job.is_single:
+                    streams.add(stream)
+                    appends.append(asked.appends[0])
+            finally:
+                member.steps.close()
+        return appends
 
     async def _run(self, connection: Connection, members: Sequence[_Member]) -> None:
         for member in members:

@@ -21,6 +21,8 @@ GROUP_MAX = 256
 _SHY = 32
 # Units have a few dozen names; whoever makes new ones up makes no leak.
 _NAMES_MAX = 1024
+# Groups: what is foretold in vain costs a fifth of one that asks.
+_BLIND = 8
 
 J = TypeVar("J")
 
@@ -90,3 +92,26 @@ class Grouping(Generic[J]):
 
     def __repr__(self) -> str:
         return f"<Grouping: {len(self._waiting)} wait>"
+
+
+class Foresight:
+    """Decides whether a group is foretold, or asks step by step what there is. A pure machine.
+
+    Example:
+        >>> sight = Foresight()
+        >>> sight.is_clear()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._blind = 0
+
+    def is_clear(self) -> bool:
+        """Return whether the next group is worth to be foretold: none failed to be just now."""
+        self._blind = max(0, self._blind - 1)
+        return not self._blind
+
+    def saw(self, *, is_so: bool) -> None:
+        """Note of one that was foretold whether it came so: else the next ones are not."""
+        if not is_so:
+            self._blind = _BLIND

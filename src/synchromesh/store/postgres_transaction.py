@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from synchromesh.store.postgres_answers import Again, Lost
 from synchromesh.store.postgres_connection import Connection
-from synchromesh.store.postgres_errors import PostgresFault, is_conflict, is_lost
+from synchromesh.store.postgres_errors import (
+    CANCELED,
+    PostgresFault,
+    is_conflict,
+    is_lost,
+    state_of,
+)
+from synchromesh.store.postgres_limits import TimeLimit
 
 TABLES = (
     "create table sm_commit(unit text primary key, at_us bigint not null)",
@@ -34,21 +41,24 @@ A unit that has yet to end may have inserted what is inserted here, and its proc
 SAVEPOINT = "; savepoint sm_body"
 """To be appended to what begins; `rollback to sm_body` undoes all since then."""
 
-LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
-"""Returns nothing where a commit of that mark took effect, and keeps it from it where not."""
-
-SWEEP = "delete from sm_commit where unit >= $1 and unit < $2"
-"""Deletes the marks of a store's own, from one to before another."""
-
-FORGET = "delete from sm_commit where at_us < $1"
-"""Deletes the marks of stores that are gone, which were made before a time."""
-
 # One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
 # so that it is in no conflict.
 _COMMIT = (
     "insert into sm_commit(unit, at_us) select '{unit}', {now_us} "
     "where pg_current_xact_id_if_assigned() is not null; commit"
 )
+
+# A mark of who looked one up is from far in the future, so that one that has no answer itself is
+# not taken for the unit's.
+_LOOKED_UP_US = 1 << 61
+_LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
+_MARKED = "select at_us from sm_commit where unit = $1"
+_SWEEP = (
+    "begin isolation level read committed; "
+    "delete from sm_commit where unit >= '{first}' and unit < '{end}'; commit"
+)
+FORGET = f"delete from sm_commit where at_us % {_LOOKED_UP_US} < $1"
+"""Deletes the marks of stores that are gone, which were made before a time."""
 
 
 async def send(connection: Connection, sql: str) -> None:
@@ -81,3 +91,36 @@ async def commit(connection: Connection, unit_id: str, now_us: int) -> BaseExcep
             raise Again(error) from error
         return error
     return None
+
+
+async def look_up(connection: Connection, mark: str, now_us: int, limit_s: float) -> bool:
+    """Return whether a commit took effect that had no answer, by its mark (I3).
+
+    Raises:
+        Lost: there is none again, or its old session is still at it.
+    """
+    try:
+        with TimeLimit(connection, limit_s):
+            await connection.execute("begin isolation level read committed")
+            if await connection.fetch(_LOOK_UP, mark, _LOOKED_UP_US + now_us):
+                is_durable = False
+            else:
+                ((at_us,),) = await connection.fetch(_MARKED, mark)
+                is_durable = at_us < _LOOKED_UP_US
+            await connection.execute("commit")
+    except PostgresFault as error:
+        if is_lost(error) or state_of(error) == CANCELED:
+            raise Lost(error) from error
+        raise
+    return is_durable
+
+
+async def sweep(connection: Connection, first: str, end: str, limit_s: float) -> bool:
+    """Delete the marks of units from the first to one before the end; return whether it went."""
+    try:
+        with TimeLimit(connection, limit_s):
+            await connection.execute(_SWEEP.format(first=first, end=end))
+    except PostgresFault:
+        connection.terminate()
+        return False
+    return True

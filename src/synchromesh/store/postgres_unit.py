@@ -17,7 +17,7 @@ from synchromesh.errors import ForeignAwait, StoreError, UnitTooLong
 from synchromesh.sealing import Vault
 from synchromesh.store.bodies import awaited_by, foreign
 from synchromesh.store.guard import in_unit
-from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER, as_values, refuse_events
+from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER, refuse_events
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import CANCELED, PostgresFault, state_of, translate
 from synchromesh.store.unit import ArrayUnit, Fetched, Row, SqlValue, StreamRows
@@ -63,10 +63,9 @@ class AskedAppend(Asked):
     def __init__(
         self, plan: Translation, appends: Sequence[StreamRows], *, is_each: bool = False
     ) -> None:
+        super().__init__(plan)
         self.appends = appends
         self.is_each = is_each
-        values: Any = as_values(appends)
-        super().__init__(plan, values)
 
     @property
     def is_lone(self) -> bool:

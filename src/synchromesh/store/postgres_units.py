@@ -34,28 +34,21 @@ from synchromesh.store.outage import Outage
 from synchromesh.store.postgres_answers import Again, Lost, UnitAnswers
 from synchromesh.store.postgres_connection import Connection, clear
 from synchromesh.store.postgres_dialect import Translations
-from synchromesh.store.postgres_errors import (
-    CANCELED,
-    PostgresFault,
-    is_lost,
-    is_own_duplicate,
-    state_of,
-    translate,
-)
+from synchromesh.store.postgres_errors import is_own_duplicate, translate
 from synchromesh.store.postgres_group import AppendGroup
-from synchromesh.store.postgres_grouping import Grouping
+from synchromesh.store.postgres_grouping import Foresight, Grouping
 from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, steps_of
 from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.postgres_transaction import (
     BEGIN,
     BEGIN_ALONE,
     IN_ORDER,
-    LOOK_UP,
     SAVEPOINT,
-    SWEEP,
     commit,
+    look_up,
     roll_back,
     send,
+    sweep,
 )
 from synchromesh.store.postgres_unit import PostgresUnit, drive
 from synchromesh.store.turns import Turns
@@ -115,6 +108,7 @@ class Units:
         self._number = 0
         self._turns: Turns[UnitJob | GroupTurn] = Turns()
         self._grouping: Grouping[UnitJob] = Grouping()
+        self._foresight = Foresight()
         self._pending: set[UnitJob] = set()
         self._idle: deque[asyncio.Future[UnitJob | GroupTurn]] = deque()
         self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
@@ -186,6 +180,7 @@ class Units:
 
     async def _lane(self) -> None:
         connection: Connection | None = None
+        is_used = False
         try:
             while True:
                 waiting: asyncio.Future[UnitJob | GroupTurn] = self._loop.create_future()
@@ -193,8 +188,10 @@ class Units:
                 self._kick()
                 work = await waiting
                 if isinstance(work, GroupTurn):
-                    connection = await self._serve_group(connection)
+                    connection = await self._serve_group(connection, is_used=is_used)
+                    is_used = False
                 else:
+                    is_used = True
                     connection = await self._serve(work, connection)
                     if connection is not None and work.has_session:
                         connection = await clear(connection, self._options.limit_s)
@@ -232,9 +229,13 @@ class Units:
         self._kick()
         return held[0]
 
-    async def _serve_group(self, connection: Connection | None) -> Connection | None:
+    async def _serve_group(
+        self, connection: Connection | None, *, is_used: bool
+    ) -> Connection | None:
         """Run a group until each of its units is over or put off; return as `_serve` does."""
-        group = AppendGroup(self._grouping.begin(), self._unit, steps_of, path=self._path)
+        group = AppendGroup(
+            self._grouping.begin(), self._unit, steps_of, self._foresight, is_used=is_used
+        )
         held = [connection]
         try:
             await self._run_group(group, held)
@@ -356,13 +357,10 @@ class Units:
         """Delete the marks that nobody will look up: of this store, before the oldest unit."""
         numbers = (int(job.unit_id[24:], 16) for job in self._pending if job.unit_id)
         oldest = min(numbers, default=self._number + 1)
-        try:
-            with TimeLimit(connection, self._options.limit_s):
-                await connection.execute(SWEEP, self._id_of(0), self._id_of(oldest))
-        except PostgresFault:
-            connection.terminate()
-            return None
-        return connection
+        is_well = await sweep(
+            connection, self._id_of(0), self._id_of(oldest), self._options.limit_s
+        )
+        return connection if is_well else None
 
     def _begin(self, job: UnitJob, unit: PostgresUnit) -> str:
         """Return what begins a unit; a batch holds the order of the log from there on."""
@@ -455,16 +453,9 @@ class Units:
 
     async def _is_durable(self, connection: Connection, mark: str) -> bool:
         """Look up whether a commit took effect that had no answer (I3)."""
-        try:
-            with TimeLimit(connection, self._options.limit_s):
-                mine = await connection.fetch(LOOK_UP, mark, self._runtime.wall_us())
-        except PostgresFault as error:
-            # Its old session is still at it: it is asked again.
-            if is_lost(error) or state_of(error) == CANCELED:
-                raise Lost(error) from error
-            raise
-        self.commits += not mine
-        return not mine
+        is_durable = await look_up(connection, mark, self._runtime.wall_us(), self._options.limit_s)
+        self.commits += is_durable
+        return is_durable
 
     async def _connected(self) -> Connection:
         """Connect; where the server is away, refuse what waits and return once it is back."""
