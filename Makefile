@@ -9,6 +9,7 @@ BENCH := .bench/venv
 AREAS := calls gateway telemetry memory resilience units saga events postgres
 # Four workers, for half of the tests wait more than they work; a file's tests are in one of them.
 PYTEST := pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+LOOP ?= asyncio
 SEED ?= 0
 N ?= 100
 MINUTES ?= 5
@@ -23,9 +24,9 @@ help: ## Show what can be made
 demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres|all
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
-test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it
+test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it; LOOP=uvloop
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint layers docs
-	@$(RUN) $(PYTEST)
+	@SYNCHROMESH_TEST_LOOP=$(LOOP) $(RUN) $(PYTEST)
 
 # The console is tested in a browser: Debian's own, installed where this may be done. A fresh machine has no lists of
 # packages, or old ones, which name what is no more.

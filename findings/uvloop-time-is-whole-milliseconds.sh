@@ -5,8 +5,10 @@
 # microsecond on asyncio. On uvloop it is libuv's time, cut to milliseconds: a span of 0.3 ms is 0
 # or 1 ms long, and so are percentiles of such calls; a breakdown of a quick request adds up to 0.
 #
-# What to do: time what is shown to people by time.perf_counter() or time.monotonic(). Keep
-# loop.time() for deadlines, which the loop's own timers are compared with.
+# Timers are rounded to milliseconds, too, so that one may come half of one before its time.
+#
+# What to do: time what is shown to people by time.monotonic(), which is the same clock, uncut. Or
+# subclass uvloop.Loop with `time = staticmethod(time.monotonic)`, and a `call_at` that rounds up.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -12,6 +13,7 @@ from hypothesis import Phase, settings
 
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.runtime import RealRuntime
+from synchromesh.system import loop_factory
 
 SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
 
@@ -29,6 +31,10 @@ settings.register_profile(
     "hunt", settings.get_profile("house"), phases=(Phase.explicit, Phase.generate)
 )
 settings.load_profile("house")
+
+# `make test LOOP=uvloop`: every real loop that is not asked for by name is the product's of uvloop.
+if (LOOP := os.environ.get("SYNCHROMESH_TEST_LOOP", "asyncio")) != "asyncio":
+    asyncio.events.new_event_loop = loop_factory(LOOP)  # what `asyncio.Runner` makes one by
 
 # What takes longest comes first where workers share the tests, so that none is left alone with it.
 LONGEST_FIRST = ("simulation", "e2e", "integration", "property")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 from bodies import long_body
 from synchromesh.http import HttpRequest, HttpResponse
+from synchromesh.system import loop_factory
 
-LOOPS = ["asyncio"]
-if importlib.util.find_spec("uvloop") is not None:
-    LOOPS.append("uvloop")
+LOOPS = ("asyncio", "uvloop")
 
 MiB = 1024 * 1024
 # More than all kernels on the way hold.
@@ -22,8 +19,7 @@ LONG = 32 * MiB
 
 def on(kind: str, main: Callable[[], Coroutine[object, object, None]]) -> None:
     """Run a test on a loop of a kind."""
-    factory = importlib.import_module(kind).new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(kind)) as runner:
         runner.run(main())
 
 

@@ -29,7 +29,7 @@ FUNCTION_LINES_MAX = 70
 PARAMETERS_MAX = 8
 
 # Where the world is taken in: everything else is handed a Runtime, or reads the loop's clock.
-AT_THE_EDGE = ("network.py", "runtime.py", "system/", "cli/", "testing/", "examples/")
+AT_THE_EDGE = ("clock.py", "network.py", "runtime.py", "system/", "cli/", "testing/", "examples/")
 BANNED = re.compile(
     r"(time\.(time|monotonic|perf_counter)(_ns)?|time\.sleep|random\.[a-zS]\w*|uuid\.\w+|secrets\.\w+"
     r"|os\.(urandom|environ|getenv)|datetime\.(now|utcnow|today)|asyncio\.to_thread"

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from synchromesh.network import Network, RealNetwork
 
 if TYPE_CHECKING:
-    import asyncio
     import sqlite3
 
 T = TypeVar("T")
@@ -150,17 +149,6 @@ class Threads(Protocol):
 
 
 # -- the real world ------------------------------------------------------------------------------
-
-
-def loop_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return the clock of a loop.
-
-    asyncio's own loops only hand the system's clock on: it is read without their frame.
-    """
-    import asyncio
-
-    is_systems = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
-    return time.monotonic if is_systems else loop.time
 
 
 def uuid7(wall_us: int, rng: random.Random) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from synchromesh.clock import loop_now
 from synchromesh.wheel import FAR_S, TICKS_PER_S, Deadline, Wheel
 
 
@@ -66,7 +67,7 @@ class Timers:
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         # The loop may call a little before the time: what it was armed for is due all the same.
-        now, self._handle = max(loop.time(), self._at_s), None
+        now, self._handle = max(loop_now(), self._at_s), None
         try:
             while (deadline := self.wheel.pop(now)) is not None:
                 deadline.expire()

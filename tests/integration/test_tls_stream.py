@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
 import socket
 import ssl
 import threading
@@ -16,19 +15,16 @@ from typing import Any
 import pytest
 
 from certificates import issue
+from real_loops import LOOPS
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.http import Headers, HttpPool, HttpRequest, HttpResponse, HttpServer
 from synchromesh.network import RealNetwork
+from synchromesh.system import loop_factory
 from synchromesh.tls import ClientContexts, ClientFiles, ServerFiles, ServerTls
 from synchromesh.tls_stream import Handshakes, TlsStream
 
 WITHIN_S = 60.0
 MiB = 1 << 20
-LOOPS = {
-    name: importlib.import_module(name).new_event_loop
-    for name in ("asyncio", "uvloop")
-    if importlib.util.find_spec(name) is not None
-}
 
 
 def served(
@@ -54,7 +50,7 @@ def served(
             await main(server, client)
         await server.drain(1.0)
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         runner.run(play())
 
 
@@ -178,7 +174,7 @@ def test_a_body_that_comes_in_parts_is_held_back_and_goes_on(tmp_path: Path, loo
         assert answer.body == b"%d" % size
         await server.drain(1.0)
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         runner.run(play())
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import importlib
-import importlib.util
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -32,15 +30,14 @@ from synchromesh.eager import EagerFuture
 from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, Shed, TimedOut
 from synchromesh.resilience import AdaptiveLimitOptions, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
+from synchromesh.system import loop_factory
 from synchromesh.telemetry import MemoryRing, Tracer
 
 Main = Callable[[System], Coroutine[Any, Any, None]]
 Handle = Callable[[Incoming], Awaitable[bytes]]
 
 COLOUR: ContextVar[str] = ContextVar("colour", default="none")
-LOOPS = ["simulated", "asyncio", "debug"]
-if importlib.util.find_spec("uvloop") is not None:
-    LOOPS.append("uvloop")
+LOOPS = ["simulated", "asyncio", "debug", "uvloop"]
 
 
 def on(kind: str, main: Main, way: str = "inproc") -> None:
@@ -56,9 +53,7 @@ def on(kind: str, main: Main, way: str = "inproc") -> None:
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    factory = asyncio.new_event_loop
-    if kind == "uvloop":
-        factory = importlib.import_module("uvloop").new_event_loop
+    factory = loop_factory("uvloop" if kind == "uvloop" else "asyncio")
     with asyncio.Runner(loop_factory=factory, debug=kind == "debug") as runner:
         runner.run(real())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+import uvloop
 
 from synchromesh import AdaptiveLimitOptions, BreakerOptions, Policy, RetryOptions, deadline
 from synchromesh.errors import CircuitOpen, DeadlineExceeded, SynchromeshError
@@ -31,17 +31,15 @@ LATE = {"TimedOut", "DeadlineExceeded"}
 
 
 def on_uvloop(main: Main) -> Any:
-    factory = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())
 
 
 LOOPS: dict[str, Callable[[Main], Any]] = {
     "asyncio": lambda main: asyncio.run(main()),
     "anyio": lambda main: anyio.run(main),
+    "uvloop": on_uvloop,
 }
-if importlib.util.find_spec("uvloop") is not None:
-    LOOPS["uvloop"] = on_uvloop
 
 
 @pytest.fixture(params=LOOPS)

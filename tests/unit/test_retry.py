@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.errors import ConfigError
+from synchromesh.errors import ConfigError, TimedOut
 from synchromesh.resilience import AttemptsLeft, BudgetOptions, RetryBudget, RetryOptions
+from synchromesh.resilience.attempts import Attempts
 
 
 class Fixed:
@@ -33,6 +34,24 @@ def test_jitter_is_full() -> None:
     options = RetryOptions(base_s=0.05, cap_s=2.0)
     assert options.backoff_s(3, Fixed(0.0)) == 0.0
     assert options.backoff_s(3, Fixed(0.5)) == 0.1
+
+
+def test_no_retry_begins_in_the_last_moment() -> None:
+    """A timer of uvloop's comes half a millisecond early: that is no time for another attempt."""
+
+    def wait_s(cut_s: float) -> float | None:
+        attempts = Attempts(
+            retry=RetryOptions(attempts_max=2),
+            budget=None,
+            left=None,
+            timeout_s=None,
+            deadline_s=10.0,
+            is_retryable_unknown=True,
+            rng=Fixed(0.0),
+        )
+        return attempts.failed(attempts.begin(9.0), TimedOut("it did not answer"), cut_s)
+
+    assert [wait_s(cut_s) for cut_s in (9.99, 9.9995, 10.0)] == [0.0, None, None]
 
 
 @pytest.mark.parametrize("wrong", [{"attempts_max": 0}, {"base_s": -1.0}, {"cap_s": 0.01}])

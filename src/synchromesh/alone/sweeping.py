@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from synchromesh.clock import loop_clock
 from synchromesh.errors import Shed, StoreError
 from synchromesh.events.log import RELAY_PREFIX
 from synchromesh.events.removal import reached_by_all, remove_each
@@ -25,7 +26,7 @@ _log = logging.getLogger("synchromesh.alone")
 
 async def sweep_for_ever(store: Store, *, keep_s: float) -> None:
     """Sweep now and then until cancelled; one process at a time does it."""
-    time = asyncio.get_running_loop().time
+    time = loop_clock(asyncio.get_running_loop())
     swept_s = time()
     while True:
         await asyncio.sleep(EVERY_S)

@@ -17,7 +17,6 @@ Where no instance is ready, the call is held until the resolver announces one (`
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.wire import Transport
 from synchromesh.chance import Chance
+from synchromesh.clock import loop_now
 from synchromesh.context import CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
@@ -177,7 +177,7 @@ class Caller:
                 f"the root of a call tree was given timeout_s {timeout_s!r}; make it a number of "
                 "seconds, or None for no deadline"
             )
-        now, propagation = asyncio.get_running_loop().time(), self._shared.tracer.propagation
+        now, propagation = loop_now(), self._shared.tracer.propagation
         is_kept, trace_id = bool(trace_id), trace_id or new_trace_id(self._runtime.rng)
         marks = KEPT_TRACE if is_kept else NEW_TRACE
         if propagation.sampled_from:  # else all of them are sampled: without its frame
@@ -243,7 +243,7 @@ class Caller:
             edge = self._edges[service] = Edge(
                 self._policies.of_edge(service),
                 name=f"{self._service} -> {service}",
-                now=asyncio.get_running_loop().time(),
+                now=loop_now(),
                 rng=self._runtime.rng,
                 on_transition=self._on_transition,
             )
@@ -252,7 +252,7 @@ class Caller:
 
     def follow_isolations(self) -> None:
         """Isolate the breakers of edges that are isolated by hand, and close those no longer."""
-        now = asyncio.get_running_loop().time() if self._edges else 0.0
+        now = loop_now() if self._edges else 0.0
         for service, edge in self._edges.items():
             breaker, is_isolated = edge.breaker, self.isolations.covers(self._service, service)
             if breaker is None or (breaker.state is BreakerState.ISOLATED) is is_isolated:
@@ -265,7 +265,7 @@ class Caller:
     @property
     def edges(self) -> dict[str, BreakerSnapshot]:
         """The breakers of all edges that were used, by the callee's service."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return {
             service: edge.breaker.snapshot(now)
             for service, edge in self._edges.items()

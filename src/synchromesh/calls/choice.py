@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from synchromesh.calls.holding import Holds
+from synchromesh.clock import loop_now
 from synchromesh.discovery import Balancer, Endpoint, Member, Resolver, WatchableResolver
 from synchromesh.errors import DiscoveryError, NoInstance
 
@@ -51,7 +52,7 @@ class Finder:
         announcing = self._announcing
         if announcing is None:
             return listed
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         until_s = self._holds.begin(service, now=now, deadline_s=deadline_s)
         if until_s is None:
             return listed
@@ -117,9 +118,9 @@ class Choice:
         self.member = None
         listed = await self._finder.listed(self._service)
         if self._gone.issuperset(listed):
-            began_s = asyncio.get_running_loop().time()
+            began_s = loop_now()
             listed = await self._finder.held(self._service, self._gone, deadline_s)
-            held_s = asyncio.get_running_loop().time() - began_s
+            held_s = loop_now() - began_s
             if held_s > 0:
                 self._noted["held_ms"] = str(round(held_s * 1000))
         else:
@@ -127,7 +128,7 @@ class Choice:
         if len(listed) == 1:
             endpoint = listed[0]
         else:
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             self.member = self._balancer.pick(listed, now, frozenset(self._tried))
             endpoint = self.member.endpoint
         self.note_tried(endpoint)

@@ -29,6 +29,7 @@ from synchromesh.calls.places import limits_of_operation, take_places, took_plac
 from synchromesh.calls.tree import Incoming, Places, Root, running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.clients import ClientCredential
+from synchromesh.clock import loop_clock
 from synchromesh.codec import encode
 from synchromesh.context import CallContext, span_ids
 from synchromesh.errors import (
@@ -201,7 +202,7 @@ class Dispatcher:
     ) -> Reply:
         """Run a request; raise its own cancellation alone. Who has a `clock` cancels it in time."""
         sent, operation, is_apart = request.context, request.operation, clock is not None
-        deadline_s, clock = sent.deadline_s, clock or asyncio.get_running_loop().time
+        deadline_s, clock = sent.deadline_s, clock or loop_clock(asyncio.get_running_loop())
         began_s = clock()
         try:
             known = self._known.get(request.credential)

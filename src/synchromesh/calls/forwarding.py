@@ -27,6 +27,7 @@ from synchromesh.calls.plan import CalledService
 from synchromesh.calls.sending import Way
 from synchromesh.calls.tree import attempts_left
 from synchromesh.calls.wire import Passing, Reply, is_passing
+from synchromesh.clock import loop_now
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError, TimedOut
@@ -151,11 +152,10 @@ class Forwarder:
         body = forwarding.body
         if body is None:
             return forwarding
-        loop = asyncio.get_running_loop()
         line = self.line(forwarding.upstream, forwarding.name, is_external=forwarding.is_external)
-        if not (body.awaits_continue or line.edge.is_refusing(loop.time())):
+        if not (body.awaits_continue or line.edge.is_refusing(loop_now())):
             await body.fill()
-        context = structs.replace(forwarding.context, deadline_s=loop.time() + deadline_s)
+        context = structs.replace(forwarding.context, deadline_s=loop_now() + deadline_s)
         return replace(forwarding, context=context)
 
     @asynccontextmanager
@@ -177,7 +177,7 @@ class Forwarder:
         line = self.line(forwarding.upstream, forwarding.name, is_external=forwarding.is_external)
         record = self.recorder(forwarding.name)
         if begun is None:
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             passage = _Passage(line, forwarding, record, new_span_id(self._tracer.rng), now)
         else:
             passage = _Passage(line, forwarding, record, begun.span_id, begun.began_s)
@@ -203,7 +203,7 @@ class Forwarder:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, is_upload, limiter = passage.context, passage.is_upload, line.limiter
         # It is refused at once, and not after a wait for a place (B2).
-        is_refusing = line.edge.is_refusing(asyncio.get_running_loop().time())
+        is_refusing = line.edge.is_refusing(loop_now())
         if is_upload and limiter is not None and not is_refusing:
             await limiter.acquire(context.deadline_s, context.priority)
             limiter.release()
@@ -318,7 +318,7 @@ class _Passage(Way):
                 attempt.used = 0
                 if self.is_upload:
                     # How long it took to come is not known apart from how long it took to send.
-                    attempt.began_s = asyncio.get_running_loop().time()
+                    attempt.began_s = loop_now()
                 if not self._forwarding.is_external:
                     attempt.away_s = reply_of(response, b"").away_s
                 if response.status >= 500:
@@ -348,7 +348,7 @@ class _Passage(Way):
 
     def _passing(self, attempt: Attempt) -> Passing:
         forwarding, hop = self._forwarding, self.hop(attempt)
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         timeout_s = self._timeout_s(attempt, now)
         return Passing(
             method=forwarding.method,

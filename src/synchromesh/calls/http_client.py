@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.wire import ATTEMPTS_USED, AWAY_MS, Hop, Passing, Reply, Request
+from synchromesh.clock import loop_now
 from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, header_lines, to_headers
 from synchromesh.discovery import Endpoint
 from synchromesh.eager import EagerFuture
@@ -70,7 +71,7 @@ class HttpTransport:
         """
         loop = asyncio.get_running_loop()
         call = _CallExchange(EagerFuture(loop))
-        self.start(endpoint, request, call, loop.time())
+        self.start(endpoint, request, call, loop_now())
         try:
             return await call.reply
         except (asyncio.CancelledError, GeneratorExit):
@@ -131,7 +132,7 @@ class HttpTransport:
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         place = self._places.get(endpoint.url) or self.place(endpoint)
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         headers = self._headers(passing.context, passing.credential, now)
         if passing.body is not None:
             # The time counts from the end of the body on, which may long be under way.

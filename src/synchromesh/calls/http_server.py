@@ -20,6 +20,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.wire import ATTEMPTS_USED, AWAY_MS, Receiver, Reply, Request
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.context import CREDENTIAL, from_headers, own_headers
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import (
@@ -39,7 +40,7 @@ from synchromesh.http import (
     status_line,
 )
 from synchromesh.propagation import SAMPLE_ALL, Propagation
-from synchromesh.runtime import Runtime, loop_clock
+from synchromesh.runtime import Runtime
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -118,7 +119,7 @@ class HttpEdge:
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers
         ]
         try:
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             call = self._read(found, pairs, request.query, request.body, now)
         except SynchromeshError as error:
             return _response(Reply.of_error(error))

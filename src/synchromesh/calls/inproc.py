@@ -15,11 +15,11 @@ from typing import Any
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.tree import Root, running
 from synchromesh.calls.wire import Receiver, Reply, Request
+from synchromesh.clock import loop_clock
 from synchromesh.discovery import Endpoint
 from synchromesh.eager import EagerFuture, TaskStarter, starter
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.resilience import DeadlinePassed
-from synchromesh.runtime import loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from synchromesh.clock import loop_clock
 from synchromesh.priority import Priority
 from synchromesh.resilience import AdaptiveLimitOptions, Limiter
 
@@ -45,7 +46,7 @@ async def take_places(
 
     Returns when it had both, and what the span says of the wait. Raises Shed.
     """
-    clock = asyncio.get_running_loop().time
+    clock = loop_clock(asyncio.get_running_loop())
     began_s = clock()
     await limiter.acquire(deadline_s, priority)
     try:

@@ -20,6 +20,7 @@ from synchromesh.calls.choice import Finder
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.wire import Hop, Reply, Request, Transport, keeps_time
+from synchromesh.clock import loop_clock
 from synchromesh.codec import decoder_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import (
@@ -41,7 +42,7 @@ from synchromesh.errors import (
 from synchromesh.identity import Principal, Signer
 from synchromesh.priority import Priority
 from synchromesh.resilience import Classification, Edge, Judge, within
-from synchromesh.runtime import Runtime, loop_clock
+from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
 _log = logging.getLogger("synchromesh.calls")

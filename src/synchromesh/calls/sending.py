@@ -15,6 +15,7 @@ from synchromesh.calls.choice import Choice
 from synchromesh.calls.faults import Strike
 from synchromesh.calls.plan import CalledService, First, Plan, Shared
 from synchromesh.calls.wire import Hop, Request
+from synchromesh.clock import loop_now
 from synchromesh.codec import NO_FIT
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint
@@ -67,7 +68,7 @@ class Way:
             self.span_id,
             self.context.span_id,
             self.began_s,
-            asyncio.get_running_loop().time(),
+            loop_now(),
             status,
             {**self.noted, **attributes},
             self.context.marks.flags,
@@ -96,7 +97,7 @@ class Way:
 
     def hop(self, attempt: Attempt) -> Hop:
         """Return the hop for whom an attempt is made."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return self.service.hop(self.context.principal, self.priority(attempt.number), now)
 
     def travelling(self, key: str, deadline_s: float | None, attempt: Attempt) -> CallContext:
@@ -129,7 +130,7 @@ class Way:
         shared = self.shared
         if shared.faults.is_empty:
             return
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         strike = shared.faults.strike(
             shared.service,
             self.service.name,

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
+from synchromesh.clock import loop_now
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.discovery.leases import Change, LeaseOptions, LeaseTable
 from synchromesh.errors import DiscoveryError, WatchLagged
@@ -140,7 +141,7 @@ class LeaseManager:
 
     def resolve(self) -> Resolved:
         """Return the listed endpoints as of now, without those whose lease has expired unswept."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         if now >= self.quiet_until_s:
             self._notify(self._table.sweep(now=now))
             # Until then time alone changes nothing; whatever else does ends it, in `_notify`.
@@ -212,4 +213,4 @@ async def sweep_when_due(
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return loop_now()

@@ -13,7 +13,6 @@ Source: NATS, ADR-8 (KV), ADR-51 (message schedules).
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import encode
 from synchromesh.discovery.entries import InstanceEntry, Kept, name_of, place_of, read, token_of
 from synchromesh.discovery.nats_connection import cancellable
@@ -344,4 +344,4 @@ class NatsWatch:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return loop_now()

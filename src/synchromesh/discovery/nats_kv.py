@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import msgspec
 
+from synchromesh.clock import loop_now
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.discovery.entries import InstanceEntry, Kept, Standing, place_of, standing
 from synchromesh.discovery.leases import LeaseOptions
@@ -447,4 +448,4 @@ async def _set(event: asyncio.Event) -> None:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return loop_now()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.drill.answers import (
     NO_ANSWER,
     NOT_TAKEN,
@@ -123,17 +124,16 @@ class DrillClient:
             headers.append(("content-type", "application/json"))
         if probe.is_command:
             headers.append(("idempotency-key", f"drill-{number}"))
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = loop_now()
         try:
             response = await self._send(probe.method, probe.target_of(number), headers, body)
         except CallError:
-            return ToldAnswer(NO_ANSWER, loop.time() - began_s)
+            return ToldAnswer(NO_ANSWER, loop_now() - began_s)
         if response.status == 200:
             self._heard(probe, response, began_s)
         fields = {name.lower(): value for name, value in response.headers}
         words = words_of(probe, response.status, fields, response.body)
-        return ToldAnswer(words, loop.time() - began_s)
+        return ToldAnswer(words, loop_now() - began_s)
 
     async def became(self, probe: Probe, follow: Follow, number: int) -> str:
         """Ask what became of the request with a number."""
@@ -195,7 +195,7 @@ async def take_away(
         raise
     finally:
         await subject.switch_on(part)
-    back_s = asyncio.get_running_loop().time()
+    back_s = loop_now()
     seen = await traffic.seen(usual, is_replica="#" in part)
     whole_s = await _whole_s(client, probes, usual, back_s)
     await asyncio.sleep(pace.ends_s)
@@ -229,7 +229,7 @@ class _Traffic:
 
     async def flow(self) -> None:
         """Ask for every probe again and again."""
-        pace, clock = self._pace, asyncio.get_running_loop().time
+        pace, clock = self._pace, loop_clock(asyncio.get_running_loop())
         began_s = clock()
         for turn in range(int(pace.off_s / ASKS_EVERY_S)):
             off_s = clock() - began_s
@@ -289,7 +289,7 @@ async def _whole_s(
     client: DrillClient, probes: Sequence[Probe], usual: dict[str, str], back_s: float
 ) -> float:
     """Return how long after its return all was as always."""
-    clock = asyncio.get_running_loop().time
+    clock = loop_clock(asyncio.get_running_loop())
     while clock() - back_s < WHOLE_WITHIN_S:
         asked = [(probe, await client.ask(probe, client.number())) for probe in probes]
         if all(told.words == usual[probe.route] for probe, told in asked):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.errors import (
     BadRequest,
     ContractError,
@@ -270,7 +271,7 @@ class ProjectionRunner:
         end = await head(self._store)
         self._see(found[0], end)
         is_busy = False
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         for each in found:
             if each.is_waiting or now < self._attempts_of(each).due_s:
                 continue
@@ -312,7 +313,7 @@ class ProjectionRunner:
         if not batch:
             attempts.succeeded()
             return False
-        now = asyncio.get_running_loop().time
+        now = loop_clock(asyncio.get_running_loop())
         try:
             await self._apply(generation, batch)
         except (StoreUnavailable, Fenced):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
+from synchromesh.clock import loop_now
 from synchromesh.events.appending import TOPIC
 from synchromesh.events.log import Checkpoint, StoredEvent, read
 from synchromesh.store import Store
@@ -28,7 +29,7 @@ class Wakeup:
 
     async def wait(self, *, until_s: float | None = None) -> None:
         """Wait until the log has grown since `clear`, or it is time to poll, or `until_s`."""
-        poll_at_s = asyncio.get_running_loop().time() + self._poll_s
+        poll_at_s = loop_now() + self._poll_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(min(poll_at_s, until_s or poll_at_s)):
                 await self._grown.wait()

@@ -15,6 +15,7 @@ from synchromesh.calls import Operation
 from synchromesh.calls.started import Done, StartedCall
 from synchromesh.calls.texts import from_text
 from synchromesh.calls.tree import Root, running
+from synchromesh.clock import loop_now
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, DeadlineExceeded, Rejection, SynchromeshError
@@ -273,7 +274,7 @@ class AggregateRun:
 
     def _left_s(self, name: str, timeout_s: float) -> float:
         """Return how long a branch over an array still has, from its first element on."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return self._due_s.setdefault(name, now + timeout_s) - now
 
     async def _asked(

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext
 from synchromesh.errors import RateLimited, SynchromeshError
 from synchromesh.gateway.access_log import NO_STATUS, Told
@@ -26,7 +27,6 @@ from synchromesh.http import Headers, HttpExchange, ready_answer
 from synchromesh.http.together import together_on
 from synchromesh.identity import NOBODY, Principal
 from synchromesh.resilience import Limiter
-from synchromesh.runtime import loop_clock
 from synchromesh.telemetry import Tracer, outcome_of
 
 _ID_BITS: Final = 192

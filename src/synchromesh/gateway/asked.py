@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import digest
 from synchromesh.context import CallContext
 from synchromesh.errors import SynchromeshError
@@ -58,7 +59,7 @@ class Accounting:
         cls, traffic: RouteTraffic, request: HttpRequest, arrived: Arrival, trace_id: str = ""
     ) -> Accounting:
         """Begin to account for a request that has just come."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return cls(traffic, request, now, trace_id, arrived.request_id)
 
     def answered(self, response: HttpResponse) -> HttpResponse:
@@ -97,7 +98,7 @@ class Accounting:
     def ended(self, how: str = "ok") -> None:
         """Count a request that has ended, and tell the access log, where there is one."""
         log, request = self.traffic.log, self.request
-        took_s = asyncio.get_running_loop().time() - self.began_s
+        took_s = loop_now() - self.began_s
         self.traffic.answered(request.method, self._status, took_s)
         if log is None:
             return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Hashable
 from typing import Any
 
 from msgspec.structs import replace
 
 from synchromesh.calls import Call, Caller, Operation
+from synchromesh.clock import loop_now
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import CircuitOpen, RateLimited, Rejection, SynchromeshError
@@ -62,14 +62,14 @@ class Asker:
         if stand_in is None:
             return await self._called(call, context, timeout_s)
         question = (*place, context.principal, digest(arguments))
-        if self.caller.edge(operation.service).is_refusing(asyncio.get_running_loop().time()):
+        if self.caller.edge(operation.service).is_refusing(loop_now()):
             # A caller that may wait would wait for the breaker; one that has an answer need not.
             instead = self._instead(operation, stand_in, question)
             if instead is not None:
                 return replace(instead, error=CircuitOpen("the breaker is open; nothing was sent"))
         outcome = await self._called(call, context, timeout_s)
         if outcome.status is BranchStatus.OK and stand_in.stale_s:
-            self._last.keep(question, encode(outcome.value), asyncio.get_running_loop().time())
+            self._last.keep(question, encode(outcome.value), loop_now())
         if outcome.status is BranchStatus.FAILED and _is_failure(outcome.error):
             instead = self._instead(operation, stand_in, question)
             return outcome if instead is None else replace(instead, error=outcome.error)
@@ -95,7 +95,7 @@ class Asker:
         result = operation.shape.result
         if stand_in.static is not None:
             return BranchOutcome(BranchStatus.STATIC, decode(stand_in.static, result))
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         found = self._last.find(question, at_most_s=stand_in.stale_s, now=now)
         if found is None:
             return None

@@ -27,6 +27,7 @@ from synchromesh.calls import Caller, Forwarder, Operation
 from synchromesh.calls.http_arguments import read_strictly
 from synchromesh.calls.routes import Match, NoMatch
 from synchromesh.calls.tree import attempts_left, tree_of
+from synchromesh.clock import loop_now
 from synchromesh.codec import encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext
 from synchromesh.errors import (
@@ -402,7 +403,7 @@ class GatewayEngine:
         buckets = self.state.buckets.get(entry.name)
         if buckets is not None:
             who = who or self._origins.of_request(request.peer, request.headers).client
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             wait_s = buckets.take(who, now)
             asked.headers += buckets.allowance(who, now).fields
             if wait_s:

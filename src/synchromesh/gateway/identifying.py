@@ -8,13 +8,13 @@ them was meant, and one of the two may be stolen: such a request is refused.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
+from synchromesh.clock import loop_now
 from synchromesh.errors import Shed, Unauthenticated
 from synchromesh.gateway.api_keys import KeyRing
 from synchromesh.gateway.certificates import CertificateVerifier
@@ -183,7 +183,7 @@ class Identification:
         if found is None or not self._issuers:
             return
         issuer = issuer_of(bearer_of(found[1]) or "")
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         # Whoever can send a request can have it logged.
         if issuer is None or issuer in self._issuers or now < self._told_s + TOLD_EVERY_S:
             return

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from synchromesh.clock import loop_now
 from synchromesh.errors import CallError, ConfigError, Shed
 from synchromesh.gateway.tokens import PublishedKeys, read_keys
 from synchromesh.http import HttpPool, PoolLimits
@@ -212,7 +213,7 @@ class UrlKeys:
             _log.exception("the keys of %s could not be read", self._issuer)
         finally:
             self._fetch = None
-            self._schedule.ended(asyncio.get_running_loop().time(), is_good=is_good)
+            self._schedule.ended(loop_now(), is_good=is_good)
 
     async def _discovered(self) -> str:
         """Ask the issuer where its keys are."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest
@@ -70,7 +70,7 @@ class AnswerCache:
             return await ask(asked, context)  # it says what does not fit
         # However long the arguments are, what is kept of them is short.
         question = (entry.name, cache.whose(context.principal), digest(what))
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         found = self._kept.find(question, at_most_s=cache.max_age_s, now=now)
         # One that has come of age is no fresher for clients than for us (RFC 9111, 4.2).
         if found is not None and found[1] < cache.max_age_s:
@@ -79,14 +79,14 @@ class AnswerCache:
 
         async def asked_for_all() -> HttpResponse:
             # One that was begun again may find what another has just been told.
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             known = self._kept.find(question, at_most_s=cache.max_age_s, now=now)
             if known is not None and known[1] < cache.max_age_s:
                 return HttpResponse(200, (), known[0])
             # What is for this client alone is added to an answer that may be for several.
             answer = await ask(replace(asked, headers=[]), context)
             if cache.max_age_s and _is_whole(answer):
-                now = asyncio.get_running_loop().time()
+                now = loop_now()
                 self._kept.keep(question, answer.body, now)
             return answer
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol, cast
 
+from synchromesh.clock import loop_now
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
@@ -169,7 +170,7 @@ class ClientExchange(Deadline):
         timers, loop = self.owner.timers, asyncio.get_running_loop()
         timers.drop(self)
         if seconds is not None and self.state is not ExchangeState.DONE:
-            self.due_s = loop.time() + seconds
+            self.due_s = loop_now() + seconds
             timers.add(self, loop)
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ from collections import deque
 from functools import partial
 from typing import Protocol
 
+from synchromesh.clock import loop_now
 from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, RateLimited, Shed
 from synchromesh.http.client import ClientConnection, ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
@@ -121,10 +122,7 @@ class PoolEndpoint:
             self.idle
             and exchange.may_reuse
             # Whoever cannot be sent again takes no chances; the latest used is the last.
-            and (
-                exchange.is_idempotent
-                or self.idle[-1].loop.time() - self.idle[-1].idle_since_s < _RECENT_S
-            )
+            and (exchange.is_idempotent or loop_now() - self.idle[-1].idle_since_s < _RECENT_S)
         ):
             connection = self.idle.pop()
             # `is_reusable` without its frame: what is idle carries nothing.
@@ -182,7 +180,7 @@ class PoolEndpoint:
             error: Exception = self._busy()
         elif exchange.state is ExchangeState.CONNECTING:
             # A place that came too late to connect says nothing of the callee.
-            is_ours = asyncio.get_running_loop().time() < exchange.overdue_s
+            is_ours = loop_now() < exchange.overdue_s
             error = self._busy() if is_ours else self._unreached("it did not answer in time")
         elif exchange.connection is not None:
             error = exchange.connection.timed_out()
@@ -213,7 +211,7 @@ class PoolEndpoint:
         if self.waiting or connection.is_spoiled or self._owner.is_closed:
             self._give(connection)
             return
-        connection.idle_since_s = connection.loop.time()
+        connection.idle_since_s = loop_now()
         self.idle.append(connection)
         if self._owner.sweeping is None:
             self._owner.on_idle()
@@ -260,7 +258,7 @@ class PoolEndpoint:
                 return
             connection.abort()
         exchange.state = ExchangeState.CONNECTING
-        exchange.overdue_s = loop.time() + waited_s
+        exchange.overdue_s = loop_now() + waited_s
         if exchange.slot is None:
             self.timers.add(exchange, loop)
         exchange.connecting = loop.create_task(self._connect(exchange))
@@ -278,7 +276,7 @@ class PoolEndpoint:
             return
         exchange.state = ExchangeState.WAITING
         loop = asyncio.get_running_loop()
-        self.waiting[exchange] = loop.time()
+        self.waiting[exchange] = loop_now()
         if exchange.slot is None:
             self.timers.add(exchange, loop)
 
@@ -337,7 +335,7 @@ class PoolEndpoint:
         if connection is not None and (self._owner.is_closed or not connection.is_reusable):
             connection.abort()
             connection = None
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         while self.waiting:
             exchange, since_s = next(iter(self.waiting.items()))
             if exchange.due_s <= now:

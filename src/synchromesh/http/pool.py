@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Self
 
+from synchromesh.clock import loop_now
 from synchromesh.errors import DeadlineExceeded
 from synchromesh.http.body import Body, Framing
 from synchromesh.http.client import ClientConnection, ClientExchange
@@ -142,7 +143,7 @@ class HttpPool:
         wire = encode_request(name, method, target, headers, body)
         exchange = FutureExchange(
             wire,
-            due_s=inf if timeout_s is None else asyncio.get_running_loop().time() + timeout_s,
+            due_s=inf if timeout_s is None else loop_now() + timeout_s,
             is_head=method == "HEAD",
             is_idempotent=is_idempotent,
         )
@@ -235,7 +236,7 @@ class HttpPool:
             encode_request(name, method, target, headers, sent),
             body,
             framing,
-            due_s=asyncio.get_running_loop().time() + timeout_s,
+            due_s=loop_now() + timeout_s,
             answer_s=timeout_s,
             limits=self.limits,
             is_head=method == "HEAD",
@@ -311,7 +312,7 @@ class HttpPool:
     def _sweep(self) -> None:
         """Close idle connections past the idle timeout, and schedule the next look."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = loop_now()
         due = [endpoint.sweep(now) for endpoint in list(self._endpoints.values())]
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         self.sweeping = None if next_s is None else loop.call_at(next_s, self._sweep)

@@ -2,13 +2,15 @@
 
 A write to a socket wakes who reads from it, and that costs more than the write. Where the reader is
 awake already, because it has just been written to, it costs nothing: so what is written while a
-turn's events are handled is kept until all of them are. uvloop does so by itself.
+turn's events are handled is kept until all of them are.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+
+from synchromesh.clock import is_real
 
 
 class TurnWrites:
@@ -47,5 +49,5 @@ class TurnWrites:
 
 
 def together_on(loop: asyncio.AbstractEventLoop) -> TurnWrites | None:
-    """Return what gathers writes on a loop, None for one that does so by itself, or simulates."""
-    return TurnWrites(loop) if type(loop).__module__.startswith(("asyncio.", "uvloop")) else None
+    """Return what gathers writes on a loop, None for a simulated one."""
+    return TurnWrites(loop) if is_real(loop) else None

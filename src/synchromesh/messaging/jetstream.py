@@ -8,11 +8,10 @@ Source: NATS documentation, "JetStream": work queues, message ids, pull consumer
 
 from __future__ import annotations
 
-import asyncio
-
 import nats.errors
 import nats.js.errors
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import encode
 from synchromesh.context import CREDENTIAL, CallContext, to_headers
 from synchromesh.errors import CallError, StoreUnavailable
@@ -117,7 +116,7 @@ class JetStreamDelivery:
         link = self._connection
         now_us = link.runtime.wall_us()
         headers = {
-            **to_headers(context, now=asyncio.get_running_loop().time(), wall_us=now_us),
+            **to_headers(context, now=loop_now(), wall_us=now_us),
             CREDENTIAL: link.signer.token(
                 self._publisher, audience=self._subscriber, now_us=now_us
             ),
@@ -146,7 +145,7 @@ class JetStreamDelivery:
                 taken.
         """
         is_under_way = self._passage.mark(position)
-        now_s = asyncio.get_running_loop().time()
+        now_s = loop_now()
         if (is_under_way or self._is_gone) and now_s >= self._ask_at_s:
             self._ask_at_s = now_s + self._connection.options.taken_every_s
             try:

@@ -12,6 +12,7 @@ import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import decode
 from synchromesh.context import CREDENTIAL, from_headers
 from synchromesh.errors import SynchromeshError
@@ -183,7 +184,7 @@ class JetStreamFeed:
         source = link.signer.verify(token, audience=self._subscriber, now_us=stored_us).service
         message = decode(said.data, Message)
         loop = asyncio.get_running_loop()
-        context = from_headers(headers, now=loop.time(), wall_us=stored_us, rng=link.runtime.rng)
+        context = from_headers(headers, now=loop_now(), wall_us=stored_us, rng=link.runtime.rng)
         span = self._tracer.start(
             "handle",
             message.name,

@@ -21,6 +21,7 @@ from typing import TypeGuard
 
 import msgspec
 
+from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext, new_span_id, new_trace_id
 from synchromesh.errors import (
     BadRequest,
@@ -321,7 +322,7 @@ class Relay:
         What was refused is asked for when the relay starts, with pauses as long as it is refused,
         and without any as soon as it is not.
         """
-        now = asyncio.get_running_loop().time
+        now = loop_clock(asyncio.get_running_loop())
         after, attempt, ask_at_s = 0, 0, now()
         while True:
             self._letters_changed.clear()

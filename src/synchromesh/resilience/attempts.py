@@ -32,6 +32,10 @@ MayRepeat = bool | Callable[[Exception], bool]
 # When an attempt began for which nobody looked at the clock: it has taken as long as you like.
 UNTIMED = -math.inf
 
+# No retry begins in the last moment of a call. A timer may come so early that has cut the attempt
+# before it at the call's deadline: uvloop's are of whole milliseconds.
+LEAST_S = 0.001
+
 # The share of the edge's timeout that counts as all of it.
 NEARLY_FULL = 0.95
 
@@ -263,7 +267,9 @@ class Attempts:
                 return None
             wait_s = max(wait_s, error.retry_after_s)
         at_s = now + wait_s
-        if at_s < refuses_until_s or (self._deadline_s is not None and at_s >= self._deadline_s):
+        if at_s < refuses_until_s:
+            return None
+        if self._deadline_s is not None and at_s >= self._deadline_s - LEAST_S:
             return None
         # The budget comes last: a token is taken only by a retry that will be made.
         if self._left is not None and not self._left.can_retry:

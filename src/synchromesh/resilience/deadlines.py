@@ -13,10 +13,11 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self, TypeVar
 
+from synchromesh.clock import loop_clock
 from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.attempts import deadline_passed
-from synchromesh.runtime import RealThreads, loop_clock
+from synchromesh.runtime import RealThreads
 
 T = TypeVar("T")
 

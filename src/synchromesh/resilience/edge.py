@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from synchromesh.chance import Chance
+from synchromesh.clock import loop_now
 from synchromesh.errors import Shed, TimedOut
 from synchromesh.priority import Priority
 from synchromesh.resilience.attempts import Attempt, Attempts, MayRepeat, is_full_timeout
@@ -138,13 +139,12 @@ class Edge:
             is_retryable_unknown=is_retryable_unknown,
             rng=rng,
         )
-        loop = asyncio.get_running_loop()
         try:
             if failed is not None:
                 attempts.take_over(failed[0])
                 await self._wait(attempts, *failed)
             while True:
-                current = attempts.begin(loop.time())
+                current = attempts.begin(loop_now())
                 try:
                     answer = await self._limited(attempt, current, attempts, priority)
                 except Exception as error:  # noqa: BLE001 - it is raised, or tried again
@@ -170,7 +170,7 @@ class Edge:
             # Cancelled; or thrown away, and then there is no loop any more that has a time.
             now, verdict = attempt.began_s, Classification.NEUTRAL
         else:
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             verdict = classify(outcome, had_enough_time=self._had_enough(attempt, now))
             own_s = max(0.0, now - attempt.began_s - attempt.away_s)
             self.learn(outcome, verdict, now, own_s)
@@ -268,7 +268,7 @@ class Edge:
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""
         refuses_until_s = self.breaker.refuses_until_s if self.breaker is not None else -math.inf
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         wait_s = attempts.failed(current, error, now, refuses_until_s=refuses_until_s)
         if wait_s is None:
             final = attempts.final(error)
@@ -292,14 +292,14 @@ class Edge:
         if current.number > 1:
             priority = min(priority, Priority.RETRY)
         breaker = self.breaker
-        if breaker is not None and self.is_refusing(asyncio.get_running_loop().time()):
+        if breaker is not None and self.is_refusing(loop_now()):
             # At once, and not after a wait for a place (B2).
-            breaker.admit(asyncio.get_running_loop().time())
-        came_s = asyncio.get_running_loop().time()
+            breaker.admit(loop_now())
+        came_s = loop_now()
         await self.limiter.acquire(current.deadline_s, priority)
         try:
             # The time in the queue is not taken from the callee's.
-            now = asyncio.get_running_loop().time()
+            now = loop_now()
             attempts.waited(current, now - came_s, now)
             return await self._hedged(send, current, attempts, priority)
         finally:
@@ -315,7 +315,7 @@ class Edge:
         if self.hedging is None or current.number > 1:
             return await self._guarded(send, current)
         run = HedgedRun(
-            self.hedging.begin(asyncio.get_running_loop().time()),
+            self.hedging.begin(loop_now()),
             attempts,
             partial(self._guarded, send),
             take=partial(self._take_another, min(priority, Priority.RETRY)),
@@ -334,7 +334,7 @@ class Edge:
             self.limiter.release()
 
     async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
-        current.began_s = asyncio.get_running_loop().time()
+        current.began_s = loop_now()
         permit = 0 if self.breaker is None else self.breaker.admit(current.began_s)
         try:
             answer = await self._timed(send, current)

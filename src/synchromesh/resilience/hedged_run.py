@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from synchromesh.clock import loop_clock
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.classification import may_retry
 from synchromesh.resilience.hedging import HedgedCall
@@ -63,7 +64,7 @@ class HedgedRun(Generic[T]):
 
     async def _decided(self, first: Attempt) -> asyncio.Task[T]:
         """Return the attempt whose outcome is the call's."""
-        call, now = self._call, asyncio.get_running_loop().time
+        call, now = self._call, loop_clock(asyncio.get_running_loop())
         while True:
             wait_s = None if call.due_s == math.inf else max(0.0, call.due_s - now())
             done, _ = await asyncio.wait(

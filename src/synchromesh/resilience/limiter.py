@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from synchromesh.clock import loop_clock
 from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.priority import Priority
@@ -151,7 +152,7 @@ class Limiter:
         """
         if self.take(priority):
             return
-        self._clock = asyncio.get_running_loop().time
+        self._clock = loop_clock(asyncio.get_running_loop())
         now = self._clock()
         if not self._queue_max or self._is_stalled(now):
             raise self._shed(now, "took no more")

@@ -10,10 +10,10 @@ import asyncio
 from typing import Protocol, cast
 
 from synchromesh.chance import Chance
+from synchromesh.clock import loop_clock
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.runtime import loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -102,7 +102,7 @@ class OnLoops:
             for each, its in tuple(self._by_owner.items()):
                 if its.loop.is_closed():
                     self._by_owner.pop(each, None)
-            edge = Edge(self._policy, name=self._name, now=loop.time(), rng=self._rng)
+            edge = Edge(self._policy, name=self._name, now=loop_clock(loop)(), rng=self._rng)
             found = self._by_owner[owner] = OnLoop(edge, loop)
         return found
 

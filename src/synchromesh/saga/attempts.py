@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from synchromesh.calls.contract import Operation
+from synchromesh.clock import loop_now
 from synchromesh.codec import NO_FIT, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
@@ -160,7 +161,7 @@ class StepAttempts:
             span_id,
             key=f"{self._row.id}/{self._machine.undo_key_of(undo.step)}",
             undoes=self._key(undo.step),
-            deadline_s=asyncio.get_running_loop().time() + self._policy.step_timeout_s,
+            deadline_s=loop_now() + self._policy.step_timeout_s,
         )
         return await self._send(step.undo, step.undo_arguments(undo.result), context)
 
@@ -292,7 +293,7 @@ class StepAttempts:
             TimedOut: it was cancelled, at its time or by itself.
             Exception: what it raises.
         """
-        due_s = asyncio.get_running_loop().time() + for_s
+        due_s = loop_now() + for_s
         ambient.set(None)  # the deadline of whoever started the run is none of the step's (D1)
         try:
             with deadline(for_s):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from synchromesh.calls import Sender
+from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext
-from synchromesh.runtime import Runtime, loop_clock
+from synchromesh.runtime import Runtime
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.shards import Shards
 from synchromesh.saga.tables import SagaRow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from synchromesh.clock import loop_clock
 from synchromesh.codec import decode, encode
 from synchromesh.errors import Fenced, SynchromeshError, TimedOut, from_problem, to_problem
 from synchromesh.events.subscription import Wakeup
@@ -55,7 +56,7 @@ async def ask(store: Store, id: str, verb: str, wish: RepairWish) -> None:  # no
         answer = rows[0][0] if rows else None
         return answer if isinstance(answer, bytes) else None
 
-    time = asyncio.get_running_loop().time
+    time = loop_clock(asyncio.get_running_loop())
     until_s = time() + _WITHIN_S
     wakeup = Wakeup(store, poll_s=_POLL_S, topics=(_ANSWERED,))
     try:
@@ -82,7 +83,7 @@ async def ask(store: Store, id: str, verb: str, wish: RepairWish) -> None:  # no
 
 async def has_changed(store: Store, row: SagaRow, until_s: float) -> bool:
     """Wait until a run may have come further than its row says; False where that takes too long."""
-    time = asyncio.get_running_loop().time
+    time = loop_clock(asyncio.get_running_loop())
     wakeup = Wakeup(store, poll_s=_POLL_S, topics=(CONCLUDED,))
     try:
         if await find(store, row.id) == row:

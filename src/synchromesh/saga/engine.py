@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
+from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext, span_ids
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import Fenced, SagaError, Shed
@@ -436,7 +437,7 @@ class Engine(StoredRuns):
             UnknownSaga: no run has this id.
             SagaGone: it has not ended, and this engine does not run it.
         """
-        time = asyncio.get_running_loop().time
+        time = loop_clock(asyncio.get_running_loop())
         until_s = time() + within_s
         while True:
             execution = self._executions.get(id)

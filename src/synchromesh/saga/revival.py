@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from synchromesh.clock import loop_clock
 from synchromesh.errors import DeadlineExceeded, SagaError, Shed
 from synchromesh.saga import backlog, tables, timetable
 from synchromesh.saga.backlog import Backlog
@@ -71,7 +72,7 @@ class Revival:
         self._executions = executions
         self._launch = launch
         self._in_flight_max = in_flight_max
-        self._time = asyncio.get_running_loop().time
+        self._time = loop_clock(asyncio.get_running_loop())
         self._pace = RecoveryPace(in_flight_max)
         self._paced: dict[Execution, float] = {}  # since when
         self._returned: set[Execution] = set()

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from synchromesh.calls import Call, Caller
+from synchromesh.clock import loop_now
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import KEY_CHARS_MAX, CallContext
 from synchromesh.errors import (
@@ -172,7 +173,7 @@ class Context:
 
     def remaining_s(self) -> float | None:
         """Return the seconds left until the deadline; None without one."""
-        return self._context.remaining_s(asyncio.get_running_loop().time())
+        return self._context.remaining_s(loop_now())
 
     def new_id(self) -> str:
         """Return a new UUIDv7. A handler that is run again gets another one."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from synchromesh.calls import Dispatcher, Incoming
 from synchromesh.calls.contract import Operation
+from synchromesh.clock import loop_clock
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, ContractMismatch
@@ -351,7 +352,7 @@ class ServiceInstance:
         return encode(await self.consumer.take(incoming.context.caller, message))
 
     async def _sweep(self) -> None:
-        time = asyncio.get_running_loop().time
+        time = loop_clock(asyncio.get_running_loop())
         swept_s = time()
 
         async def body(unit: Unit) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synchromesh.chance import Chance
+from synchromesh.clock import loop_now
 from synchromesh.errors import ConfigError, StoreUnavailable, SynchromeshError
 from synchromesh.resilience import is_being_cancelled
 from synchromesh.service.restarts import TRIAL_S, RestartDecision, RestartOptions, Restarts
@@ -148,7 +149,7 @@ class Supervisor:
                 decided = self._failed(child, await _end_of(child), restarts)
                 if proven is not None:
                     proven.cancel()
-                state.next_s = loop.time() + decided.pause_s
+                state.next_s = loop_now() + decided.pause_s
                 await asyncio.sleep(decided.pause_s)
                 state.next_s = 0.0
                 await self._gate()
@@ -166,7 +167,7 @@ class Supervisor:
 
     def _failed(self, child: Child, error: Exception, restarts: Restarts) -> RestartDecision:
         """Record what ended a child, and decide on its next run."""
-        state, now = self.states[child.name], asyncio.get_running_loop().time()
+        state, now = self.states[child.name], loop_now()
         state.last_error = _shown(error)
         if isinstance(error, StoreUnavailable):
             # It is no failure of the child's: the gate opens once the database is back.

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from synchromesh.clock import loop_clock
 from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken
 from synchromesh.store.guard import in_unit, refuse_in_unit
@@ -58,7 +59,7 @@ class UnitStore:
         self.service = service
         self._tracer = tracer
         self._recorders: dict[str, Record] = {}
-        self._time = asyncio.get_running_loop().time
+        self._time = loop_clock(asyncio.get_running_loop())
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._preparing = asyncio.Lock()
         self._submit: Callable[

@@ -14,6 +14,7 @@ from typing import Protocol, Self, TypeAlias, TypeGuard
 
 import msgspec
 
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.context import new_span_id
 from synchromesh.errors import Rejection, SynchromeshError, readable
 from synchromesh.propagation import KEPT_TRACE, SAMPLE_ALL, SAMPLED, Propagation, TraceMarks
@@ -203,7 +204,7 @@ class Span:
         self.kind, self.name = kind, name
         self.trace_id, self.parent_id, self.marks = trace_id, parent_id, marks
         self.span_id = new_span_id(tracer.rng)
-        self._clock = asyncio.get_running_loop().time
+        self._clock = loop_clock(asyncio.get_running_loop())
         self._began_s = self._clock()
         self.status = "ok"
         self.attributes: dict[str, str] = {}
@@ -443,7 +444,7 @@ class Tracer:
             current_span.reset(token)
 
     def _read_clocks(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         self._ahead_us = self.wall_us() - now * 1e6
         self._stale_s = now + CLOCKS_S
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import logging
 import re
@@ -11,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from synchromesh.calls import Fault, FaultTable, Rule
+from synchromesh.clock import loop_now
 from synchromesh.codec import decode
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
@@ -101,7 +101,7 @@ class FaultInjector:
             BadRequest: there is no such service or edge, a value is wrong, or there are too many.
         """
         self.check(wanted.target)
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         try:
             latency_s = duration(wanted.latency, "latency") if wanted.latency else 0.0
             for_s = duration(wanted.duration, "for") if wanted.duration else None
@@ -123,7 +123,7 @@ class FaultInjector:
         """
         if wanted.target != ALL:
             self.check(wanted.target)
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
         said = {"who": wanted.who, "why": wanted.why}
         for rule in healed:
@@ -132,14 +132,14 @@ class FaultInjector:
 
     def status(self) -> FaultsStatus:
         """Return the faults in force, and how many attempts faults have ever struck."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return FaultsStatus(
             [self._shown(rule, now) for rule in self._table.in_force(now)], self._table.struck
         )
 
     def standing(self, *, wall_us: int) -> tuple[ActiveFault, ...]:
         """Return the faults in force for `resume` in another process; `wall_us` is now."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         return tuple(
             ActiveFault(
                 rule.target,
@@ -154,7 +154,7 @@ class FaultInjector:
 
     def resume(self, standing: Iterable[ActiveFault], *, wall_us: int) -> None:
         """Put the faults of another process in force, each until its original end."""
-        now = asyncio.get_running_loop().time()
+        now = loop_now()
         for each in standing:
             fault = Fault(each.errors, each.latency_s, each.is_stall)
             left_us = None if each.until_us is None else each.until_us - wall_us

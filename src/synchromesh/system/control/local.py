@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections import deque
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
+from synchromesh.clock import loop_now
 from synchromesh.discovery import Endpoint, UpstreamHealth
 from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
@@ -312,7 +312,7 @@ def _without_text(projection: ProjectionStatus) -> ProjectionStatus:
 
 def child_status(state: ChildState) -> ChildStatus:
     """Return the state of a child as it is shown."""
-    next_in_s = state.next_s - asyncio.get_running_loop().time() if state.next_s else 0.0
+    next_in_s = state.next_s - loop_now() if state.next_s else 0.0
     return ChildStatus(state.state, state.restarts, state.last_error, round(max(0.0, next_in_s), 1))
 
 
@@ -325,7 +325,7 @@ def _ejected(caller: Caller) -> dict[str, list[str]]:
 
 
 def _breakers(caller: Caller) -> dict[str, BreakerStatus]:
-    now = asyncio.get_running_loop().time()
+    now = loop_now()
     return {
         callee: msgspec.convert(
             {

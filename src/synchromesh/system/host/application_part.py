@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, create_server, socket
 
 from synchromesh.calls import Caller
+from synchromesh.clock import loop_now
 from synchromesh.discovery import Endpoint, Registration
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation
 from synchromesh.http import AsgiApp, Lifespan, Receive, Scope, Send
@@ -181,12 +182,12 @@ class ApplicationPart:
         """
         host, port, before = self._listening.host, self._listening.port, self._listening.before
         family = AF_INET6 if ":" in host else AF_INET
-        until_s = asyncio.get_running_loop().time() + (LOCKED_WITHIN_S if before else 0.0)
+        until_s = loop_now() + (LOCKED_WITHIN_S if before else 0.0)
         while True:
             try:
                 return create_server((host, port or before), family=family, backlog=BACKLOG)
             except OSError as error:
-                is_over = asyncio.get_running_loop().time() >= until_s
+                is_over = loop_now() >= until_s
                 if not is_over and error.errno == errno.EADDRINUSE:
                     await asyncio.sleep(LOOK_EVERY_S)
                     continue
@@ -201,8 +202,8 @@ class ApplicationPart:
 
     async def _accepts(self, host: str, port: int) -> None:
         """Wait until the server accepts; raise ConfigError where it does not."""
-        within_s = asyncio.get_running_loop().time() + ACCEPTS_WITHIN_S
-        while not self._serving.done() and asyncio.get_running_loop().time() < within_s:
+        within_s = loop_now() + ACCEPTS_WITHIN_S
+        while not self._serving.done() and loop_now() < within_s:
             try:
                 _, writer = await asyncio.open_connection(host, port)
             except OSError:

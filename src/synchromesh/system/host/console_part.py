@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from synchromesh.clock import loop_now
 from synchromesh.console import Console, Sessions
 from synchromesh.console.source import Told
 from synchromesh.errors import ConfigError, TimedOut
@@ -54,7 +55,7 @@ class ControlSource:
 
     async def work(self) -> Told:
         """Return what was done since the reading before, which is told beside it."""
-        now_s, after = asyncio.get_running_loop().time(), await self._control.metrics()
+        now_s, after = loop_now(), await self._control.metrics()
         if not self._readings or now_s - self._readings[-1][0] >= RATES_OVER_S:
             self._readings = [*self._readings[-1:], (now_s, after)]
         began_s, before = self._readings[0]

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from synchromesh.calls.contract import operations_of
+from synchromesh.clock import loop_clock
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.network import ClientTls
@@ -57,7 +58,7 @@ class TelemetryExport:
     async def end(self) -> None:
         """Read what was counted for the last time. May be repeated."""
         if self._exporter is not None:
-            clock = asyncio.get_running_loop().time
+            clock = loop_clock(asyncio.get_running_loop())
             began_s = clock()
             await self._exporter.read_last(self._within_s)
             self.spent_s += clock() - began_s

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert, to_builtins
 
 from synchromesh.calls import Caller
+from synchromesh.clock import loop_now
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import ApiKey, Gateway, GatewayEngine, KeyRing
 from synchromesh.gateway.access_log import AccessLog
@@ -203,7 +204,7 @@ class GatewayPart:
         assert self._server is not None
         self.caller = caller or self.caller
         kept = prepared.reopened.authenticators
-        gone_s = asyncio.get_running_loop().time() + _RETIRED_S
+        gone_s = loop_now() + _RETIRED_S
         gone = [own.close for _, own in self._authenticators if own not in kept]
         gone.append(self._engine.retire)
         engine, door = self._engine_of(prepared, self._engine.state)

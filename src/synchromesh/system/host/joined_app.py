@@ -23,6 +23,7 @@ from synchromesh.calls.dispatcher import below
 from synchromesh.calls.tree import tree_of
 from synchromesh.calls.wire import ATTEMPTS_USED
 from synchromesh.clients import ClientCredential
+from synchromesh.clock import loop_now
 from synchromesh.context import CREDENTIAL, CallContext, from_headers, new_span_id, own_headers
 from synchromesh.errors import (
     ConfigError,
@@ -151,7 +152,7 @@ class JoinedContext:
 
     def remaining_s(self) -> float | None:
         """Return the seconds left until the deadline; None without one."""
-        return self._context.remaining_s(asyncio.get_running_loop().time())
+        return self._context.remaining_s(loop_now())
 
     def call(self, call: Call[R], *, timeout_s: float | None = None) -> Coroutine[Any, Any, R]:
         """Call a service of the system and return its answer, within the request's deadline.
@@ -210,7 +211,7 @@ class MemberApp:
             self.in_flight -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began_s = asyncio.get_running_loop().time()
+        began_s = loop_now()
         answer = _Answer(scope["type"], send)
         try:
             parent_id, deadline_s, context = self._arriving(scope["headers"], began_s)
@@ -287,7 +288,7 @@ class MemberApp:
         name = f"{method} {getattr(scope.get('route'), 'path', '')}".strip()
         deps.tracer(self._service).recorder("handle", name)(
             context.trace_id, context.span_id, parent_id, began_s,
-            asyncio.get_running_loop().time(), answer.outcome, None, context.marks.flags,
+            loop_now(), answer.outcome, None, context.marks.flags,
         )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 from synchromesh.errors import MissingExtra
 
@@ -20,12 +20,12 @@ def loop_factory(name: str) -> LoopFactory:
     """
     if name == "asyncio" or (name == "auto" and not _has_uvloop()):
         return asyncio.new_event_loop
-    try:
-        # Imported only where it is asked for: it comes with an extra.
-        uvloop: Any = importlib.import_module("uvloop")
-    except ImportError as error:
-        raise MissingExtra("fast", needed_for=f'[system] loop = "{name}"') from error
-    factory: LoopFactory = uvloop.new_event_loop
+    if not _has_uvloop():
+        raise MissingExtra("fast", needed_for=f'[system] loop = "{name}"')
+    # Imported only where it is asked for: it comes with an extra.
+    factory: LoopFactory = importlib.import_module(
+        "synchromesh.system.host.precise_loop"
+    ).PreciseLoop
     return factory
 
 

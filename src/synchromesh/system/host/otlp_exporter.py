@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from math import inf
 from typing import Any, Generic, TypeVar
 
+from synchromesh.clock import loop_clock
 from synchromesh.errors import CallError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import Runtime
@@ -125,7 +126,7 @@ class OtlpExporter:
         self._pool = pool
         self._wall_us, self._rng = runtime.wall_us, runtime.rng
         self._options = options = options or ExportOptions()
-        self._clock = asyncio.get_running_loop().time
+        self._clock = loop_clock(asyncio.get_running_loop())
         encoder = SpanEncoder(resource, routes)
         self._spans = _Signal(TRACES, ExportQueue[SpanRow](options), encoder.body)
         logged: _Signal[LogRow] = _Signal(

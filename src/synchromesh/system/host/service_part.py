@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from synchromesh.calls import HttpEdge, InProcessTransport
 from synchromesh.calls.forwarding import HTTP
+from synchromesh.clock import loop_clock
 from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
@@ -239,7 +240,8 @@ class ServicePart:
 
     async def _own(self) -> ServiceInstance:
         """Start the instance once the previous process has released its database."""
-        service, now = self._deps.services[self._part.service], asyncio.get_running_loop().time
+        service = self._deps.services[self._part.service]
+        now = loop_clock(asyncio.get_running_loop())
         until_s = now() + (0.0 if self._loaded is None else LOCKED_WITHIN_S)
         while True:
             try:

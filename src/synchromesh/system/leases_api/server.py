@@ -25,6 +25,7 @@ import msgspec
 
 from synchromesh.calls.forwarding import by_http
 from synchromesh.clients import ClientCredential
+from synchromesh.clock import loop_now
 from synchromesh.codec import decode, encode
 from synchromesh.context import CREDENTIAL
 from synchromesh.discovery import Endpoint, Resolved
@@ -140,7 +141,7 @@ class RegistryServer:
         self._policies = policies
         self._base = wall_us()
         self._polls = 0
-        self._learns_until_s = asyncio.get_running_loop().time() + registry.ttl_s
+        self._learns_until_s = loop_now() + registry.ttl_s
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Handle a request of a process."""
@@ -169,7 +170,7 @@ class RegistryServer:
             raise Shed(f"{self._polls} polls of the registry wait and no more may; ask later")
         wait_s = POLL_WAIT_S
         if self._is_learning():
-            wait_s = min(wait_s, self._learns_until_s - asyncio.get_running_loop().time())
+            wait_s = min(wait_s, self._learns_until_s - loop_now())
         self._polls += 1
         try:
             async with asyncio.timeout(wait_s):
@@ -195,7 +196,7 @@ class RegistryServer:
         return f"{self._base}.{self._registry.revision}"
 
     def _is_learning(self) -> bool:
-        return asyncio.get_running_loop().time() < self._learns_until_s
+        return loop_now() < self._learns_until_s
 
     def _verified(self, shown: Shown, asks: Credential) -> VerifiedCaller:
         who = self._admit(shown.credential, asks.service)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from synchromesh.clock import loop_now
 from synchromesh.system.supervise.children import is_traced
 from synchromesh.system.supervise.liveness import EVERY_S, Liveness
 
@@ -89,7 +90,7 @@ class HangWatch:
 
     def silence(self, process: Askable) -> str:
         """Say in words for how long a process has been silent; "" for one that is no suspect."""
-        silent_s = self._liveness.silent_s(process, asyncio.get_running_loop().time())
+        silent_s = self._liveness.silent_s(process, loop_now())
         if not silent_s:
             return ""
         until = f"it is replaced after {self._hang_s:g} s"
@@ -107,7 +108,7 @@ class HangWatch:
             names,
             answered=[each for each in names if each.has_answered],
             traced=[e for e in names if not e.has_answered and self._is_traced(e.pid)],
-            now=asyncio.get_running_loop().time(),
+            now=loop_now(),
             wall_s=self._wall_us() / 1e6,
         )
         for process in found.ask:
