@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
+from synchromesh.system import loop_factory
 from synchromesh.system.host.watchdog import LoopWatchdog
 
-pytestmark = pytest.mark.anyio
+Main = Coroutine[Any, Any, None]
 
 
 class Heard(logging.Handler):
@@ -29,8 +32,37 @@ def heard() -> Heard:
     return Heard()
 
 
-async def test_a_handler_that_blocks_the_loop_is_named_while_it_does(heard: Heard) -> None:
+def run(main: Main) -> None:
+    """Run on asyncio's loop."""
+    asyncio.run(main)
+
+
+def run_on_uvloop(main: Main) -> None:
+    """Run on the product's loop of uvloop, whose frames nobody sees."""
+    with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
+        runner.run(main)
+
+
+def run_by_hand(main: Main) -> None:
+    """Run on a loop of uvloop without asyncio's runner."""
+    loop = loop_factory("uvloop")()
+    loop.run_until_complete(main)
+    loop.close()
+
+
+WAYS = (run, run_on_uvloop, run_by_hand)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handler_that_blocks_the_loop_is_named_while_it_does(
+    heard: Heard, way: Callable[[Main], None]
+) -> None:
     """D1: blocking code cannot be cancelled, but the log says which function holds the loop."""
+    way(name_what_blocks(heard))
+
+
+async def name_what_blocks(heard: Heard) -> None:
+    """Block the running loop until that is named, and look at what was said."""
     logger = logging.getLogger("synchromesh.system")
     logger.addHandler(heard)
     noted: list[str] = []
@@ -64,14 +96,20 @@ async def test_a_handler_that_blocks_the_loop_is_named_while_it_does(heard: Hear
     blocker = noted[0]
     assert blocker in record.getMessage()
     # Which function was called by the loop, and where that stands.
-    assert blocker.startswith(f"{__name__}.test_a_handler_that_blocks_")
+    assert blocker.startswith(f"{__name__}.name_what_blocks.")
     assert ".handler (" in blocker
     assert ", in Condition.wait (" in blocker
     assert "forgets_to_await" in str(record.__dict__["stack"])
 
 
-async def test_a_loop_that_runs_is_left_alone(heard: Heard) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loop_that_runs_is_left_alone(heard: Heard, way: Callable[[Main], None]) -> None:
     """Awaiting for long is no blocking."""
+    way(wait_watched(heard))
+
+
+async def wait_watched(heard: Heard) -> None:
+    """Await something while the loop is watched."""
     logger = logging.getLogger("synchromesh.system")
     logger.addHandler(heard)
     watchdog = LoopWatchdog(blocked_after_s=5.0)

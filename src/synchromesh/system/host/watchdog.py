@@ -14,13 +14,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 
 BLOCKED_AFTER_S = 1.0
 STACK_CHARS_MAX = 4000
 
-# Where a loop of asyncio waits for events; one of uvloop waits below who runs it.
-_WAITS = ("selectors", "asyncio.runners")
+# Where a loop of asyncio waits for events; one of uvloop has no frame, and waits in that of who runs
+# it.
+_WAITS = "selectors"
 _CALLERS = ("asyncio", "synchromesh")
 
 _log = logging.getLogger("synchromesh.system")
@@ -48,15 +49,17 @@ class LoopWatchdog:
         self._on_blocked = on_blocked
         self._every_s = blocked_after_s / 4
         self._ended = threading.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._beat_s = 0.0
+        # The code that calls what the loop has to run; of uvloop that is who runs the loop.
+        self._caller: CodeType | None = None
 
     def start(self) -> None:
         """Start watching the loop of this thread."""
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
         self._beat_s = self._loop.time()
-        self._timer = self._loop.call_later(self._every_s, self._beat)
+        self._timer = self._loop.call_soon(self._beat)
         threading.Thread(target=self._watch, name="synchromesh-watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -68,6 +71,7 @@ class LoopWatchdog:
 
     def _beat(self) -> None:
         before_s, self._beat_s = self._beat_s, self._loop.time()
+        self._caller = sys._getframe(1).f_code
         self._timer = self._loop.call_later(self._every_s, self._beat)
         self._on_beat(max(0.0, self._beat_s - before_s - self._every_s))
 
@@ -83,10 +87,10 @@ class LoopWatchdog:
             if blocked_s < self._blocked_after_s or named_s is not None:
                 continue
             frame = sys._current_frames().get(self._watched)
-            if frame is None or _module(frame) in _WAITS:
+            if frame is None or _module(frame) == _WAITS or frame.f_code is self._caller:
                 # A loop that waits for events is not blocked: the whole process was held up.
                 continue
-            named_s, blocker = beat_s, _blocker(frame)
+            named_s, blocker = beat_s, _blocker(frame, self._caller)
             self._on_blocked(blocker)
             _log.error(
                 "the event loop has been blocked for %.1f s by %s; await, or give the work to "
@@ -108,10 +112,14 @@ def watch_loop(
     return watchdog.stop
 
 
-def _blocker(frame: FrameType) -> str:
+def _blocker(frame: FrameType, loops: CodeType | None) -> str:
     """Name what the loop or one of us called, such as a handler, and where that stands."""
     called, caller = frame, frame.f_back
-    while caller is not None and _module(caller).partition(".")[0] not in _CALLERS:
+    while (
+        caller is not None
+        and caller.f_code is not loops
+        and _module(caller).partition(".")[0] not in _CALLERS
+    ):
         called, caller = caller, caller.f_back
     blocker = f"{_module(called)}.{_place(called)}"
     return blocker if called is frame else f"{blocker}, in {_place(frame)}"
