@@ -6,11 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
+import pytest
+
 from bodies import long_body
 from synchromesh.http import HttpRequest, HttpResponse
 from synchromesh.system import loop_factory
 
 LOOPS = ("asyncio", "uvloop")
+# A mark of modules whose tests are about sockets: each runs on both loops.
+ON_BOTH_LOOPS = pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"loop_factory": loop_factory(kind)}) for kind in LOOPS],
+    ids=LOOPS,
+)
 
 MiB = 1024 * 1024
 # More than all kernels on the way hold.

@@ -11,13 +11,14 @@ import pytest
 
 from calls_fakes import System
 from integration.test_http_raw import ANSWERED, FOLLOWER, REFUSED, Recorder, exchange, statuses
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine
 from synchromesh.http import HttpServer, Limits
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS, pytest.mark.usefixtures("http_way")]
 
 GATEWAY = Gateway(
     routes=[

@@ -11,6 +11,7 @@ import pytest
 
 from bodies import long_body
 from calls_fakes import System
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.calls import Policies
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine
@@ -19,7 +20,7 @@ from synchromesh.resilience import BreakerState, LimitOptions, Policy
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS, pytest.mark.usefixtures("http_way")]
 
 MiB = 1024 * 1024
 SLOW, HEALTHY = 64, 20

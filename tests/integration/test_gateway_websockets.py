@@ -14,13 +14,14 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from calls_fakes import System
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine
 from synchromesh.http import HttpServer
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS]
 
 MiB = 1024 * 1024
 CHAT = [Subprotocol("chat")]

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.http import Headers, HttpRequest, HttpResponse, HttpServer, Limits
 from synchromesh.runtime import RealRuntime
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS, pytest.mark.usefixtures("http_way")]
 
 HOST = b"Host: x\r\n"
 POST = b"POST /e HTTP/1.1\r\n" + HOST

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.errors import ConfigError, ConnectFailed, ConnectionLost
 from synchromesh.http import (
     AsgiHandler,
@@ -25,7 +26,7 @@ from synchromesh.http import (
 from synchromesh.network import HandedNetwork
 from synchromesh.runtime import RealRuntime
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS, pytest.mark.usefixtures("http_way")]
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 

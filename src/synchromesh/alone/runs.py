@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, TypeVar
 
+from synchromesh.clock import loop_now
 from synchromesh.codec import encode
 from synchromesh.errors import BadRequest
 from synchromesh.saga import SagaDefinition, elsewhere, tables
@@ -46,7 +46,7 @@ class AloneRuns:
             Stuck: it needs a person.
             UnknownSaga: no run has this id: its start is not committed, or it ended long ago.
         """
-        until_s = asyncio.get_running_loop().time() + within_s
+        until_s = loop_now() + within_s
         while True:
             row = await self._stored.find(id)
             if row.status in ENDED or row.status is SagaStatus.STUCK:

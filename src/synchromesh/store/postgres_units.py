@@ -27,7 +27,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from synchromesh.clock import loop_now
 from synchromesh.errors import Rejection, Shed, StoreBroken, StoreError, StoreUnavailable
 from synchromesh.runtime import Runtime
 from synchromesh.sealing import Vault
@@ -483,10 +482,10 @@ class Units:
 
     async def _reconnect(self) -> None:
         while self.outage.reason is not None:
-            await asyncio.sleep(self.outage.pause_s(now=loop_now()))
+            await asyncio.sleep(self.outage.pause_s(now=self._loop.time()))
             with suppress(StoreError):
                 (await self._connect()).terminate()
-                self.outage.end(now=loop_now())
+                self.outage.end(now=self._loop.time())
         _log.warning("the store of %r is open again", self._service)
         self._is_up.set()
         self._went()

@@ -28,7 +28,6 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from synchromesh.clock import loop_clock
 from synchromesh.codec import encode
 from synchromesh.eager import EagerFuture
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
@@ -108,7 +107,7 @@ class Writer:
         self._tick_s = limit_s / _TICKS
         self._backlog_max = backlog_max
         self._loop = asyncio.get_running_loop()
-        self._now = loop_clock(self._loop)
+        self._now = self._loop.time
         self.pending = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: SqliteUnit | None = None

@@ -19,8 +19,7 @@ from types import CodeType, FrameType
 BLOCKED_AFTER_S = 1.0
 STACK_CHARS_MAX = 4000
 
-# Where a loop of asyncio waits for events; one of uvloop has no frame, and waits in that of who runs
-# it.
+# Where a loop of asyncio waits for events; one of uvloop has no frame, and waits in its caller's.
 _WAITS = "selectors"
 _CALLERS = ("asyncio", "synchromesh")
 
