@@ -69,8 +69,8 @@ ALIASES = {"Personal": "Personal[T]  # T | Erased", "Subject": "Subject  # str"}
 # What else users import, by package: the documentation's code and servo-works do.
 MODULES = {
     "alone": (
-        "Alone AloneUnit AloneOptions Delivered DeliverOptions LoggedEvent upgrade_statements "
-        "downgrade_statements include_name"
+        "Alone AloneUnit AloneOptions AloneRuns Delivered DeliverOptions LoggedEvent "
+        "RunSagasOptions upgrade_statements downgrade_statements include_name"
     ),
     "asgi": "join current Joined JoinedContext",
     "calls": "Policies Caller InProcessTransport",

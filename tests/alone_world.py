@@ -137,3 +137,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def until_there(ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Wait until what is asked for is there."""
+    async with asyncio.timeout(WAIT_S):
+        while not await ask():
+            await asyncio.sleep(0.01)

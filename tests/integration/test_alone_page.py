@@ -51,12 +51,13 @@ async def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
 
 
 def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It migrates there and back, places, confirms, and takes a webhook once."""
+    """It migrates there and back, places, confirms, takes a webhook once, and buys by a saga."""
     config = Config("alembic.ini")
     command.upgrade(config, "head")
     command.check(config)  # what it would generate: nothing
     shop, worker, payments = map(importlib.import_module, ("shop", "worker", "payments"))
     stock, by_driver, aside = map(importlib.import_module, ("stock", "by_driver", "aside"))
+    checkout, sagas, stuck = map(importlib.import_module, ("checkout", "sagas", "stuck"))
 
     async def main() -> None:
         packed: list[str] = []
@@ -95,6 +96,18 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
         await by_driver.place("A-2", "SX91")
         (placed,) = await rows(url, "select stream from sm_event order by sm_order desc limit 1")
         assert placed == ("shop.order_placed/A-2",)
+        async with running(sagas.main):
+            dear = checkout.Basket("A-4", "SX90", 99_999)
+            for basket in (checkout.Basket("A-3", "SX90", 500), dear):
+                assert [await checkout.buy(basket) for _ in range(2)] == [True, False]
+            assert await sagas.bought("A-3") == "parcel of A-3"
+            with pytest.raises(checkout.NoCredit):
+                await sagas.bought("A-4")
+        bought = await rows(url, "select id, is_paid from orders where id in ('A-3', 'A-4')")
+        assert bought == [("A-3", True)]
+        told = "select count(*) from sm_event where stream = 'shop.order_placed/A-3'"
+        assert await rows(url, told) == [(1,)]
+        await stuck.main()  # none is
         await aside.main()  # nothing is, and the page's own listing of it works
         await shop.engine.dispose()
 

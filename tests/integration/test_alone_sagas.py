@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,16 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import alone_worker
-from alone_world import OrderPaid, Purchase, World, engine_of, made_database, running
+from alone_world import (
+    OrderPaid,
+    Purchase,
+    World,
+    engine_of,
+    made_database,
+    running,
+    until,
+    until_there,
+)
 from synchromesh.alone import Alone, AloneOptions
 from synchromesh.alone.sweeping import sweep
 from synchromesh.calls import Contract, command
@@ -45,7 +55,7 @@ class Order(msgspec.Struct, frozen=True):
     qty: int = 1
 
 
-class NoCredit(Rejection, code="no_credit", status=402):
+class NoCredit(Rejection, code="alone_too_dear", status=402):
     pass
 
 
@@ -325,12 +335,16 @@ async def test_several_processes_share_the_runs(world: SagaWorld) -> None:
     here, there = define(world.shop, "here"), define(other, "there")
     async with world.working() as store:
         async with world.working(shop=other) as beside:
-            while not store.owners.epoch("sagas/0") ^ beside.owners.epoch("sagas/0"):
-                await asyncio.sleep(0.01)
-            for n in range(30):
-                await world.start(Order(f"A-{n}"), here)
-            told = [await world.told(beside, f"A-{n}", there) for n in range(30)]
-            assert set(told) == {"here", "there"}
+            runs = count()
+
+            async def told_by_both() -> bool:
+                ids = [f"A-{next(runs)}" for _ in range(10)]
+                for each in ids:
+                    await world.start(Order(each), here)
+                told = {await world.told(beside, each, there) for each in ids}
+                return told == {"here", "there"}
+
+            await until_there(told_by_both)
         await world.start(Order("B-1"), here)
         assert await world.told(store, "B-1", here) == "here"
     assert not did["here"] & did["there"]
@@ -352,8 +366,7 @@ async def test_a_run_sleeps_and_is_told(world: SagaWorld) -> None:
     elsewhere = Alone("shop")
     async with world.working() as store:
         await world.start(Order("A-1"), waiting)
-        while not await world.shop.runs(store).list("sleeping"):
-            await asyncio.sleep(0.01)
+        await until_there(lambda: world.shop.runs(store).list("sleeping"))
         for told in ("no", "R-1"):
             async with world.sessions() as session, session.begin():
                 async with elsewhere.unit(session) as unit:
@@ -363,6 +376,30 @@ async def test_a_run_sleeps_and_is_told(world: SagaWorld) -> None:
         assert await world.told(store, "A-1", waiting) == "R-1"
         async with world.sessions.begin() as session, world.shop.unit(session) as unit:
             assert not await unit.tell(waiting, "A-1", Paid("late"))
+
+
+async def test_what_is_told_as_a_run_falls_asleep_wakes_it(world: SagaWorld) -> None:
+    """At READ COMMITTED, too: the run waits for the transaction, and then sees what it told."""
+    may_sleep = asyncio.Event()
+
+    async def gate(key: str) -> str:
+        await may_sleep.wait()
+        return key
+
+    @world.shop.saga(Order, deadline="10m", policy=SOON)
+    async def waiting(s: Saga, order: Order) -> str:
+        await s.step(gate)
+        paid = await s.event(Paid, within="9m")
+        return paid.receipt if paid is not None else "late"
+
+    async with world.working() as store:
+        await world.start(Order("A-1"), waiting)
+        async with world.sessions.begin() as session:
+            async with world.shop.unit(session) as unit:
+                assert await unit.tell(waiting, "A-1", Paid("R-1"))
+            may_sleep.set()
+            await until_there(lambda: world.rows("select 1 from pg_locks where not granted"))
+        assert await world.told(store, "A-1", waiting) == "R-1"
 
 
 class Mail(Contract, Protocol, service="mail", version="1.0"):
@@ -407,8 +444,7 @@ async def test_a_worker_that_cannot_begin_undoes_nothing(
     async with world.shop.open(world.url, options=OFTEN) as store:
         begin = None if wrong == "none" else world.sessions
         async with running(lambda: world.shop.run_sagas(store, begin)):
-            while "waits for a transaction" not in caplog.text:
-                await asyncio.sleep(0.01)
+            await until(lambda: "waits for a transaction" in caplog.text)
         said = "such as `sessions.begin`" if begin is None else "is in no transaction"
         assert said in caplog.text
         async with running(lambda: world.shop.run_sagas(store, world.sessions.begin)):
@@ -426,8 +462,7 @@ async def test_runs_that_ended_are_swept(world: SagaWorld) -> None:
     await world.start(Order("A-2"), sleeping)
     async with world.working() as store:
         await world.told(store, "A-1")
-        while not await world.shop.runs(store).list("sleeping"):
-            await asyncio.sleep(0.01)
+        await until_there(lambda: world.shop.runs(store).list("sleeping"))
         await sweep(store, ran_s=1.0, keep_s=3600.0)
         assert len(await world.shop.runs(store).list()) == 2
         await sweep(store, ran_s=1.0, keep_s=-1.0)

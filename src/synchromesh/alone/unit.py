@@ -279,7 +279,8 @@ class AloneUnit:
         """Tell a run something, which it is told if and only if the transaction commits.
 
         It is kept until the run asks for it by `s.event`, and wakes one that sleeps for it. False
-        where the run has ended. Until the commit the run waits where it would go to sleep or end.
+        where the run has ended. Until the commit the process that runs it may wait, so tell at the
+        end of a transaction.
 
         Raises:
             UnknownSaga: no run of this saga has the id.
