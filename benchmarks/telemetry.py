@@ -286,5 +286,13 @@ def beyond(results: Results, floor: str) -> Results:
     return net
 
 
+async def all_areas() -> None:
+    """Measure spans, then their export, then the console."""
+    from benchmarks import telemetry_console, telemetry_export
+
+    for each in (main, telemetry_export.main, telemetry_console.main):
+        await each()
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(all_areas())

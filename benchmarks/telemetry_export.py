@@ -1,6 +1,6 @@
 """What exporting spans adds to requests: the 99th percentile of their time, on and off in turn.
 
-    python -m benchmarks.telemetry_export
+    make bench-telemetry
 
 Requests come at a steady pace, 5 spans each, and wait for nothing but the loop: what keeps that
 busy makes them late. Their spans are kept in the SQLite ring; in every second round they are sent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
@@ -59,3 +59,29 @@ class Markup(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def links_of(page: str) -> set[str]:
+    """Return where a page leads."""
+    found = {fields.get("href") or "" for tag, fields in Markup(page).tags if tag == "a"}
+    return {each for each in found if not each.startswith("#")}
+
+
+def crawled(browser: Browser, but: Container[str] = ("/advice",)) -> dict[str, str]:
+    """Follow each link from the first page on, and return all pages and their JSON, by path.
+
+    The page of advice takes seconds, and is left out where that is not said otherwise.
+    """
+    found: dict[str, str] = {}
+    left = ["/"]
+    while left:
+        path = left.pop()
+        if path in found or path in but:
+            continue
+        bare, mark, query = path.partition("?")
+        bare = "/now" if bare == "/" else bare
+        for each in (path,) if bare.endswith(".json") else (path, f"{bare}.json{mark}{query}"):
+            status, _, found[each] = browser.ask("GET", each)
+            assert status == 200, (each, found[each])
+        left += links_of(found[path])
+    return found

@@ -8,14 +8,18 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 import persons_app
 from cli_runs import Ran, Run, runner
+from console_browser import Browser, crawled
 from notes_app import Running, write_config
 from persons_app import TOML
+from synchromesh.console.payloads import MASKED
 from synchromesh.store.vault_reader import VaultReader
+from synchromesh.system import RunDir
 
 CANARY = "canary@example.org"
 DATA = ".synchromesh/data"
@@ -94,6 +98,15 @@ def test_no_file_of_a_system_holds_what_was_erased(run: Run, folder: Path) -> No
             run(folder, "personal", "list", "--json").out,
             run(folder, "status", "--json").out,
         ]
+        entry = running.system.console_url()
+        browser = Browser(entry)
+        browser.enter(entry)
+        pages = crawled(browser)
+        assert pages.keys() > {f"/messages/{quote(ref, safe='')}", "/sagas/welcome-c-17"}
+        assert MASKED in pages["/sagas/welcome-c-17"]
+        secrets = (running.system.info.token, RunDir(folder).key().hex())
+        assert not [path for path in pages if any(each in pages[path] for each in secrets)]
+        shown += pages.values()
         assert [bool(each) for each in shown] == [True] * len(shown)
         assert "$personal" in shown[0]
         assert "$personal" in shown[4]

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cli_runs import runner
-from console_browser import Browser, Markup
+from console_browser import Browser, Markup, crawled, links_of
 from notes_app import Running, write_config
-from synchromesh.console.parts import PageQuery
+from synchromesh.console.parts import ROWS_MAX, PageQuery, frame
+from synchromesh.console.payloads import MASKED
+from synchromesh.console.sagas import LINES_MAX, fetch_saga, render_saga
+from synchromesh.console.service_map import fetch_map, render_map
 from synchromesh.console.site import PAGES, PAGES_OF_ONE
 from synchromesh.console.traces import render_trace
+from synchromesh.saga.inspection import PART
+from synchromesh.system.control.saga_actions import ACTIONS, ShowSaga
+
+pytestmark = pytest.mark.anyio
+
+PAGE_BYTES_MAX = 200_000
 
 TOML = """
 [system]
@@ -55,12 +66,6 @@ def browser(running: Running) -> Browser:
     return browser
 
 
-def links_of(page: str) -> set[str]:
-    """Return where a page leads."""
-    found = {fields.get("href") or "" for tag, fields in Markup(page).tags if tag == "a"}
-    return {each for each in found if not each.startswith("#")}
-
-
 def test_each_link_of_each_page_leads_somewhere(
     folder: Path, browser: Browser, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,24 +74,12 @@ def test_each_link_of_each_page_leads_somewhere(
     assert run(folder, "call", "notes.plan", "name=p1").code == 0
     for _ in range(2):  # one of each replica
         assert run(folder, "call", "quotes.one", "sku=a").code == 0
-    seen, left = set[str](), ["/"]
-    while left:
-        path = left.pop()
-        if path in seen or path == "/advice":
-            continue
-        seen.add(path)
-        status, _, page = browser.ask("GET", path)
-        assert status == 200, (path, page)
-        left += links_of(page)
-        path, _, query = path.partition("?")
-        twin = f"{path}.json?{query}" if path != "/" else "/now.json"
-        status, _, told = browser.ask("GET", twin)
-        assert status == 200, (twin, told)
-        assert isinstance(json.loads(told), dict)
+    seen = crawled(browser)
+    assert all(isinstance(json.loads(seen[each]), dict) for each in seen if ".json" in each)
     kinds = {path.split("/")[1] for path in seen if path.count("/") == 2}
     assert kinds == set(PAGES_OF_ONE) - {"messages"}  # none was set aside
-    assert seen > {f"/{name}" for name in PAGES if name not in ("now", "advice")}
-    assert seen > {"/services/quotes", "/services/notes", "/databases/notes", "/map?focus=quotes"}
+    assert seen.keys() > {f"/{name}" for name in PAGES if name not in ("now", "advice")}
+    assert seen.keys() > {"/services/quotes", "/databases/notes", "/map?focus=quotes"}
 
 
 def test_a_trace_leads_to_services_that_have_a_page() -> None:
@@ -103,3 +96,145 @@ def test_a_trace_leads_to_services_that_have_a_page() -> None:
     page = render_trace(told, PageQuery("t"))
     assert links_of(page) == {"/services/quotes"}
     assert "till" in Markup(page).text
+
+
+class Told:
+    """Tells of services and the edges between them, as the control API does."""
+
+    def __init__(self, edges: Iterable[tuple[str, str]]) -> None:
+        figures = {"per_s": 2.0, "failed_per_s": 0.5, "p50_s": 0.1, "p99_s": 0.2}
+        self._edges = [{"caller": a, "callee": b, **figures} for a, b in edges]
+        names = sorted({name for edge in edges for name in edge})
+        health = {"is_draining": False, "is_healthy": True}
+        self._status: dict[str, Any] = {
+            "services": {name: {"health": health, "breakers": {}} for name in names},
+            "clients": {}, "externals": {}, "joined": {}, "gateway": None,
+        }  # fmt: skip
+
+    async def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Return the status."""
+        return self._status
+
+    async def work(self) -> dict[str, Any]:
+        """Return what goes over the edges."""
+        return {"over_s": 5.0, "work": [], "edges": self._edges}
+
+    policies = advice = work
+
+
+def drawn(edges: Sequence[tuple[str, str]], **query: str) -> tuple[dict[str, Any], Markup]:
+    """Return the map of edges, and what is read of its page."""
+    asked = PageQuery("", query)
+    told = asyncio.run(fetch_map(Told(edges), asked))
+    return told, Markup(frame("Map", "s", "/map", render_map(told, asked)).decode())
+
+
+def boxes(page: Markup) -> set[str]:
+    """Return what is drawn on a map."""
+    labels = (fields.get("aria-label") or "" for tag, fields in page.tags if tag == "a")
+    return {each.partition(":")[0] for each in labels if each.endswith((": good", ": bad"))}
+
+
+TEAMS = [f"team{number % 10}_part{number}" for number in range(50)]
+BETWEEN = [(a, TEAMS[(at + step) % 50]) for at, a in enumerate(TEAMS) for step in (1, 10)]
+
+
+def test_a_group_leads_to_its_members_and_their_neighbours() -> None:
+    """Its link shows its members alone, and others as groups where they are too many."""
+    whole, page = drawn(BETWEEN)
+    assert boxes(page) == {f"team{number}" for number in range(10)}
+    assert (whole["focus"], whole["group"], len(whole["edges"])) == ("", "", 100)
+    links = {fields.get("href") for tag, fields in page.tags if tag == "a"}
+    assert "/map?group=team3" in links
+    # Five edges go from a team to the next, each of 2 a second; those within it are not drawn.
+    assert page.text.count("10/s, 200 ms") == 10
+    told, page = drawn(BETWEEN, group="team3")
+    members = {name for name in TEAMS if name.startswith("team3_")}
+    assert set(told["members"]) == members
+    assert all(members & {each["caller"], each["callee"]} for each in told["edges"])
+    assert len(told["nodes"]) == 15
+    assert boxes(page) == set(told["nodes"])
+    assert "Only team3 and its neighbours" in page.text
+    everywhere = [*BETWEEN, *(("team3_part3", each) for each in TEAMS)]
+    _, page = drawn(everywhere, group="team3")
+    assert boxes(page) == members | {f"team{number}" for number in range(10) if number != 3}
+    _, page = drawn(BETWEEN, group="nobody")
+    assert boxes(page) == {f"team{number}" for number in range(10)}
+
+
+def test_a_node_leads_to_its_neighbours() -> None:
+    """What it calls, and what calls it, by their own names."""
+    told, page = drawn(BETWEEN, focus="team0_part0")
+    near = {"team0_part0", "team1_part1", "team0_part10", "team9_part49", "team0_part40"}
+    assert (told["focus"], set(told["nodes"]), boxes(page)) == ("team0_part0", near, near)
+    assert "Only team0_part0 and its neighbours" in page.text
+
+
+def test_a_map_of_very_many_edges_is_a_short_page() -> None:
+    """Of more edges than fit those are listed that have something to do; the JSON has all."""
+    told, page = drawn([(a, b) for a in TEAMS for b in TEAMS if a != b])
+    assert sum(tag == "tr" for tag, _ in page.tags) == ROWS_MAX + 1
+    assert f"{50 * 49 - ROWS_MAX} more are not drawn" in page.text
+    assert len(told["edges"]) == 50 * 49
+    assert len(render_map(told, PageQuery())) < PAGE_BYTES_MAX
+
+
+class Run:
+    """Reads a run of many steps, as a database has it."""
+
+    service = "shop"
+    steps = 5_000
+
+    async def read(self, sql: str, *_: object) -> list[Any]:
+        """Return the run, or its records; the first result has a personal value in it."""
+        if "sm_saga_record" not in sql:
+            return [(
+                "long", "order", 1, None, "", GIVEN, "running", "", "", "t", "s", "",
+                b'{"name":"","scopes":[]}', 0, None, 0, None, 0,
+            )]  # fmt: skip
+        ends = range(2 * self.steps)
+        return [
+            (at + 1, "done", f"take#{at // 2 + 1}", 1, "", GIVEN, at) if at % 2
+            else (at + 1, "begun", f"take#{at // 2 + 1}", 1, "", b"", at)
+            for at in ends
+        ]  # fmt: skip
+
+
+GIVEN = b'{"id":"A-1","email":{"$personal":"c-17","sealed":"AbCd"}}'
+
+
+async def test_a_long_saga_is_a_short_page_that_does_not_hold_the_loop() -> None:
+    """Its newest records are drawn with what they gave, masked; how many are not is said."""
+    turns, is_over = 0, asyncio.Event()
+
+    async def count() -> None:
+        nonlocal turns
+        while not is_over.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    (action,) = (each for each in ACTIONS if each.name == "saga.show")
+    wanted = ShowSaga(id="long", lines=LINES_MAX, payloads=True, impacts=True)
+    answer = await action.run(Run(), wanted)  # type: ignore[arg-type]
+    is_over.set()
+    await counting
+    assert turns >= 2 * Run.steps // PART - 1
+    told = json.loads(msgspec.json.encode({"answers": {"shop": answer}}))
+
+    class Answers(Told):
+        async def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+            assert path == "/actions/saga.show"
+            return told
+
+    asked = PageQuery("long")
+    story = await fetch_saga(Answers([]), asked)
+    assert "c-17" not in json.dumps(story)
+    page = render_saga(story, asked)
+    assert len(page) < PAGE_BYTES_MAX
+    read = Markup(page)
+    hidden = 2 * Run.steps - LINES_MAX
+    assert f"{hidden} earlier records are not drawn; synchromesh saga show long" in read.text
+    assert sum(tag == "circle" for tag, _ in read.tags) == LINES_MAX
+    assert read.text.count(MASKED) == LINES_MAX // 2 + 1
+    assert "and 4950 more" in read.text  # of what would be undone

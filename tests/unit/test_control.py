@@ -207,8 +207,12 @@ def test_a_call_is_answered_with_its_key_and_trace(control: Asking) -> None:
     assert counted["key"] == ""
     spans = control.ask("GET", f"/traces/{wrote['trace_id']}").body["spans"]
     assert [span["kind"] for span in spans][:3] == ["client", "call", "handle"]
+    first = control.ask("GET", f"/traces/{wrote['trace_id']}?first=2").body
+    assert (first["spans"], first["has_more"]) == (spans[:2], True)
     last = control.ask("GET", "/traces/last").body
     assert last["trace_id"] == counted["trace_id"]
+    for query in ("first=-1", "first=", "last=2", "first=1&first=2"):
+        assert control.ask("GET", f"/traces/last?{query}").status == 400, query
 
 
 def test_a_key_makes_a_command_happen_once(control: Asking) -> None:

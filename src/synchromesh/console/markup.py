@@ -8,6 +8,7 @@ lost it is escaped.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -24,6 +25,7 @@ Attribute: TypeAlias = str | int | float | bool | None
 NOTHING = Markup()
 _VOID = frozenset({"br", "hr", "input", "link", "meta"})
 # What no character of a page may be, and no browser shows (HTML, 13.5: control characters).
+_ODD = re.compile("[&<>\"'\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "�")
 
 
@@ -36,6 +38,8 @@ def escape(text: str) -> Markup:
     """
     if isinstance(text, Markup):
         return text
+    if not _ODD.search(text):
+        return Markup(text)
     # Half a surrogate pair, from a name of a file, cannot be sent.
     shown = text.translate(_CONTROLS).encode("utf-8", "replace").decode("utf-8")
     return Markup(html.escape(shown))
@@ -57,20 +61,22 @@ def tag(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
         >>> tag("a", "A & B", tag("br"), href="/?q=\\"", class_="big", hidden=False)
         '<a href="/?q=&quot;" class="big">A &amp; B<br></a>'
     """
-    fields = "".join(
-        f" {_name(key)}" if value is True else f' {_name(key)}="{escape(str(value))}"'
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
-    opened = f"<{name}{fields}>"
-    return Markup(opened if name in _VOID else f"{opened}{join(children)}</{name}>")
+    opened = f"<{name}"
+    for key, value in attributes.items():
+        if value is True:
+            opened += f" {_name(key)}"
+        elif value is not None and value is not False:
+            opened += f' {_name(key)}="{escape(str(value))}"'
+    if name in _VOID:
+        return Markup(f"{opened}>")
+    return Markup(f"{opened}>{''.join(map(_child, children))}</{name}>")
 
 
 def _child(child: Child) -> str:
-    if child is None:
-        return ""
     if isinstance(child, str):
         return escape(child)
+    if child is None:
+        return ""
     if isinstance(child, int | float):
         return str(child)
     return join(child)

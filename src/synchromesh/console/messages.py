@@ -18,7 +18,7 @@ from synchromesh.console.payloads import shown_payload
 from synchromesh.console.source import Source, Told, read
 from synchromesh.errors import BadRequest
 
-LISTED_MAX = 100
+LISTED_MAX = 50
 
 
 async def fetch_messages(source: Source, _: PageQuery) -> Told:
@@ -33,6 +33,7 @@ async def fetch_messages(source: Source, _: PageQuery) -> Told:
             for subscriber, behind in own["behind"].items()
         ],
         "set_aside": found[:LISTED_MAX],
+        "set_aside_count": sum(own["parked"] for own in status["services"].values()),
         "projections": [
             {"service": name, **each}
             for name, own in status["services"].items()
@@ -60,7 +61,17 @@ def render_messages(told: Told, asked: PageQuery) -> Markup:
     ]  # fmt: skip
     return parts(
         tag("h1", "Messages, events, projections"),
-        section("Set aside", _set_aside(told, asked)),
+        section(
+            "Set aside",
+            _set_aside(told, asked),
+            tag(
+                "p",
+                f"Of {told['set_aside_count']}; synchromesh messages list shows all.",
+                class_="none",
+            )
+            if told["set_aside_count"] > len(told["set_aside"])
+            else None,
+        ),
         section("Lag", table("Events behind", ("publisher", "subscriber", "events"), lag)),
         section(
             "Projections",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,8 @@ NAVIGATION = (
 )
 _GOOD = frozenset({"ok", "closed", "completed", "running", "ready", "live"})
 _BUSY = frozenset({"queued", "sleeping", "compensating", "undone", "standby", "half_open"})
+# More would make a page longer than 200 kB, and hold the loop.
+ROWS_MAX = 250
 # A sign beside each colour: nobody has to tell colours apart.
 _SIGNS = {"good": "✓", "busy": "…", "bad": "✕"}
 
@@ -80,16 +83,26 @@ def frame(
 
 
 def table(label: str, headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Markup:
-    """Return a table that scrolls by itself, or a line that says that there is nothing."""
+    """Return a table that scrolls by itself, or a line that says that there is nothing.
+
+    Of more than `ROWS_MAX` rows the first are drawn, and how many are not is said.
+    """
+    left = iter(rows)
     drawn = [
         tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in cells])
-        for first, *cells in rows
+        for first, *cells in islice(left, ROWS_MAX)
     ]
     if not drawn:
         return tag("p", f"{label}: none.", class_="none")
     head = tag("thead", tag("tr", [tag("th", each, scope="col") for each in headings]))
     drawn_table = tag("table", tag("caption", label), head, tag("tbody", drawn))
-    return tag("div", drawn_table, class_="scroll", tabindex="0", role="region", aria_label=label)
+    scrolled = tag(
+        "div", drawn_table, class_="scroll", tabindex="0", role="region", aria_label=label
+    )
+    if not (more := sum(1 for _ in left)):
+        return scrolled
+    said = f"{more} more are not drawn; they are in the JSON of this page."
+    return parts(scrolled, tag("p", said, class_="none"))
 
 
 def service_of(instance: str) -> str:

@@ -13,7 +13,7 @@ _MARK = "$personal"
 _DEPTH_MAX = 64
 
 
-def shown_payload(stored: str) -> str:
+def shown_payload(stored: str, chars_max: int = SHOWN_CHARS_MAX) -> str:
     """Return a stored payload as indented JSON, with a word in place of each personal value.
 
     Whose it is, is not shown either. What cannot be read is not shown at all: it may be personal.
@@ -27,9 +27,9 @@ def shown_payload(stored: str) -> str:
         text = msgspec.json.format(msgspec.json.encode(_masked(document, 0)), indent=2).decode()
     except (ValueError, RecursionError):
         return "it is no JSON that can be read, and is not shown"
-    if len(text) <= SHOWN_CHARS_MAX:
+    if len(text) <= chars_max:
         return text
-    return f"{text[:SHOWN_CHARS_MAX]}\n... of {len(text)} characters"
+    return f"{text[:chars_max]}\n... of {len(text)} characters"
 
 
 def _masked(value: Any, depth: int) -> Any:

@@ -20,9 +20,14 @@ from synchromesh.console.parts import (
     table,
     verb,
 )
+from synchromesh.console.payloads import shown_payload
 from synchromesh.console.source import Source, Told, read
 
 LISTED_MAX = 100
+# More would make the page longer than 200 kB; the command line shows all.
+LINES_MAX = 200
+NAMED_MAX = 20
+STEP_CHARS_MAX = 200
 STATUSES = (
     "", "queued", "running", "compensating", "waiting", "sleeping", "completed", "undone", "stuck",
 )  # fmt: skip
@@ -72,15 +77,34 @@ def render_sagas(told: Told, _: PageQuery) -> Markup:
 
 
 async def fetch_saga(source: Source, asked: PageQuery) -> Told:
-    """Return the story of a run, and what each verb would do with it."""
-    (story,) = await read(source, "saga.show", id=asked.name)
-    (impacts,) = await read(source, "saga.impact", id=asked.name)
-    return {"story": story, "impacts": impacts}
+    """Return the newest part of a run's story, and what each verb would do with it.
+
+    Personal values of what it was given and gave are not among it.
+    """
+    wanted = {"id": asked.name, "lines": LINES_MAX, "payloads": True, "impacts": True}
+    (story,) = await read(source, "saga.show", **wanted)
+    return {"story": _shown(story)}
+
+
+def _shown(story: Told) -> Told:
+    payloads = story["payloads"]
+    steps = [shown_payload(each, STEP_CHARS_MAX) if each else "" for each in payloads["steps"]]
+    return {
+        **story,
+        "not_undone": story["not_undone"][:NAMED_MAX],
+        "not_undone_count": len(story["not_undone"]),
+        "payloads": {
+            "input": shown_payload(payloads["input"]),
+            "result": shown_payload(payloads["result"]) if payloads["result"] else "",
+            "steps": steps,
+        },
+    }
 
 
 def render_saga(told: Told, asked: PageQuery) -> Markup:
     """Draw the page of a run."""
     story, lines = told["story"], told["story"]["lines"]
+    payloads = story["payloads"]
     rows = [
         (
             clock(line["at"]),
@@ -88,18 +112,30 @@ def render_saga(told: Told, asked: PageQuery) -> Markup:
             line["step"],
             line["attempt"] or None,
             line["why"],
+            tag("code", given) if given else None,
         )
-        for line in lines
+        for line, given in zip(lines, payloads["steps"], strict=True)
     ]
+    left_out = story["records"] - len(lines)
+    more = f"{left_out} earlier records are not drawn; synchromesh saga show {story['id']} has them"
+    owed = [f"not undone: {step}" for step in story["not_undone"]]
+    if hidden := story["not_undone_count"] - len(owed):
+        owed.append(f"and {hidden} more")
     return parts(
         tag("h1", f"{story['service']}.{story['name']}"),
         tag("p", "Saga ", tag("code", story["id"]), ", version ", story["version"], ": ",
             state(story["status"]), f" {story['reason']}"),
         tag("p", link("/traces", story["trace_id"], "Its trace")) if story["trace_id"] else None,
-        notes([f"not undone: {step}" for step in story["not_undone"]])
-        if story["not_undone"] else None,
+        notes(owed) if owed else None,
+        notes([more], "busy") if left_out else None,
         timeline(lines),
-        table("What was recorded", ("at", "what", "step", "attempt", "why"), rows),
+        table("What was recorded", ("at", "what", "step", "attempt", "why", "gave"), rows),
+        section(
+            "What it was given and gave",
+            tag("p", "Given:"), tag("pre", payloads["input"], tabindex="0"),
+            [tag("p", "Gave:"), tag("pre", payloads["result"], tabindex="0")]
+            if payloads["result"] else None,
+        ),
         section("What you can do", *_verbs(told, asked)),
     )  # fmt: skip
 
@@ -140,7 +176,8 @@ def _kind(word: str) -> str:
 
 
 def _verbs(told: Told, asked: PageQuery) -> list[Child]:
-    story, impacts = told["story"], told["impacts"]
+    story = told["story"]
+    impacts = story["impacts"]
     not_done = tag(
         "label", tag("input", type="checkbox", name="not_done", value="yes"),
         " I have looked: what the run does not know was not done.",
@@ -158,4 +195,6 @@ def _verbs(told: Told, asked: PageQuery) -> list[Child]:
         for each in impacts
         if not each["is_allowed"]
     ]
+    if why := story["not_judged"]:
+        refused = [f"Nothing: its records cannot all be read: {why}"]
     return [*allowed, notes(refused, "none") if refused else None]

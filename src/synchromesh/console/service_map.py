@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from synchromesh.console.markup import Child, Markup, tag
 from synchromesh.console.overview import edges_table, health_of
-from synchromesh.console.parts import PageQuery, milliseconds, parts, rate, service_of
+from synchromesh.console.parts import ROWS_MAX, PageQuery, milliseconds, parts, rate, service_of
 from synchromesh.console.source import Source, Told
 
 # More nodes than that are drawn as groups of what their names begin with.
 NODES_MAX = 25
+OTHERS = "others"
 _COLUMN, _ROW, _WIDTH, _HEIGHT = 260, 76, 150, 44
 _ORDER = ("bad", "busy", "good")
 _SIGNS = {"good": "✓", "busy": "!", "bad": "✕"}
@@ -96,19 +97,31 @@ def layout(nodes: Sequence[str], edges: Sequence[Edge]) -> dict[str, MapPlace]:
     }
 
 
-def grouped(nodes: Iterable[str]) -> dict[str, str]:
+def grouped(nodes: Iterable[str], alone: Collection[str] = ()) -> dict[str, str]:
     """Return the group of each node: what its name begins with, up to "_" or "-".
 
-    Of more groups than `NODES_MAX` the last ones, by name, are one.
+    Of more groups than `NODES_MAX` the last ones, by name, are one. Nodes that are to stand `alone`
+    come before all groups, and are named by a space before their names, as no group is.
+
+    Example:
+        >>> grouped(["a_1", "a_2", "b_1"], alone=["a_1", "a_2"])
+        {'a_1': ' a_1', 'a_2': ' a_2', 'b_1': 'b'}
     """
-    group = {node: node.replace("-", "_").partition("_")[0] for node in nodes}
+    group = {
+        node: f" {node}" if node in alone else node.replace("-", "_").partition("_")[0]
+        for node in nodes
+    }
     names = sorted(set(group.values()))
     kept = set(names if len(names) <= NODES_MAX else names[: NODES_MAX - 1])
-    return {node: own if own in kept else "others" for node, own in group.items()}
+    return {node: own if own in kept else OTHERS for node, own in group.items()}
 
 
 async def fetch_map(source: Source, asked: PageQuery) -> Told:
-    """Return the nodes with their states, and the edges with what went over them."""
+    """Return the nodes with their states, and the edges with what went over them.
+
+    Of one node that is in focus, or of all of a group, it is those, and what they call or are
+    called by.
+    """
     status, work = await source.ask("GET", "/status"), await source.work()
     nodes = _nodes(status)
     edges = _edges(status, work["edges"])
@@ -117,13 +130,19 @@ async def fetch_map(source: Source, asked: PageQuery) -> Told:
             nodes.setdefault(name, "good")
         if edge["breaker"] not in ("", "closed"):
             nodes[edge["callee"]] = _worse(nodes[edge["callee"]], "busy")
-    focus = asked.query.get("focus", "")
-    if focus in nodes:
-        edges = [each for each in edges if focus in (each["caller"], each["callee"])]
-        near = {focus, *(name for e in edges for name in (e["caller"], e["callee"]))}
+    focus, group = asked.query.get("focus", ""), asked.query.get("group", "")
+    members = [focus] if focus in nodes else []
+    if not members and len(nodes) > NODES_MAX:
+        members = sorted(node for node, own in grouped(nodes).items() if own == group)
+    if members:
+        inside = set(members)
+        edges = [e for e in edges if e["caller"] in inside or e["callee"] in inside]
+        near = inside.union(name for e in edges for name in (e["caller"], e["callee"]))
         nodes = {name: own for name, own in nodes.items() if name in near}
     return {
-        "focus": focus if focus in nodes else "",
+        "focus": focus if focus in members else "",
+        "group": group if members and focus not in members else "",
+        "members": members,
         "nodes": nodes,
         "edges": edges,
         "over_s": work["over_s"],
@@ -133,39 +152,59 @@ async def fetch_map(source: Source, asked: PageQuery) -> Told:
 def render_map(told: Told, _: PageQuery) -> Markup:
     """Draw the page Map."""
     nodes: dict[str, str] = told["nodes"]
-    edges: list[dict[str, Any]] = told["edges"]
-    drawn, between = nodes, [(each["caller"], each["callee"]) for each in edges]
     is_grouped = len(nodes) > NODES_MAX
-    if is_grouped:
-        group = grouped(nodes)
-        drawn = {}
-        for node, kind in sorted(nodes.items()):
-            drawn[group[node]] = _worse(drawn.get(group[node], "good"), kind)
-        between = [(group[a], group[b]) for a, b in between if group[a] != group[b]]
+    # A group stands for itself, and so does a node; the names of these begin with a space.
+    group = grouped(nodes, told["members"] if is_grouped else nodes)
+    drawn: dict[str, str] = {}
+    for node, kind in sorted(nodes.items()):
+        drawn[group[node]] = _worse(drawn.get(group[node], "good"), kind)
+    between = _between(told["edges"], group)
+    # What the table has no room for has the least to do.
+    listed = sorted(told["edges"], key=lambda e: (-e["failed_per_s"], -e["per_s"]))
+    first = sorted(listed[:ROWS_MAX], key=lambda e: (e["caller"], e["callee"]))
+    shown = told["focus"] or told["group"]
     return parts(
         tag("h1", "Map"),
-        tag("p", f"Only {told['focus']} and its neighbours. ", tag("a", "Show all", href="/map"))
-        if told["focus"] else tag("p", "A service's name shows it with its neighbours alone."),
+        tag("p", f"Only {shown} and its neighbours. ", tag("a", "Show all", href="/map"))
+        if shown else tag("p", "A name shows what it stands for, with its neighbours alone."),
         tag("p", f"{len(nodes)} parts, drawn as groups; the table has each edge.")
         if is_grouped else None,
-        picture(drawn, between, {} if is_grouped else {(e["caller"], e["callee"]): e
-                                                       for e in edges}),
-        edges_table(told),
+        picture(drawn, between),
+        edges_table({**told, "edges": [*first, *listed[ROWS_MAX:]]}),
     )  # fmt: skip
 
 
-def picture(
-    nodes: Mapping[str, str], edges: Sequence[Edge], figures: Mapping[Edge, Mapping[str, Any]]
-) -> Markup:
-    """Draw nodes and edges as SVG; `figures` are written on their edges."""
-    places = layout(list(nodes), edges)
+def _between(edges: Iterable[Mapping[str, Any]], group: Mapping[str, str]) -> dict[Edge, Told]:
+    """Return what goes between groups: rates are sums, and all else is the worst of its edges."""
+    found: dict[Edge, Told] = {}
+    for each in edges:
+        edge = (group.get(each["caller"], ""), group.get(each["callee"], ""))
+        if not all(edge) or edge[0] == edge[1]:
+            continue
+        made = found.setdefault(
+            edge, {"per_s": 0.0, "failed_per_s": 0.0, "p99_s": 0.0, "breaker": ""}
+        )
+        made["per_s"] += each["per_s"]
+        made["failed_per_s"] += each["failed_per_s"]
+        made["p99_s"] = max(made["p99_s"], each["p99_s"])
+        if each["breaker"] not in ("", "closed"):
+            made["breaker"] = each["breaker"]
+    return found
+
+
+def picture(nodes: Mapping[str, str], edges: Mapping[Edge, Mapping[str, Any]]) -> Markup:
+    """Draw nodes and edges as SVG; what goes over an edge is written on it.
+
+    A name that begins with a space is that of a node, and any other that of a group.
+    """
+    places = layout(list(nodes), list(edges))
     width = max((place.x for place in places.values()), default=0) + _WIDTH + 20
     height = max((place.y for place in places.values()), default=0) + _HEIGHT + 20
     return tag(
         "svg",
         [
-            _edge(places[a], places[b], figures.get((a, b), {}))
-            for a, b in sorted(set(edges))
+            _edge(places[a], places[b], figures)
+            for (a, b), figures in sorted(edges.items())
             if a in places and b in places
         ],
         [_node(name, kind, places[name]) for name, kind in sorted(nodes.items())],
@@ -177,6 +216,7 @@ def picture(
 
 
 def _node(name: str, kind: str, place: MapPlace) -> Markup:
+    what, name = ("focus", name[1:]) if name.startswith(" ") else ("group", name)
     return tag(
         "a",
         tag("rect", x=place.x, y=place.y, width=_WIDTH, height=_HEIGHT, rx=8, class_=kind),
@@ -185,7 +225,7 @@ def _node(name: str, kind: str, place: MapPlace) -> Markup:
             "text", _SIGNS[kind], x=place.x + _WIDTH - 20, y=place.y + 27, class_=kind,
             aria_hidden="true",
         ),
-        href=f"/map?{urlencode({'focus': name}, errors='replace')}",
+        href=f"/map?{urlencode({what: name}, errors='replace')}",
         aria_label=f"{name}: {kind}",
     )  # fmt: skip
 

@@ -33,8 +33,8 @@ from synchromesh.telemetry.trace_tree import tree_of
 LISTED_MAX = 100
 # More rows would make the page longer than 200 kB; the command line shows all.
 ROWS_MAX = 250
-# Later spans are not looked at, so that a long trace does not hold the loop.
-SPANS_MAX = 1000
+# Later spans are not asked for, so that a long trace does not hold the loop.
+SPANS_MAX = 400
 DEPTH_MAX = 12
 _BAR_WIDTH = 400
 _FAILED = "failed"
@@ -92,24 +92,24 @@ def render_traces(told: Told, _: PageQuery) -> Markup:
 
 
 async def fetch_trace(source: Source, asked: PageQuery) -> Told:
-    """Return the spans of a trace, and which services there are."""
-    told = await source.ask("GET", f"/traces/{quote(asked.name, safe='')}")
+    """Return the first spans of a trace, and which services there are."""
+    told = await source.ask("GET", f"/traces/{quote(asked.name, safe='')}?first={SPANS_MAX}")
     return {**told, "services": services_of(await source.ask("GET", "/status"))}
 
 
 def render_trace(told: Told, _: PageQuery) -> Markup:
     """Draw the waterfall of a trace."""
     spans = msgspec.convert(told["spans"], list[SpanRecord])
-    tree = tree_of(spans, spans_max=SPANS_MAX)
+    tree = tree_of(spans)
     walked = tree.walk()
     begin_us = min(tree.began_us.values())
     all_us = max(1, max(tree.ended_us(span) for _, span in walked) - begin_us)
-    missing = list(tree.missing)
+    missing, all_of_it = list(tree.missing), f"synchromesh trace {told['trace_id']} shows them"
+    has_more = told.get("has_more", False)
+    if has_more:
+        missing.append(f"spans later than the first {len(spans)} are left out; {all_of_it}")
     if len(walked) > ROWS_MAX:
-        missing.append(
-            f"{len(walked) - ROWS_MAX} spans are not drawn; synchromesh trace {told['trace_id']} "
-            "shows them"
-        )
+        missing.append(f"{len(walked) - ROWS_MAX} spans are not drawn; {all_of_it}")
     rows = [
         (
             tag(
@@ -130,7 +130,8 @@ def render_trace(told: Told, _: PageQuery) -> Markup:
     ]  # fmt: skip
     return parts(
         tag("h1", f"{tree.root.kind} {tree.root.name}"),
-        tag("p", "Trace ", tag("code", told["trace_id"]), f", {len(spans)} spans, "
+        tag("p", "Trace ", tag("code", told["trace_id"]),
+            f", {'the first ' if has_more else ''}{len(spans)} spans, "
             f"{milliseconds(all_us / 1e6)} from the first to the last."),
         notes(missing, "busy") if missing else None,
         table("Waterfall", ("span", "service", "status", "took", "when"), rows),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,14 @@ from synchromesh.saga.records import (
     SagaStatus,
     StepState,
 )
+from synchromesh.saga.repair import RepairImpact, impact
 from synchromesh.saga.state import RunState
-from synchromesh.saga.tables import SagaRow, StoredRecord, UnreadableRecord
+from synchromesh.saga.tables import SagaRow, StoredRecord, UnreadableRecord, edited, unreadable
+
+# Their bodies are what a step gave.
+_ANSWERS = (RecordKind.DONE, RecordKind.WOKEN)
+# What a record that cannot follow those before it raises.
+_ODD = (SagaError, BadRequest, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,20 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SagaPayloads:
+    """What a run was given and gave, as JSON as it is stored: what is personal in it is sealed.
+
+    Attributes:
+        result: "" while it has none.
+        steps: what each line's step gave; "" for a line that is about something else.
+    """
+
+    input: str
+    result: str
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SagaHistory:
     """All that is recorded of a run.
 
@@ -61,6 +82,7 @@ class SagaHistory:
     summary: SagaSummary
     lines: tuple[HistoryEntry, ...]
     not_undone: tuple[str, ...]
+    payloads: SagaPayloads
 
 
 def summarize(row: SagaRow, records: int) -> SagaSummary:
@@ -81,11 +103,66 @@ def summarize(row: SagaRow, records: int) -> SagaSummary:
 
 def tell(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -> SagaHistory:
     """Return the story that the records of a run tell; one that cannot be read says so."""
-    return SagaHistory(
-        summarize(row, len(records)),
-        tuple(_line(each) for each in records),
-        _not_undone(_state_of(records)),
-    )
+    teller = SagaTeller(row)
+    teller.take(records)
+    return teller.history()
+
+
+class SagaTeller:
+    """Tells the story of a run, of which it may be given the records in parts.
+
+    Args:
+        lines_max: how many records have a line, the newest; None is all of them.
+    """
+
+    def __init__(self, row: SagaRow, lines_max: int | None = None) -> None:
+        self._row = row
+        self._records = self._last = 0
+        self._state = RunState()
+        self._fault: Exception | None = None
+        self._newest: deque[StoredRecord | UnreadableRecord] = deque(maxlen=lines_max)
+        self._result = b""
+
+    def take(self, records: Sequence[StoredRecord | UnreadableRecord]) -> None:
+        """Take the next records."""
+        self._records += len(records)
+        self._newest += records
+        for each in records:
+            self._last = each.seq
+            if isinstance(each, UnreadableRecord):
+                self._fault = self._fault or unreadable(self._row.id, each)
+                continue
+            if each.record.kind is RecordKind.ENDED:
+                self._result = each.record.body
+            try:
+                self._state.apply(each.record)
+            except _ODD as error:
+                self._fault = self._fault or error
+
+    def history(self) -> SagaHistory:
+        """Return the story of what was taken."""
+        row = self._row
+        return SagaHistory(
+            summarize(row, self._records),
+            tuple(map(_line, self._newest)),
+            _not_undone(self._state),
+            SagaPayloads(_text(row.input), _text(self._result), tuple(map(_given, self._newest))),
+        )
+
+    def impacts(self) -> list[RepairImpact]:
+        """Return what each verb of a person would do with the run.
+
+        Raises:
+            SagaError, BadRequest, ValueError: not all of its records can be read and followed.
+        """
+        if self._fault is not None:
+            raise self._fault
+        if self._records != self._last:
+            raise edited(self._row.id, self._records, self._last)
+        return impact(self._state, is_waiting=self._row.status is SagaStatus.WAITING)
+
+    def __repr__(self) -> str:
+        return f"<SagaTeller of {self._row.id}, {self._records} records>"
 
 
 def cause_of(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -> SagaCause:
@@ -102,9 +179,20 @@ def _state_of(records: Sequence[StoredRecord | UnreadableRecord]) -> RunState:
     state = RunState()
     for each in records:
         if isinstance(each, StoredRecord):
-            with contextlib.suppress(SagaError, BadRequest, ValueError):
+            with contextlib.suppress(*_ODD):
                 state.apply(each.record)
     return state
+
+
+def _given(stored: StoredRecord | UnreadableRecord) -> str:
+    """Return what the step of a record gave."""
+    if isinstance(stored, UnreadableRecord) or stored.record.kind not in _ANSWERS:
+        return ""
+    return _text(stored.record.body)
+
+
+def _text(body: bytes) -> str:
+    return body.decode(errors="replace")
 
 
 def _line(stored: StoredRecord | UnreadableRecord) -> HistoryEntry:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 from synchromesh.errors import BadRequest, UnknownSaga
 from synchromesh.saga import tables
-from synchromesh.saga.history import SagaHistory, SagaSummary, summarize, tell
+from synchromesh.saga.history import SagaHistory, SagaSummary, SagaTeller, summarize
 from synchromesh.saga.records import SagaStatus
-from synchromesh.saga.repair import RepairImpact, impact
-from synchromesh.saga.state import RunState
-from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.repair import RepairImpact
+from synchromesh.saga.tables import SagaRow, StoredRecord, UnreadableRecord
 from synchromesh.store import Store, StoreReader
 
 LISTED_MAX = 10_000
+# Records that are read in one turn of the loop: some 3 ms.
+PART = 250
 _OLDEST = (
     f"select status, min(started_us) from sm_saga where {tables.UNFINISHED_SQL} group by status "
     "union all select 'stuck', min(started_us) from sm_saga where status = 'stuck'"
@@ -48,13 +52,8 @@ async def impact_of(reader: StoreReader, id: str) -> list[RepairImpact] | None: 
     Raises:
         SagaError: its records cannot be read.
     """
-    row = await tables.find(reader, id)
-    if row is None:
-        return None
-    state = RunState()
-    for stored in await tables.records(reader, id):
-        state.apply(stored.record)
-    return impact(state, is_waiting=row.status is SagaStatus.WAITING)
+    teller = await told_run(reader, id, lines_max=0)
+    return None if teller is None else teller.impacts()
 
 
 async def show_run(reader: StoreReader, id: str) -> SagaHistory | None:  # noqa: A002
@@ -65,8 +64,42 @@ async def show_run(reader: StoreReader, id: str) -> SagaHistory | None:  # noqa:
     Raises:
         SagaError: this code does not know the status of the run.
     """
+    teller = await told_run(reader, id)
+    return None if teller is None else teller.history()
+
+
+async def told_run(
+    reader: StoreReader,
+    id: str,  # noqa: A002
+    lines_max: int | None = None,
+) -> SagaTeller | None:
+    """Return who has been told all records of a run; None where no run has this id.
+
+    Args:
+        lines_max: how many records have a line, the newest; None is all of them.
+
+    Raises:
+        SagaError: this code does not know the status of the run.
+    """
     row = await tables.find(reader, id)
-    return None if row is None else tell(row, await tables.readable(reader, id))
+    if row is None:
+        return None
+    teller = SagaTeller(row, lines_max)
+    async for part in _parts(reader, id):
+        teller.take(part)
+    return teller
+
+
+async def _parts(
+    reader: StoreReader,
+    id: str,  # noqa: A002
+) -> AsyncIterator[list[StoredRecord | UnreadableRecord]]:
+    """Yield the records of a run in parts, so that a long one does not hold the loop."""
+    rows = await tables.record_rows(reader, id)
+    for at in range(0, len(rows), PART):
+        if at:
+            await asyncio.sleep(0)
+        yield tables.readable_of(rows[at : at + PART])
 
 
 class StoredRuns:

@@ -28,6 +28,8 @@ from synchromesh.saga.records import (
 )
 from synchromesh.saga.state import RunState
 
+NAMED_MAX = 50
+
 
 class RepairWish(msgspec.Struct, frozen=True):
     """What a person asks for, and answers for with a name.
@@ -178,4 +180,6 @@ def _undoing(state: RunState, but: str = "") -> tuple[str, ...]:
     steps = [step for step, phase in state.states().items() if phase in owed and step != but]
     if not steps:
         return ("has nothing else to undo",)
-    return (f"undoes, where the code names an undo: {', '.join(reversed(steps))}",)
+    named = steps[: -NAMED_MAX - 1 : -1]
+    more = f" and {len(steps) - len(named)} more" if len(steps) > len(named) else ""
+    return (f"undoes, where the code names an undo: {', '.join(named)}{more}",)

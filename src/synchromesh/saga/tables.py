@@ -369,22 +369,42 @@ async def records(source: StoreReader, id: str) -> list[StoredRecord]:  # noqa: 
 
 def in_order(id: str, rows: Sequence[Row]) -> list[StoredRecord]:  # noqa: A002
     """Return the records that a run's rows hold; raises as `records` does."""
-    read = [_record(row) for row in rows]
+    read = readable_of(rows)
     bad = next((each for each in read if isinstance(each, UnreadableRecord)), None)
     if bad is not None:
-        raise SagaError(f"record {bad.seq} of saga {id!r} {bad.why}")
+        raise unreadable(id, bad)
     stored = [each for each in read if isinstance(each, StoredRecord)]
     if stored and stored[-1].seq != len(stored):
-        raise SagaError(
-            f"saga {id!r} has {len(stored)} records, and the last has number {stored[-1].seq}: the "
-            "database was edited; restore a backup"
-        )
+        raise edited(id, len(stored), stored[-1].seq)
     return stored
+
+
+def unreadable(id: str, bad: UnreadableRecord) -> SagaError:  # noqa: A002
+    """Return the error that a record is which this code cannot read."""
+    return SagaError(f"record {bad.seq} of saga {id!r} {bad.why}")
+
+
+def edited(id: str, count: int, last: int) -> SagaError:  # noqa: A002
+    """Return the error that it is where the last of so many records has another number."""
+    return SagaError(
+        f"saga {id!r} has {count} records, and the last has number {last}: the database was "
+        "edited; restore a backup"
+    )
 
 
 async def readable(source: StoreReader, id: str) -> list[StoredRecord | UnreadableRecord]:  # noqa: A002
     """Return the records of a run, in order, with what is left of those that cannot be read."""
-    return [_record(row) for row in await source.read(_RECORDS, id)]
+    return readable_of(await record_rows(source, id))
+
+
+async def record_rows(source: StoreReader, id: str) -> Sequence[Row]:  # noqa: A002
+    """Return the rows of a run's records, in order."""
+    return await source.read(_RECORDS, id)
+
+
+def readable_of(rows: Sequence[Row]) -> list[StoredRecord | UnreadableRecord]:
+    """Return the records that rows hold, with what is left of those that cannot be read."""
+    return [_record(row) for row in rows]
 
 
 def _record(row: Row) -> StoredRecord | UnreadableRecord:

@@ -47,7 +47,7 @@ from synchromesh.system.control.gateway_changes import ReloadReport, ReloadReque
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
-from synchromesh.system.control.spans import Spans, find_spans
+from synchromesh.system.control.spans import Spans, find_spans, first_of
 from synchromesh.system.control.status import FaultsStatus, Status
 from synchromesh.telemetry import Family
 
@@ -401,8 +401,8 @@ class Control:
         """Return the events that each service takes: by its processes, or by this one's code."""
         return {**self._local.deps.subscribers(), **self._book.taken()}
 
-    async def _trace(self, _: HttpRequest, trace_id: str) -> Spans:
-        return await find_spans(self._all(), trace_id)
+    async def _trace(self, request: HttpRequest, trace_id: str) -> Spans:
+        return await find_spans(self._all(), trace_id, first_of(request.query))
 
     async def _console(self, _: HttpRequest, __: str) -> object:
         if self.console is None:

@@ -278,10 +278,10 @@ class LocalProcess:
                     answers[service] = answer
         return Answers(answers)
 
-    async def spans(self, trace_id: str) -> list[SpanRecord]:
+    async def spans(self, trace_id: str, first: int = 0) -> list[SpanRecord]:
         """Return the spans of a trace that are kept here, or of the `LAST`, ordered by start.
 
-        Of the `NEWEST` it is those that the traces began with.
+        It is so many of the earliest, 0 for all; of the `NEWEST` those that traces began with.
         """
         if trace_id == NEWEST:
             return await self.ring.asked(LISTED_MAX)
@@ -290,7 +290,7 @@ class LocalProcess:
             if newest is None:
                 return []
             trace_id = newest
-        return await self.ring.trace(trace_id)
+        return (await self.ring.trace(trace_id))[: first or None]
 
 
 async def _projections(instance: ServiceInstance) -> list[ProjectionStatus]:

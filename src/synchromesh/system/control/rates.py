@@ -5,8 +5,10 @@ As Prometheus' `rate` and `histogram_quantile` have them, so that a screen and a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from operator import add, sub
 from typing import TypeVar
 
 import msgspec
@@ -60,16 +62,17 @@ class _Work:
         self.failed = 0
 
     def add(self, counts: tuple[int, ...], *, is_failed: bool) -> None:
-        self.counts = [one + more for one, more in zip(self.counts, counts, strict=True)]
+        self.counts = list(map(add, self.counts, counts))
         self.failed += sum(counts) * is_failed
 
     def figures(self, took_s: float) -> tuple[float, float, float, float]:
         """Return how many ended and failed a second, and what half of them and 99 in 100 took."""
+        summed = list(accumulate(self.counts))
         return (
-            sum(self.counts) / took_s,
+            summed[-1] / took_s,
             self.failed / took_s,
-            quantile(0.5, self.bounds, self.counts),
-            quantile(0.99, self.bounds, self.counts),
+            _quantile(0.5, self.bounds, summed),
+            _quantile(0.99, self.bounds, summed),
         )
 
 
@@ -118,7 +121,9 @@ def _worked(
             name, is_failed = read(
                 metric.name, dict(zip(metric.labels, sample.labels, strict=True))
             )
-            work = found.setdefault((metric.name, name), _Work(metric.bounds))
+            work = found.get((metric.name, name))
+            if work is None:
+                work = found[metric.name, name] = _Work(metric.bounds)
             counts = _since(known.get((metric.name, sample.labels)), sample)
             work.add(counts, is_failed=is_failed)
     return {name: work for name, work in found.items() if sum(work.counts)}
@@ -131,14 +136,16 @@ def quantile(share: float, bounds: tuple[float, ...], counts: Iterable[int]) -> 
         >>> quantile(0.5, (1.0, 2.0), [0, 4, 0]), quantile(0.99, (1.0, 2.0), [0, 0, 1])
         (1.5, 2.0)
     """
-    summed = list(accumulate(counts))
-    rank, below = share * summed[-1], 0
-    lower = 0.0
-    for bound, count in zip(bounds, summed, strict=False):
-        if count >= rank and count > below:
-            return lower + (bound - lower) * (rank - below) / (count - below)
-        lower, below = bound, count
-    return bounds[-1]
+    return _quantile(share, bounds, list(accumulate(counts)))
+
+
+def _quantile(share: float, bounds: tuple[float, ...], summed: list[int]) -> float:
+    rank = share * summed[-1]
+    at = bisect_left(summed, rank)
+    if not rank or at >= len(bounds):
+        return bounds[-1]
+    lower, below = (bounds[at - 1], summed[at - 1]) if at else (0.0, 0)
+    return lower + (bounds[at] - lower) * (rank - below) / (summed[at] - below)
 
 
 def _read(metric: str, labels: dict[str, str]) -> tuple[str, bool]:
@@ -156,6 +163,7 @@ def _read_edge(_: str, labels: dict[str, str]) -> tuple[tuple[str, str], bool]:
 
 def _since(before: tuple[int, ...] | None, sample: Sample) -> tuple[int, ...]:
     """Return what was counted since; a process that has started again began at 0."""
-    if before is None or sum(before) > sum(sample.counts):
+    if before is None:
         return sample.counts
-    return tuple(max(0, now - then) for now, then in zip(sample.counts, before, strict=True))
+    since = tuple(map(sub, sample.counts, before))
+    return sample.counts if min(since) < 0 else since

@@ -27,7 +27,7 @@ from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.actions import OWN, Action, Answers, RepairAction
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
-from synchromesh.system.control.spans import Spans
+from synchromesh.system.control.spans import Spans, path_of
 from synchromesh.system.control.status import (
     PROCESS,
     RUNNING,
@@ -137,10 +137,10 @@ class RemoteProcess:
         except (ConnectFailed, ConnectionLost, DeadlineExceeded, TimedOut):
             return Answers(silent=[self.name])
 
-    async def spans(self, trace_id: str) -> list[SpanRecord]:
+    async def spans(self, trace_id: str, first: int = 0) -> list[SpanRecord]:
         """Return the spans of a trace that it keeps; none where it does not answer."""
         try:
-            return (await self._ask("GET", f"/traces/{quote(trace_id, safe='')}", Spans)).spans
+            return (await self._ask("GET", path_of(trace_id, first), Spans)).spans
         except SynchromeshError:
             return []
 

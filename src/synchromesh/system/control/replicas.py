@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -15,7 +15,7 @@ from synchromesh.errors import ConnectFailed, RemoteFailed, SynchromeshError
 from synchromesh.http import HttpPool
 from synchromesh.system.control.operator import Operator
 from synchromesh.system.control.remote import MetricsAnswer, Observed
-from synchromesh.system.control.spans import Spans
+from synchromesh.system.control.spans import Spans, path_of
 from synchromesh.system.control.status import Status
 from synchromesh.telemetry import Family, SpanRecord
 from synchromesh.telemetry.observed import ObservedCall
@@ -86,10 +86,10 @@ class Replica:
         """Return what it tells of itself. Raises SynchromeshError where it does not answer."""
         return await self.ask("GET", "/status", Status)
 
-    async def spans(self, trace_id: str) -> list[SpanRecord]:
+    async def spans(self, trace_id: str, first: int = 0) -> list[SpanRecord]:
         """Return the spans of a trace that it keeps; none where it does not answer."""
         try:
-            return (await self.ask("GET", f"/traces/{quote(trace_id, safe='')}", Spans)).spans
+            return (await self.ask("GET", path_of(trace_id, first), Spans)).spans
         except SynchromeshError:
             return []
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from synchromesh.errors import UnknownSaga
+from synchromesh.errors import SynchromeshError, UnknownSaga
 from synchromesh.saga.history import SagaHistory
-from synchromesh.saga.inspection import impact_of, list_runs, show_run
+from synchromesh.saga.inspection import impact_of, list_runs, told_run
 from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairImpact, RepairWish
 from synchromesh.store import StoreReader
@@ -33,10 +33,24 @@ class ListSagas(ReadRequest, frozen=True):
     limit: int = 50
 
 
-class ShowSaga(ReadRequest, frozen=True, kw_only=True):
+class AskSaga(ReadRequest, frozen=True, kw_only=True):
     """Which run."""
 
     id: str
+
+
+class ShowSaga(AskSaga, frozen=True, kw_only=True):
+    """Which run, and how much of it.
+
+    Attributes:
+        lines: how many records are told, the newest; 0 is all of them.
+        payloads: whether it is told what the run and its steps were given and gave.
+        impacts: whether it is told what each verb would do, or why none can be judged.
+    """
+
+    lines: Annotated[int, msgspec.Meta(ge=0)] = 0
+    payloads: bool = False
+    impacts: bool = False
 
 
 async def _list(reader: StoreReader, wanted: ListSagas) -> list[dict[str, Any]]:
@@ -45,8 +59,19 @@ async def _list(reader: StoreReader, wanted: ListSagas) -> list[dict[str, Any]]:
 
 
 async def _show(reader: StoreReader, wanted: ShowSaga) -> dict[str, Any] | None:
-    story = await show_run(reader, wanted.id)
-    return None if story is None else _story(reader.service, story)
+    teller = await told_run(reader, wanted.id, wanted.lines or None)
+    if teller is None:
+        return None
+    story = teller.history()
+    told = _story(reader.service, story)
+    if wanted.payloads:
+        told["payloads"] = story.payloads
+    if wanted.impacts:
+        try:
+            told["impacts"], told["not_judged"] = teller.impacts(), ""
+        except (SynchromeshError, ValueError) as error:
+            told["impacts"], told["not_judged"] = [], str(error)
+    return told
 
 
 def _story(service: str, story: SagaHistory) -> dict[str, Any]:
@@ -54,7 +79,7 @@ def _story(service: str, story: SagaHistory) -> dict[str, Any]:
     return {**summary, "lines": story.lines, "not_undone": story.not_undone}
 
 
-async def _impact(reader: StoreReader, wanted: ShowSaga) -> list[RepairImpact] | None:
+async def _impact(reader: StoreReader, wanted: AskSaga) -> list[RepairImpact] | None:
     return await impact_of(reader, wanted.id)
 
 
@@ -87,14 +112,14 @@ def _repair(
     return run
 
 
-def _unknown(wanted: ShowSaga | RepairSaga) -> UnknownSaga:
+def _unknown(wanted: AskSaga | RepairSaga) -> UnknownSaga:
     return UnknownSaga(f"no saga has the id {wanted.id[:80]!r}; synchromesh saga list shows them")
 
 
 ACTIONS: tuple[Action, ...] = (
     ReadAction("saga.list", ListSagas, _list),
     ReadAction("saga.show", ShowSaga, _show, _unknown),
-    ReadAction("saga.impact", ShowSaga, _impact, _unknown),
+    ReadAction("saga.impact", AskSaga, _impact, _unknown),
     *(
         RepairAction(f"saga.{verb.value}", RepairSaga, _repair(verb), _unknown)
         for verb in RepairVerb

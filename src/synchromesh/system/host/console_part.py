@@ -49,7 +49,9 @@ class ControlSource:
     async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Told:
         """Ask the control API; the answer is what another process would get of it."""
         data = b"" if body is None else msgspec.json.encode(body)
-        answer = await self._control.answer(HttpRequest(method, path, path, "", Headers(), data))
+        bare, _, query = path.partition("?")
+        request = HttpRequest(method, path, bare, query, Headers(), data)
+        answer = await self._control.answer(request)
         told: Told = msgspec.json.decode(msgspec.json.encode(answer))
         return told
 
@@ -60,11 +62,11 @@ class ControlSource:
             self._readings = [*self._readings[-1:], (now_s, after)]
         began_s, before = self._readings[0]
         took_s = max(now_s - began_s, 0.001)
-        return {
-            "over_s": round(took_s, 1),
-            "work": msgspec.to_builtins(rates(before, after, took_s)),
-            "edges": msgspec.to_builtins(edge_rates(before, after, took_s)),
-        }
+        work = msgspec.to_builtins(rates(before, after, took_s))
+        await asyncio.sleep(0)  # of a large system each takes 10 ms
+        edges = msgspec.to_builtins(edge_rates(before, after, took_s))
+        await asyncio.sleep(0)
+        return {"over_s": round(took_s, 1), "work": work, "edges": edges}
 
     async def policies(self) -> Told:
         """Return what `config explain` says of edges and branches, as they were at the start."""
