@@ -220,7 +220,7 @@ async def test_a_long_saga_is_a_short_page_that_does_not_hold_the_loop() -> None
     is_over.set()
     await counting
     assert turns >= 2 * Run.steps // PART - 1
-    told = json.loads(msgspec.json.encode({"answers": {"shop": answer}}))
+    told: dict[str, Any] = json.loads(msgspec.json.encode({"answers": {"shop": answer}}))
 
     class Answers(Told):
         async def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:

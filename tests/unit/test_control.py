@@ -211,8 +211,8 @@ def test_a_call_is_answered_with_its_key_and_trace(control: Asking) -> None:
     assert (first["spans"], first["has_more"]) == (spans[:2], True)
     last = control.ask("GET", "/traces/last").body
     assert last["trace_id"] == counted["trace_id"]
-    for query in ("first=-1", "first=", "last=2", "first=1&first=2"):
-        assert control.ask("GET", f"/traces/last?{query}").status == 400, query
+    for wrong in ("first=-1", "first=", "last=2", "first=1&first=2"):
+        assert control.ask("GET", f"/traces/last?{wrong}").status == 400, wrong
 
 
 def test_a_key_makes_a_command_happen_once(control: Asking) -> None:

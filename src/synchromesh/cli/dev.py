@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from synchromesh.cli.main import IS_PROGRAM
 from synchromesh.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
+    import asyncio
+
     from synchromesh.cli.reload import Reloader
+    from synchromesh.cli.terminal import Terminal
     from synchromesh.system import System
 
 FAILED = 3
@@ -150,10 +154,20 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
         stop.set()
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
-    terminal, is_over = Terminal(folder), asyncio.Event()
-    if not await unless(stop, system.start()):
-        click.echo("synchromesh: stopped before the system was up", err=True)
-        return 0
+    with closing(Terminal(folder)) as terminal:
+        if await unless(stop, system.start()):
+            return await _until(stop, system, terminal, ways, reloader)
+    click.echo("synchromesh: stopped before the system was up", err=True)
+    return 0
+
+
+async def _until(
+    stop: asyncio.Event, system: System, terminal: Terminal, ways: Ways, reloader: Reloader | None
+) -> int:
+    """Show what a system that is up has to say until it is stopped, or fails."""
+    import asyncio
+
+    is_over = asyncio.Event()
     showing = asyncio.ensure_future(terminal.run(is_over))
     reloading = asyncio.ensure_future(reloader.run(stop)) if reloader is not None else None
     try:

@@ -42,7 +42,11 @@ class Terminal:
                 # In a thread: megabytes of what somebody printed must not hold up calls.
                 self._show(await asyncio.to_thread(self._look))
         finally:
-            self._follower.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the files that it reads. May be repeated."""
+        self._follower.close()
 
     def _look(self) -> list[str]:
         lines = [line for line in self._follower.poll() if is_for_terminal(line)]
