@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import alone_worker
 from alone_world import (
+    WAIT_S,
     OrderPaid,
     Purchase,
     World,
@@ -41,6 +42,7 @@ from synchromesh.errors import (
     VersionConflict,
 )
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, Unknown
+from synchromesh.saga.backlog import with_records
 from synchromesh.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +193,30 @@ async def test_the_same_id_is_the_same_run(world: SagaWorld) -> None:
         assert await world.told(store, "A-1") == "receipt 1"
     assert not await world.start(Order("A-1"))
     assert world.bank.charged == ["A-1/charge#1"]
+
+
+async def test_a_commit_here_begins_its_run_at_once(world: SagaWorld) -> None:
+    """Nobody waits for the next look where the process that commits has the database open."""
+    seldom = AloneOptions(look_every_s=3600.0)
+    async with (
+        world.shop.open(world.url, options=seldom) as store,
+        running(lambda: world.shop.run_sagas(store, world.sessions.begin)),
+    ):
+        await until(lambda: bool(store.owners.epoch("sagas/0")))
+        for n in range(3):
+            await world.start(Order(f"A-{n}"))
+            async with asyncio.timeout(WAIT_S):
+                assert await world.told(store, f"A-{n}") == f"receipt {n + 1}"
+
+
+async def test_a_start_elsewhere_begins_too(world: SagaWorld) -> None:
+    """Also where the process that commits has nothing open: the worker looks."""
+    elsewhere = SagaWorld(world.url, world.engine)
+    async with world.working() as store:
+        for n in range(2):
+            await elsewhere.start(Order(f"A-{n}"))
+            assert await world.told(store, f"A-{n}") == f"receipt {n + 1}"
+        assert await with_records(store, []) == []  # as where those that are due are in memory
 
 
 async def test_one_that_reads_as_of_its_beginning_is_to_be_run_again(world: SagaWorld) -> None:

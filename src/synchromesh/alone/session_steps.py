@@ -95,9 +95,11 @@ class SessionSteps:
         except Exception as error:
             if not written or not await self._is_there(row, last):
                 told = self._told(error)
-                if not has_begun and not isinstance(told, Shed):
+                if not has_begun:
                     # It is no fault of the run, which is not to be undone for it.
-                    _log.error("a step of saga %r waits for a transaction: %s", row.id, told)
+                    is_passing = isinstance(told, Shed | StoreUnavailable)
+                    level = logging.WARNING if is_passing else logging.ERROR
+                    _log.log(level, "a step of saga %r waits for a transaction: %s", row.id, told)
                     raise Shed("no transaction could be begun for the step") from error
                 if told is error:
                     raise

@@ -103,6 +103,8 @@ async def with_records(
 
     Two statements read them, however many they are. One that is not there is left out.
     """
+    if not ids:
+        return []  # PostgreSQL has no empty list
     holes = ", ".join("?" * len(ids))
     rows = await store.read(f"select {tables.COLUMNS} from sm_saga where id in ({holes})", *ids)
     found = {str(row[0]): tables.row_of(row) for row in rows}
