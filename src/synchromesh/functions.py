@@ -6,8 +6,10 @@ that it closes over.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from inspect import signature
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
@@ -56,3 +58,29 @@ def there(key: Weakly) -> Callable[..., Any]:
     function = key()
     assert function is not None, "it is asked for while it is there"
     return function
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types that a function which is given something of ours is annotated with.
+
+    That of its first parameter, such as a session, may be imported for type checkers alone, or be
+    one of those that have their parameters for them alone: then it is left out.
+
+    Raises:
+        NameError, TypeError: another annotation cannot be resolved.
+
+    Example:
+        >>> async def save(session: "ForCheckersAlone", order_id: "str") -> "int": ...
+        >>> hints_of(save)
+        {'order_id': <class 'str'>, 'return': <class 'int'>}
+    """
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        noted = dict(getattr(function, "__annotations__", ()))
+        names = getattr(function, "__globals__", None)
+        first = next(iter(signature(function).parameters), "")
+        if names is None or noted.pop(first, None) is None:
+            raise
+    bare = SimpleNamespace(__annotations__=noted)
+    return typing.get_type_hints(bare, globalns=names, include_extras=True)

@@ -16,6 +16,7 @@ from msgspec import inspect
 
 from synchromesh.codec import to_json
 from synchromesh.errors import BadRequest, ContractError
+from synchromesh.functions import hints_of
 from synchromesh.sealing import ERASED, MARK, MARKED, Erased, Path, Vault, sealed_value
 
 # By these a field is known; they are in the JSON schemas of contracts, too.
@@ -211,7 +212,7 @@ def mask_arguments(function: Callable[..., Any]) -> Callable[[bytes], bytes] | N
     None where none of them is personal.
     """
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = hints_of(function)
         names = list(signature(function).parameters)[1:]
     except (NameError, TypeError, ValueError):
         return None

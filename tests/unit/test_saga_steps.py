@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, assert_type
+from typing import TYPE_CHECKING, Any, Protocol, assert_type
 
 import pytest
 
@@ -54,6 +54,9 @@ from synchromesh.saga.outcomes import of_call, of_write, of_write_undo, why
 from synchromesh.saga.records import AttemptResult
 from synchromesh.saga.steps import CallStep, StepRequest
 from synchromesh.store import Unit
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 
 @pytest.fixture
@@ -320,6 +323,26 @@ def test_undo_arguments_carry_the_result_by_the_undos_own_name(saga: Saga) -> No
     assert step.undo_arguments(b'{"id":"h"}') == b'{"hold":{"id":"h"}}'
     assert step.undo_arguments(None) == b"{}"
     assert Stock.release.canonical(step.undo_arguments(b'{"id":"h"}'))
+
+
+def test_a_session_may_be_known_to_checkers_alone(saga: Saga) -> None:
+    """The first parameter is given by whoever runs the step, so that its type is nobody's need."""
+
+    class Writer:
+        async def save(self, session: AsyncSession, sku: str) -> int:
+            return len(sku)
+
+    async def save(session: AsyncSession, sku: str) -> int:
+        return len(sku)
+
+    for each in (save, Writer().save):
+        step = saga.write(each, "SX90")
+        assert (step.ask.name, step.result_type) == ("save", int)
+
+    async def checkout(s: AsyncSession, order: Order) -> str:
+        return order.id
+
+    assert SagaDefinition[Any, str](checkout, "checkout").shape[:2] == (Order, str)  # type: ignore[arg-type]
 
 
 def test_a_write_must_say_what_it_returns(saga: Saga) -> None:

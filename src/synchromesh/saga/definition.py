@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import typing
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from synchromesh.codec import NO_FIT, decoder_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import BadRequest, ConfigError, ContractError
-from synchromesh.functions import Weakly, there, weakly
+from synchromesh.functions import Weakly, hints_of, there, weakly
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
@@ -123,8 +122,8 @@ class SagaDefinition(Generic[I, R]):
 def _shape_of(weak: Weakly, saga: str) -> SagaSignature:
     fn = there(weak)
     try:
-        hints = typing.get_type_hints(fn, include_extras=True)
-    except NameError as error:
+        hints = hints_of(fn)
+    except (NameError, TypeError) as error:
         raise ContractError(
             f"saga {saga!r}: {error}; its annotations must be importable"
         ) from error

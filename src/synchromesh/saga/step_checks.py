@@ -14,7 +14,7 @@ from synchromesh.calls.contract import Command, Operation
 from synchromesh.codec import decoder_of, encode, keeps_its_form, writer_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
-from synchromesh.functions import Weakly, there, weakly
+from synchromesh.functions import Weakly, hints_of, there, weakly
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 
 
@@ -42,7 +42,7 @@ def signature_of(weak: Weakly) -> StepSignature:
     fn = there(weak)
     name = str(getattr(fn, "__name__", ""))
     try:
-        hints = typing.get_type_hints(fn, include_extras=True) if name else {}
+        hints = hints_of(fn) if name else {}
     except (NameError, TypeError) as error:
         raise ContractError(
             f"saga step {name!r}: {error}; its annotations must be importable"
