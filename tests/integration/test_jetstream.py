@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +17,11 @@ from nats.js.api import RetentionPolicy, StorageType
 
 from delivery_world import KEY, Unsure, Works, quick, until
 from messaging_world import SOLD, TRACE, message, sell, take, taken
-from nats_server import NatsServer, shared_nats
+from nats_server import JETSTREAM, NatsServer, shared_nats
+from nats_world import Wire
 from synchromesh.codec import decode, encode
-from synchromesh.context import CREDENTIAL
-from synchromesh.errors import ConfigError, TimedOut
+from synchromesh.context import CREDENTIAL, CallContext
+from synchromesh.errors import CallError, ConfigError, TimedOut
 from synchromesh.identity import Signer
 from synchromesh.messaging import Consumer, Message
 from synchromesh.messaging.jetstream import JetStream
@@ -368,6 +370,63 @@ async def test_a_server_without_jetstream_is_named() -> None:
     try:
         assert "it has no JetStream" in await connecting(server.url, connect_s=2.0)
     finally:
+        server.close()
+
+
+async def test_what_the_user_may_not_do_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A publish that is denied has no answer; what the server says of it beside is passed on."""
+    server = NatsServer(
+        JETSTREAM,
+        'authorization {{ users: [{{ user: ada, password: "p@ss", '
+        'permissions: {{ publish: {{ deny: "synchromesh.denied.*.stock.>" }} }} }}] }}',
+    )
+    caplog.set_level("ERROR")
+    try:
+        stream = await JetStream.connect(
+            server.url.replace("//", "//ada:p%40ss@"), "denied", signer=Signer(KEY),
+            runtime=RealRuntime(), options=quick(timeout_s=0.5),
+        )  # fmt: skip
+        way = stream.delivery("shop", "stock")
+        await way.begin(0)
+        context = CallContext(trace_id=TRACE, span_id="1" * 16)
+        for _ in range(2):
+            with pytest.raises(TimedOut, match=r"(?i)it said: '?permissions violation for publish"):
+                await way.deliver(message(), context)
+        await stream.close()
+    finally:
+        server.close()
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert "give the user of [engine] nats these rights" in said
+    assert "p@ss" not in said
+
+
+async def test_a_cluster_is_reached_by_any_of_its_servers() -> None:
+    """Whichever is silent; its user is known to all, with a password that is percent-encoded."""
+    server = NatsServer(JETSTREAM, 'authorization {{ user: ada, password: "p@ss" }}')
+    wires = Wire(server.port), Wire(server.port)
+    one, two = [(await each.start()).removeprefix("nats://") for each in wires]
+    url = f"nats://ada:p%40ss@{one},nats://{two}"
+    try:
+        wires[0].hold()
+        stream = await JetStream.connect(
+            url, "cluster", signer=Signer(KEY), runtime=RealRuntime(), options=quick()
+        )
+        way = stream.delivery("shop", "stock")
+        await way.begin(0)
+        wires[0].flow()
+        await wires[1].close()
+
+        async def is_delivered() -> bool:
+            with contextlib.suppress(CallError):
+                await way.deliver(message(), CallContext(trace_id=TRACE, span_id="1" * 16))
+                return True
+            return False
+
+        await until(is_delivered)
+        assert url not in repr(stream)
+        await stream.close()
+    finally:
+        await wires[0].close()
         server.close()
 
 

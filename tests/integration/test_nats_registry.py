@@ -108,6 +108,29 @@ async def test_a_cut_connection_is_followed_by_a_fresh_watch(server: NatsServer)
         await wire.close()
 
 
+async def test_a_registry_is_followed_by_any_server_of_its_cluster() -> None:
+    """The one that it was connected to goes, and the next is taken; one that is silent, too."""
+    server = NatsServer(JETSTREAM, 'authorization {{ user: ada, password: "p@ss" }}')
+    wires = Wire(server.port), Wire(server.port)
+    one, two = [(await each.start()).removeprefix("nats://") for each in wires]
+    try:
+        async with (
+            running(f"nats://ada:p%40ss@{one},{two}") as reader,
+            running(server.url.replace("//", "//ada:p%40ss@")) as holder,
+            kept(holder, "a"),
+        ):
+            await listed(reader, "a")
+            wires[0].cut()
+            wires[0].mend()
+            wires[0].hold()
+            async with kept(holder, "b"):
+                await listed(reader, "a", "b")
+    finally:
+        for each in wires:
+            await each.close()
+        server.close()
+
+
 async def test_a_holder_that_was_cut_off_registers_again(server: NatsServer) -> None:
     """It has expired meanwhile; its loop of renewals brings it back."""
     wire = Wire(server.port)

@@ -21,7 +21,6 @@ from synchromesh.messaging.delivery import Delivery
 from synchromesh.messaging.jetstream_connection import (
     JetStreamConnection,
     JetStreamOptions,
-    translated,
 )
 from synchromesh.messaging.jetstream_feed import JetStreamFeed
 from synchromesh.messaging.message import Message, Receipt
@@ -133,7 +132,7 @@ class JetStreamDelivery:
         except nats.errors.Error as error:
             if isinstance(error, nats.js.errors.NoStreamResponseError):
                 self._is_gone = True
-            raise translated(error, link.place) from error
+            raise link.translated(error) from error
         self._passage.put(acknowledged.seq)
         return _PUBLISHED
 
@@ -176,7 +175,7 @@ class JetStreamDelivery:
         except nats.js.errors.APIError:
             raise
         except nats.errors.Error as error:
-            raise translated(error, link.place) from error
+            raise link.translated(error) from error
         return found.seq or 0
 
     def _lost(self, what: str) -> StoreUnavailable:

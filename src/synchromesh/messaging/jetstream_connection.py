@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.errors
@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
+from synchromesh.discovery.nats_connection import NatsAddress
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -35,6 +36,9 @@ _DUPLICATES_S = 120.0
 _PAUSE_S = 0.5
 # Of the server's answers: no message, another configuration, too large, under way already.
 NO_MESSAGE, _OTHER_CONFIGURATION, _TOO_LARGE, _IN_PROCESS = 10037, 10058, 10054, 10158
+
+# Of what the server tells beside; once for each subject, of which there are not many.
+_DENIED, _DENIED_MAX = "permissions violation", 100
 
 T = TypeVar("T")
 
@@ -95,7 +99,8 @@ class JetStreamConnection:
         self.client = Client()
         self.anyhow = StreamNames.of(system)
         self._system = system
-        self._refused = ""
+        self._refused, self._refused_at_s = "", -math.inf
+        self._denied: set[str] = set()
 
     @classmethod
     async def connect(
@@ -113,10 +118,11 @@ class JetStreamConnection:
                 files, or the stream is of another kind.
         """
         options = options or JetStreamOptions()
-        made = cls(urlsplit(url).netloc.rpartition("@")[2], system, signer, runtime, options)
+        address = NatsAddress.of(url)
+        made = cls(str(address), system, signer, runtime, options)
         try:
             async with asyncio.timeout(options.connect_s):
-                await made._connect(url)
+                await made._connect(address)
                 await made.names()
         except TimeoutError:
             await made.close()
@@ -130,9 +136,9 @@ class JetStreamConnection:
             raise
         return made
 
-    async def _connect(self, url: str) -> None:
+    async def _connect(self, address: NatsAddress) -> None:
         await self.client.connect(
-            url,
+            [*address.servers],
             name=f"synchromesh {self._system}",
             # What is not sent now is not sent later, when its sender has long been told so.
             pending_size=0,
@@ -143,6 +149,7 @@ class JetStreamConnection:
             error_cb=self._note_error,
             disconnected_cb=self._note_away,
             reconnected_cb=self._note_back,
+            **address.credentials,
         )
 
     async def close(self) -> None:
@@ -203,7 +210,7 @@ class JetStreamConnection:
         except nats.js.errors.APIError:
             raise
         except nats.errors.Error as error:
-            raise translated(error, self.place) from error
+            raise self.translated(error) from error
         return self._checked(info.config), info
 
     async def _make(self) -> None:
@@ -256,15 +263,37 @@ class JetStreamConnection:
             "one that is made as it has to be"
         )
 
+    def translated(self, error: nats.errors.Error) -> CallError:
+        """Return what an error of the client or the server means for a message.
+
+        A request that the user may not make has no answer; what the server said of it beside, of
+        which the client tells nobody who waits, is told here.
+        """
+        is_fresh = (
+            asyncio.get_running_loop().time() - self._refused_at_s <= 2 * self.options.timeout_s
+        )
+        return translated(error, self.place, self._refused if is_fresh else "")
+
     async def _note_error(self, error: Exception) -> None:
-        self._refused = str(error) or type(error).__name__
+        self._refused = str(error).removeprefix("nats: ") or type(error).__name__
+        self._refused_at_s = asyncio.get_running_loop().time()
         _log.debug("NATS at %s: %s", self.place, self._refused)
+        if _DENIED in self._refused.lower() and len(self._denied) < _DENIED_MAX:
+            if self._refused not in self._denied:
+                _log.error(
+                    "NATS at %s refuses what messages need: %s; give the user of [engine] nats "
+                    "these rights, and what waits goes on",
+                    self.place,
+                    self._refused,
+                )
+            self._denied.add(self._refused)
 
     async def _note_away(self) -> None:
         if not self.client.is_closed:
             _log.warning("NATS at %s is away; messages wait in the logs", self.place)
 
     async def _note_back(self) -> None:
+        self._denied.clear()
         _log.warning("NATS at %s is there again", self.place)
 
     def __repr__(self) -> str:
@@ -272,8 +301,11 @@ class JetStreamConnection:
         return f"<JetStreamConnection of {self._system} at {self.place}, {state}>"
 
 
-def translated(error: nats.errors.Error, place: str) -> CallError:
+def translated(error: nats.errors.Error, place: str, said_beside: str = "") -> CallError:
     """Return what an error of the client or the server means for a message.
+
+    Args:
+        said_beside: what the server said of late to nobody in particular.
 
     Example:
         >>> translated(nats.errors.ConnectionClosedError(), "nats:4222").code
@@ -284,7 +316,8 @@ def translated(error: nats.errors.Error, place: str) -> CallError:
     if code == _TOO_LARGE or isinstance(error, nats.errors.MaxPayloadError):
         return BadRequest(f"NATS at {place} takes no message of this size: {said}")
     if code == _IN_PROCESS or isinstance(error, nats.errors.TimeoutError):
-        return TimedOut(f"NATS at {place} has not acknowledged the message: {said}")
+        beside = f"; it said: {said_beside}" if said_beside else ""
+        return TimedOut(f"NATS at {place} has not acknowledged the message: {said}{beside}")
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and code is not None:
         return Shed(f"NATS at {place} has no room for the message: {said}")
     return ConnectFailed(f"NATS at {place} was not reached: {said}")

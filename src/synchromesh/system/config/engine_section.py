@@ -13,6 +13,10 @@ from synchromesh.system.config.layers import SECRET_FORMS, SecretUrl
 from synchromesh.system.config.secrets import read_secret
 
 _SCHEMES = {"postgres": ("postgresql", "postgres"), "nats": ("nats", "tls", "ws", "wss")}
+_FORMS = {
+    "postgres": "postgresql://HOST:PORT, or postgresql://HOST:PORT,HOST:PORT for a cluster",
+    "nats": "nats://HOST:PORT, or nats://HOST:PORT,nats://HOST:PORT for a cluster, of one user",
+}
 _PORT_MAX = 65_535
 # What a system is on that has no server, as `EngineSection.shown` says it.
 FILES = {"databases": "SQLite files"}
@@ -29,7 +33,8 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "postgresql://HOST:5432"; its user is whom `synchromesh db create` connects as, and
             each service has a role of its own. "" keeps them in SQLite files.
         nats: the NATS server that has the registry and carries messages, such as
-            "nats://HOST:4222"; "" keeps the one in the system and has the others go by calls.
+            "nats://HOST:4222", or the servers of a cluster with commas between them; "" keeps the
+            one in the system and has the others go by calls.
         nats_monitor: its monitoring address, such as "http://HOST:8222", where a start looks
             whether it writes each message to its disk; "" for none, which a start says.
         sqlite: services whose databases stay in SQLite files beside the PostgreSQL server, such as
@@ -62,10 +67,12 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         url = given
         if given.startswith(SECRET_FORMS):
             url = read_secret(given, name=name, folder=folder, environment=environment)
-        if url and not _is_url(url, _SCHEMES[engine]):
+        schemes = _SCHEMES[engine]
+        is_right = _are_urls(url, schemes) if engine == "nats" else _is_url(url, schemes)
+        if url and not is_right:
             place = f"{given} " if url != given else ""
             raise ConfigError(
-                f"{name}: {place}is no URL of a server; write {_SCHEMES[engine][0]}://HOST:PORT, "
+                f"{name}: {place}is no URL of a server; write {_FORMS[engine]}, "
                 "and percent-encode what is odd in a password"
             )
         return url
@@ -106,6 +113,17 @@ def _places(url: str) -> str:
         query = dict(parse_qsl(parts.query))
         found.append(parts.netloc.rpartition("@")[2] or query.get("host", "its own address"))
     return ", ".join(found)
+
+
+def _are_urls(text: str, schemes: tuple[str, ...]) -> bool:
+    """Whether it is one, or several of one scheme and one user with commas between them."""
+    scheme, *others = text.split(",")
+    first = scheme.partition("://")[0]
+    every = [scheme, *(each if "://" in each else f"{first}://{each}" for each in others)]
+    users = {urlsplit(each).netloc.rpartition("@")[0] for each in every if _is_url(each, (first,))}
+    return all(_is_url(each, schemes) and each.startswith(f"{first}://") for each in every) and (
+        len(users - {""}) <= 1
+    )
 
 
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:

@@ -1,0 +1,78 @@
+"""Addresses of NATS, and what its errors mean for a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+import pytest
+
+from synchromesh.discovery.nats_connection import NatsAddress
+from synchromesh.errors import ConfigError
+from synchromesh.messaging.jetstream_connection import translated
+from synchromesh.system.config.engine_section import EngineSection
+
+ADA = {"user": "ada", "password": "s:e,c"}
+
+
+@pytest.mark.parametrize(
+    ("url", "servers", "credentials"),
+    [
+        ("nats://a", ("nats://a",), {}),
+        ("nats://ada:s%3Ae%2Cc@a:1,nats://b:2", ("nats://a:1", "nats://b:2"), ADA),
+        ("nats://a:1,nats://ada:s%3Ae%2Cc@b:2", ("nats://a:1", "nats://b:2"), ADA),
+        ("tls://t%40ken@a:1,b:2", ("tls://a:1", "tls://b:2"), {"token": "t@ken"}),
+    ],
+)  # fmt: skip
+def test_an_address_has_servers_and_one_user(
+    url: str, servers: tuple[str, ...], credentials: dict[str, Any], tmp_path: Path
+) -> None:
+    """Any of them is connected to by it, also one that another has told of; no place shows it."""
+    assert EngineSection(nats="env:URL").url("nats", tmp_path, {"URL": url}) == url
+    found = NatsAddress.of(url)
+    assert (found.servers, found.credentials) == (servers, credentials)
+    assert str(found) == ",".join(each.partition("://")[2] for each in servers)
+    assert "ken" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url", ["nats://a:1,ws://b:2", "nats://a,", "nats://u:p@a,nats://v:q@b", "a:1,nats://b:2"]
+)
+def test_servers_of_one_cluster_are_of_one_kind(url: str, tmp_path: Path) -> None:
+    """Of one scheme, and for one user: else some are never connected to."""
+    with pytest.raises(ConfigError, match=r"nats://HOST:PORT,nats://HOST:PORT for a cluster"):
+        EngineSection(nats="env:URL").url("nats", tmp_path, {"URL": url})
+
+
+def _said(code: int, err_code: int, words: str) -> nats.errors.Error:
+    with pytest.raises(nats.js.errors.APIError) as caught:
+        nats.js.errors.APIError.from_error(
+            {"code": code, "err_code": err_code, "description": words}
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        # Of a stream with replicas: the first one with this id is being stored. It is asked again.
+        (
+            lambda: _said(409, 10158, "duplicate message id is in process"),
+            "timed_out",
+            "in process",
+        ),
+        (nats.errors.TimeoutError, "timed_out", "not acknowledged"),
+        (lambda: _said(503, 10077, "maximum messages exceeded"), "shed", "no room"),
+        (lambda: _said(400, 10054, "message size exceeds"), "bad_request", "of this size"),
+        (nats.errors.MaxPayloadError, "bad_request", "of this size"),
+        (nats.js.errors.NoStreamResponseError, "connect_failed", "not reached"),
+        (nats.errors.OutboundBufferLimitError, "connect_failed", "not reached"),
+    ],
+)
+def test_what_an_error_means_for_a_message(error: Any, code: str, words: str) -> None:
+    """What may be there by now, what waits for room, what never fits, and what was not sent."""
+    meant = translated(error(), "nats:4222")
+    assert meant.code == code
+    assert words in meant.message
