@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from real_loops import ON_BOTH_LOOPS
 from synchromesh.errors import ConfigError
 from synchromesh.system.supervise.children import ChildEnded
 from synchromesh.system.supervise.external import ExternalProcess
+
+pytestmark = [pytest.mark.anyio, ON_BOTH_LOOPS]
 
 READY = """echo '{"port": 8080}'; """
 
@@ -35,7 +38,6 @@ class Child:
         )
 
 
-@pytest.mark.anyio
 async def test_a_child_says_its_port_and_ends_when_told(tmp_path: Path) -> None:
     """`start` returns once it can be called; `stop` ends it, and may be repeated."""
     child = Child(tmp_path, "echo $WORD $PWD >&2; " + READY + "exec sleep 60")
@@ -62,7 +64,6 @@ async def test_a_child_says_its_port_and_ends_when_told(tmp_path: Path) -> None:
         ("head -c 9000 /dev/zero; exec sleep 60", "printed a first line above 4096 bytes"),
     ],
 )
-@pytest.mark.anyio
 async def test_a_child_that_is_not_ready_is_refused(tmp_path: Path, script: str, said: str) -> None:
     """The message says why, and names the log; the child does not stay."""
     child = Child(tmp_path, script)
@@ -73,7 +74,6 @@ async def test_a_child_that_is_not_ready_is_refused(tmp_path: Path, script: str,
     assert_gone(child)
 
 
-@pytest.mark.anyio
 async def test_a_child_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     """It has a bounded time to become ready."""
     child = Child(tmp_path, "exec sleep 60", ready_within_s=0.01)
@@ -89,7 +89,6 @@ def assert_gone(child: Child) -> None:
         os.kill(child.process.pid, 0)
 
 
-@pytest.mark.anyio
 async def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
     """What cannot be run at all is named."""
     process = ExternalProcess(
@@ -105,7 +104,6 @@ async def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
     await process.stop()
 
 
-@pytest.mark.anyio
 async def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """It is not the command that is wrong."""
     child = Child(tmp_path, "exit 0")
@@ -114,7 +112,6 @@ async def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         await child.process.start()
 
 
-@pytest.mark.anyio
 async def test_a_child_that_ends_is_started_anew_by_the_next_run(tmp_path: Path) -> None:
     """`run` raises with how it ended; run again, it starts the child and tells its place."""
     child = Child(tmp_path, READY + "echo $$ > pid; sleep 0; exit 3")
@@ -124,7 +121,6 @@ async def test_a_child_that_ends_is_started_anew_by_the_next_run(tmp_path: Path)
     assert child.urls == ["http://127.0.0.1:8080"] * 2
 
 
-@pytest.mark.anyio
 async def test_what_a_child_prints_does_not_stop_it(tmp_path: Path) -> None:
     """A child that fills its pipe goes on, for what it prints is read and dropped."""
     child = Child(tmp_path, READY + "head -c 1000000 /dev/zero; exit 0")
@@ -132,7 +128,6 @@ async def test_what_a_child_prints_does_not_stop_it(tmp_path: Path) -> None:
         await child.process.run()
 
 
-@pytest.mark.anyio
 async def test_a_stubborn_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
     """One that ignores SIGTERM is killed, and so is its own child."""
     script = "trap '' TERM; sleep 60 & echo $! > pid; " + READY + "while :; do sleep 60; done"

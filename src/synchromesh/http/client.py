@@ -196,6 +196,7 @@ class ClientConnection(asyncio.Protocol):
 
     outflow: Outflow
     transport: asyncio.Transport
+    _reader: ResponseReader
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ class ClientConnection(asyncio.Protocol):
         self._patience = limits.patience
         self._owner = owner
         self._on_lost = on_lost
-        self._reader = ResponseReader(limits)
+        self._limits = limits
         self.is_spoiled = self._has_answered = self._is_held = False
         self.loop = asyncio.get_running_loop()
         self._unwritten = b""
@@ -278,6 +279,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self.transport = cast("asyncio.Transport", transport)
+        # Not before: a reader is a cycle until it ends, and uvloop makes protocols for connections
+        # that then are refused.
+        self._reader = ResponseReader(self._limits)
         self.outflow = Outflow(self.transport, taken=self._taken, patience=self._patience)
 
     def pause_writing(self) -> None:

@@ -23,6 +23,7 @@ from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.rates import edge_rates, rates
 from synchromesh.system.host.host import Host
+from synchromesh.system.supervise.children import let_go
 from synchromesh.telemetry import Family
 
 # Rates are over the time since the reading before; while somebody looks, one is kept so often.
@@ -97,6 +98,7 @@ class ControlSource:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+                    let_go(process)
         if process.returncode not in (0, 1):
             raise ConfigError(f"synchromesh advise failed: {said.decode(errors='replace')[:500]}")
         told: Told = msgspec.json.decode(out)

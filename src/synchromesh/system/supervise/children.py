@@ -147,6 +147,12 @@ async def end(process: RunningProcess, title: str, *patience_s: float) -> None:
         _log.error("%s was killed, but its end has not been seen", title)
 
 
+def let_go(process: asyncio.subprocess.Process) -> None:
+    """Close what is left of a child that has ended: a pipe that nobody has read to its end."""
+    # There is no public way to: loops leave that to the collector, and uvloop's to their own end.
+    process._transport.close()  # type: ignore[attr-defined]
+
+
 def how_it_ended(code: int) -> str:
     """Describe how a process has ended, by its exit code."""
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

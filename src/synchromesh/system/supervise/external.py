@@ -13,7 +13,14 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, open_log, spawn
+from synchromesh.system.supervise.children import (
+    ChildEnded,
+    end,
+    how_it_ended,
+    let_go,
+    open_log,
+    spawn,
+)
 
 READY_WITHIN_S = 10.0
 LINE_BYTES_MAX = 4096
@@ -123,6 +130,7 @@ class ExternalProcess:
         while await self._stdout().read(LINE_BYTES_MAX):
             pass
         code = await process.wait()
+        let_go(process)
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
     async def restart(self) -> None:
@@ -136,6 +144,7 @@ class ExternalProcess:
         if process is None or process.returncode is not None:
             return
         await end(process, self._title, self._stop_within_s)
+        let_go(process)
 
     def _stdout(self) -> asyncio.StreamReader:
         assert self._process is not None

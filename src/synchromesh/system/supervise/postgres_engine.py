@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from synchromesh.errors import ConfigError, MissingExtra
+from synchromesh.system.supervise.children import let_go
 from synchromesh.system.supervise.server_process import ServerProcess
 
 VERSION = "18"
@@ -151,6 +152,7 @@ class PostgresEngine:
         except BaseException:
             process.kill()
             await process.wait()
+            let_go(process)
             raise
         if process.returncode:
             words = said.decode(errors="replace").strip().splitlines()
