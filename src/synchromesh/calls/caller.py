@@ -17,6 +17,7 @@ Where no instance is ready, the call is held until the resolver announces one (`
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.wire import Transport
 from synchromesh.chance import Chance
-from synchromesh.clock import loop_now
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.context import CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
@@ -105,6 +106,7 @@ class Caller:
         self._plans: dict[Operation[..., Any], Plan] = {}
         self._edges: dict[str, Edge] = {}
         self._services: dict[tuple[str, bool], CalledService] = {}
+        self._clock: Callable[[], float] | None = None
 
     @property
     def faults(self) -> FaultTable:
@@ -177,7 +179,9 @@ class Caller:
                 f"the root of a call tree was given timeout_s {timeout_s!r}; make it a number of "
                 "seconds, or None for no deadline"
             )
-        now, propagation = loop_now(), self._shared.tracer.propagation
+        if self._clock is None:
+            self._clock = loop_clock(asyncio.get_running_loop())  # it may be made without a loop
+        propagation = self._shared.tracer.propagation
         is_kept, trace_id = bool(trace_id), trace_id or new_trace_id(self._runtime.rng)
         marks = KEPT_TRACE if is_kept else NEW_TRACE
         if propagation.sampled_from:  # else all of them are sampled: without its frame
@@ -187,7 +191,7 @@ class Caller:
             span_id="",
             caller=self._service,
             principal=Principal(principal) if isinstance(principal, str) else principal,
-            deadline_s=None if timeout_s is None else now + timeout_s,
+            deadline_s=None if timeout_s is None else self._clock() + timeout_s,
             key=self._runtime.new_id() if key is None else key,
             attempts_left=self._policies.attempts_per_tree,
             marks=marks,

@@ -7,6 +7,7 @@ measured by it is 0 or 1 ms, and who is woken at a time finds that it is not yet
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextvars import Context
@@ -40,6 +41,16 @@ class PreciseLoop(uvloop.Loop):
 
     # libuv reads the same clock, and cuts it.
     time = staticmethod(time.monotonic)
+    # Told as asyncio's loops tell it: what is guarded need not ask for the running loop.
+    _thread_id: int | None = None
+
+    def run_forever(self) -> None:
+        """Run until `stop` is called."""
+        self._thread_id = threading.get_ident()
+        try:
+            super().run_forever()
+        finally:
+            self._thread_id = None
 
     def call_at(
         self,
