@@ -406,6 +406,7 @@ async def test_a_saga_that_was_told_what_it_cannot_read_is_stuck_by_that(tmp_pat
         each.unlink()
     await served.start("hearing")
     await until(lambda: is_("stuck"))
+    await served.up["hearing"].engine.conclusion("h-1", 60.0)  # it has left memory, too
     reason = (await served.up["hearing"].engine.show("h-1")).summary.reason
     assert "what it was told cannot be read: the keys" in reason
     for each, data in kept.items():

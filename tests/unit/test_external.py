@@ -98,6 +98,7 @@ async def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
         folder=tmp_path,
         log=tmp_path / "log",
         moved=lambda url: None,
+        stop_within_s=1.0,
     )
     with pytest.raises(ConfigError, match="'/no/such/program': No such file or directory; mend"):
         await process.start()

@@ -65,6 +65,12 @@ _FORGET = (
 _log = logging.getLogger("synchromesh.events")
 
 
+SEALED_STATES = (
+    "select stream, version, state, taken_us from sm_snapshot where instr(state, ?) limit ?"
+)
+"""Finds the snapshots in which a text occurs, as `SEALED_EVENTS` does events."""
+
+
 def state_place(name: str) -> str:
     """Return what personal values in the states of a decider are sealed for."""
     return f"state/{name}"

@@ -33,6 +33,10 @@ def snake_case(name: str) -> str:
     return "_".join(word.lower() for word in _WORDS.findall(name))
 
 
+SEALED_EVENTS = "select name, stream, body, recorded_us from sm_event where instr(body, ?) limit ?"
+"""Finds the events in which a text occurs: their place by its names, the document and its time."""
+
+
 def event_place(name: str) -> str:
     """Return what personal values in an event are sealed for, by its stored name."""
     return f"event/{name}"

@@ -269,6 +269,12 @@ def admitted(message: Message, vault: Vault) -> Message:
     return msgspec.structs.replace(message, payload=msgspec.Raw(payload))
 
 
+SEALED_LETTERS = (
+    "select name, message_id, payload, first_us from sm_parked where instr(payload, ?) limit ?"
+)
+"""Finds the letters in which a text occurs, as `SEALED_EVENTS` does events."""
+
+
 def letter_place(name: str, message_id: str) -> str:
     """Return what personal values in a message that is set aside are sealed for."""
     return f"message/{name}/{message_id}"

@@ -17,6 +17,15 @@ from synchromesh.saga.records import RecordKind, Repair, SagaRecord
 from synchromesh.saga.tables import SagaRow
 from synchromesh.sealing import Vault, open_if_ours
 
+# Each finds documents in which a text occurs: two names of its place, the document and its time.
+SEALED_INPUTS = "select name, id, input, started_us from sm_saga where instr(input, ?) limit ?"
+SEALED_RESULTS = "select name, id, result, ended_us from sm_saga where instr(result, ?) limit ?"
+SEALED_STEPS = (
+    "select step, saga, body, at_us from sm_saga_record where kind in ('done', 'woken') "
+    "and instr(body, ?) limit ?"
+)
+SEALED_SIGNALS = "select name, saga, body, at_us from sm_saga_signal where instr(body, ?) limit ?"
+
 # Their bodies are what a step gave.
 _ANSWERS = (RecordKind.DONE, RecordKind.WOKEN)
 

@@ -11,9 +11,8 @@ from synchromesh.codec import to_datetime
 from synchromesh.errors import ActionRefused, PersonalUnreadable
 from synchromesh.sealing import SubjectKeys
 from synchromesh.store import Store, StoreReader, Unit
-from synchromesh.store.vault import NOTE_ID
+from synchromesh.store.vault import KNOWN_ID, NOTE_ID
 
-_KNOWN = "select value from sm_meta where name = 'keys_id'"
 # A backup of keys takes a moment.
 _AGAIN_S = 1.0
 
@@ -61,7 +60,7 @@ async def adopt_keys(store: Store, *, is_wanted: bool) -> None:
 
 async def keys_in_use(reader: StoreReader) -> str:
     """Return the id of the keys that a database was used with; "" where there were none."""
-    rows = await reader.read(_KNOWN)
+    rows = await reader.read(KNOWN_ID)
     return str(rows[0][0]) if rows else ""
 
 

@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 import msgspec
 
 from synchromesh.codec import to_datetime, to_json
-from synchromesh.events.snapshots import state_place
-from synchromesh.events.types import event_place
-from synchromesh.messaging.dead_letters import letter_place
-from synchromesh.saga.seals import input_place, result_place, signal_place, step_place
+from synchromesh.events.snapshots import SEALED_STATES, state_place
+from synchromesh.events.types import SEALED_EVENTS, event_place
+from synchromesh.messaging.dead_letters import SEALED_LETTERS, letter_place
+from synchromesh.saga.seals import (
+    SEALED_INPUTS,
+    SEALED_RESULTS,
+    SEALED_SIGNALS,
+    SEALED_STEPS,
+    input_place,
+    result_place,
+    signal_place,
+    step_place,
+)
 from synchromesh.sealing import MARK, PersonalPlace, Vault, open_at
 from synchromesh.service.context import answer_place, request_place
 from synchromesh.store import StoreReader
+from synchromesh.store.inbox import SEALED_ANSWERS, SEALED_REQUESTS
 
 HELD_MAX = 1000
 _AT_ONCE = 20
@@ -62,52 +72,27 @@ class _Only:
 
 
 class _Room(NamedTuple):
-    """A table with documents in it: two columns name one, and what it is sealed for."""
+    """Documents of one kind: what finds those with a text, and what they are sealed for."""
 
     what: str
-    columns: str
-    table: str
+    finds: str
     place: Callable[[str, str], str]
     of: str = "{0} of {1}"
 
 
 _ROOMS = (
+    _Room("event", SEALED_EVENTS, lambda name, _: event_place(name)),
     _Room(
-        "event", "name, stream, body, recorded_us", "sm_event where true",
-        lambda name, _: event_place(name),
+        "snapshot", SEALED_STATES, lambda stream, _: state_place(stream.partition("/")[0]),
+        "{0} at {1}",
     ),
-    _Room(
-        "snapshot", "stream, version, state, taken_us", "sm_snapshot where true",
-        lambda stream, _: state_place(stream.partition("/")[0]), "{0} at {1}",
-    ),
-    _Room(
-        "recorded answer", "key, caller, body, null", "sm_inbox where kind = 'answer'",
-        lambda key, caller: answer_place(caller, key),
-    ),
-    _Room(
-        _REQUEST, "key, caller, body, null", "sm_inbox where kind = 'begun'",
-        lambda key, caller: request_place(caller, key),
-    ),
-    _Room(
-        "saga input", "name, id, input, started_us", "sm_saga where true",
-        lambda _, run_id: input_place(run_id), "{0} {1}",
-    ),
-    _Room(
-        "saga result", "name, id, result, ended_us", "sm_saga where result is not null",
-        lambda _, run_id: result_place(run_id), "{0} {1}",
-    ),
-    _Room(
-        "saga step", "step, saga, body, at_us", "sm_saga_record where kind in ('done', 'woken')",
-        lambda step, run_id: step_place(run_id, step),
-    ),
-    _Room(
-        "saga signal", "name, saga, body, at_us", "sm_saga_signal where true",
-        lambda name, run_id: signal_place(run_id, name),
-    ),
-    _Room(
-        "message set aside", "name, message_id, payload, first_us", "sm_parked where true",
-        letter_place, "{0} {1}",
-    ),
+    _Room("recorded answer", SEALED_ANSWERS, lambda key, caller: answer_place(caller, key)),
+    _Room(_REQUEST, SEALED_REQUESTS, lambda key, caller: request_place(caller, key)),
+    _Room("saga input", SEALED_INPUTS, lambda _, run_id: input_place(run_id), "{0} {1}"),
+    _Room("saga result", SEALED_RESULTS, lambda _, run_id: result_place(run_id), "{0} {1}"),
+    _Room("saga step", SEALED_STEPS, lambda step, run_id: step_place(run_id, step)),
+    _Room("saga signal", SEALED_SIGNALS, lambda name, run_id: signal_place(run_id, name)),
+    _Room("message set aside", SEALED_LETTERS, letter_place, "{0} {1}"),
 )  # fmt: skip
 
 
@@ -122,9 +107,7 @@ async def holdings_of(reader: StoreReader, subject: str, vault: Vault) -> Holdin
     only = _Only(vault, subject)
     found: list[Holding] = []
     for room in _ROOMS:
-        document = room.columns.split(", ")[2]
-        sql = f"select {room.columns} from {room.table} and instr({document}, ?) limit ?"
-        rows = await reader.read(sql, needle, HELD_MAX + 1 - len(found))
+        rows = await reader.read(room.finds, needle, HELD_MAX + 1 - len(found))
         for number, (first, second, body, at_us) in enumerate(rows):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # others on the loop are served meanwhile

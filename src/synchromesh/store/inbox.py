@@ -48,6 +48,14 @@ _PUT_TOMBSTONE = (
     "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
     "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing"
 )
+SEALED_ANSWERS = (
+    "select key, caller, body, null from sm_inbox where kind = 'answer' and instr(body, ?) limit ?"
+)
+"""Finds the recorded answers in which a text occurs: key, caller and document; no time is kept."""
+SEALED_REQUESTS = (
+    "select key, caller, body, null from sm_inbox where kind = 'begun' and instr(body, ?) limit ?"
+)
+"""Finds the requests under way in which a text occurs."""
 
 
 async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:

@@ -54,6 +54,7 @@ _TABLES = (
         "who text not null, why text not null) without rowid"
     ),
 )
+KNOWN_ID = "select value from sm_meta where name = 'keys_id'"
 NOTE_ID = (
     "insert into sm_meta(name, value) values ('keys_id', ?) "
     "on conflict(name) do update set value = excluded.value"

@@ -10,6 +10,8 @@ from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.supervise.nats_engine import NatsEngine
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
+from synchromesh.system.supervise.server_process import BY_ITSELF
+from synchromesh.system.supervise.stop_budget import StopBudget
 
 
 class StartedEngine(Protocol):
@@ -33,8 +35,8 @@ class StartedEngine(Protocol):
         """Watch it, and start it again where it ended; a supervised loop."""
         ...
 
-    async def stop(self) -> None:
-        """Stop it. May be repeated."""
+    async def stop(self, budget: StopBudget = BY_ITSELF) -> None:
+        """Stop it within what a budget has for it. May be repeated."""
         ...
 
 

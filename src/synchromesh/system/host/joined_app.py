@@ -190,13 +190,14 @@ class MemberApp:
         member: how it takes part.
 
     Attributes:
+        member: the same; another one after each start of its lifespan.
         in_flight: how many requests it is at work on.
     """
 
     def __init__(self, app: AsgiApp, service: str, member: SystemMember) -> None:
         self._app = app
         self._service = service
-        self._member = member
+        self.member = member
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,7 +219,7 @@ class MemberApp:
         except SynchromeshError as error:
             await answer.refuse(error)
             return
-        entered = _current.set(JoinedContext(self._member, context))
+        entered = _current.set(JoinedContext(self.member, context))
         spanned = current_span.set(context)
         try:
             # A tunnel lasts as long as it lasts.
@@ -248,17 +249,17 @@ class MemberApp:
             UnknownOperation: it is the undo of a command.
             BadRequest: what travels with the call is malformed.
         """
-        runtime, deps, pairs = self._member.runtime, self._member.deps, list(pairs)
+        runtime, deps, pairs = self.member.runtime, self.member.deps, list(pairs)
         is_ours = any(name == CREDENTIAL.encode() for name, _ in pairs)
         own = own_headers(pairs) if is_ours else _trace_of(pairs)
         now_us, span_id = runtime.wall_us(), new_span_id(runtime.rng)
         if not is_ours:
             sent = from_headers(own, now=now, wall_us=now_us, rng=runtime.rng)
             parent_id = sent.span_id if TRACEPARENT in own else ""
-            if self._member.caller is None:
+            if self.member.caller is None:
                 return parent_id, None, replace(sent, span_id=span_id)
             # The root of a tree, which has its extra attempts, and a key of its own.
-            root = self._member.caller.root(trace_id=sent.trace_id)
+            root = self.member.caller.root(trace_id=sent.trace_id)
             return parent_id, None, replace(root, span_id=span_id, caller="", marks=sent.marks)
         if deps is None:
             raise Unauthenticated(f"{self._service!r} has not found its system yet; ask again")
@@ -281,7 +282,7 @@ class MemberApp:
         self, scope: Scope, parent_id: str, context: CallContext, began_s: float, answer: _Answer
     ) -> None:
         """Record the span of a request, under the name of its route where the framework says it."""
-        deps = self._member.deps
+        deps = self.member.deps
         if deps is None:
             return
         method = str(scope.get("method", "WEBSOCKET"))
@@ -292,7 +293,7 @@ class MemberApp:
         )  # fmt: skip
 
 
-class Joined(MemberApp):
+class Joined:
     """An application as a service of a system; made by `join`, run by an ASGI server.
 
     Where the system runs it itself, it belongs to it by that, and `url` and `system` are not used.
@@ -310,7 +311,9 @@ class Joined(MemberApp):
         )
         self._membership = self._joining()
         self._has_lifespan = False
-        super().__init__(app, service, self._membership)
+        self._service = service
+        self._app = app
+        self._requests = MemberApp(app, service, self._membership)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection of an ASGI server."""
@@ -324,11 +327,11 @@ class Joined(MemberApp):
                 "such as with: uvicorn --lifespan on",
                 self._service,
             )
-        await super().__call__(scope, receive, send)
+        await self._requests(scope, receive, send)
 
     def taken_by(self, member: SystemMember) -> AsgiApp:
         """Return the application within, for the system that runs it; `root` goes on to work."""
-        self._member = member
+        self._requests.member = member
         return self._app
 
     def root(self, *, timeout_s: float | None = None) -> JoinedContext:
@@ -337,10 +340,11 @@ class Joined(MemberApp):
         Raises:
             DiscoveryError: the system has not been found yet.
         """
-        caller = self._member.caller
+        member = self._requests.member
+        caller = member.caller
         if caller is None:
             raise DiscoveryError("this application has not found its system yet; the log says why")
-        return JoinedContext(self._member, caller.root(timeout_s=timeout_s))
+        return JoinedContext(member, caller.root(timeout_s=timeout_s))
 
     def __repr__(self) -> str:
         return f"<Joined {self._service}>"
@@ -357,7 +361,7 @@ class Joined(MemberApp):
             return
         self._has_lifespan = True
         # Whoever imported this may have been forked since: ids must not be those of a sibling.
-        self._member = self._membership = self._joining()
+        self._requests.member = self._membership = self._joining()
         await self._membership.start()
         try:
             async with _heard(self._membership.drain):

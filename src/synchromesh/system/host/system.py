@@ -52,10 +52,8 @@ from synchromesh.system.host.registries import SupervisedRegistry, keep_registry
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
-from synchromesh.system.supervise.stop_budget import StopBudget
+from synchromesh.system.supervise.stop_budget import StopBudget, budget_beside
 
-# Where services here are stopped after the processes of applications, within the same 10 s.
-BESIDE_APPLICATIONS = StopBudget(answer_s=1.5, drain_s=1.0, external_s=1.5)
 # How often it is looked whether code has changed.
 CODE_EVERY_S = 1.0
 
@@ -174,8 +172,11 @@ class System:
         for name in applications:
             find_server(self._config.services[name].server, name)
         self._apart = frozenset(self._config.services if self._is_split else applications)
-        if applications and not self._is_split and self._budget is None:
-            host.budget = BESIDE_APPLICATIONS
+        if self._budget is None:
+            host.budget = budget_beside(
+                engines=bool(self._engines),
+                applications=bool(applications) and not self._is_split,
+            )
         opening = load_opening(self._config, host.folder)
         for service in services:
             service.check()
@@ -255,6 +256,9 @@ class System:
             await all_of([processes.stop()])
         await host.drain()
 
+    async def _stop_engines(self) -> None:
+        await all_of(engine.stop(self._host.budget) for engine in self._engines)
+
     def cut(self) -> None:
         """Kill all child processes, before this process exits.
 
@@ -276,8 +280,8 @@ class System:
         shared = shared_registry(config, host.folder, signer, host.runtime)
         registry = self._registry = shared or memory
         host.rundir.note_engines([engine.name for engine in self._engines])
+        enter.push_async_callback(self._stop_engines)
         for engine in self._engines:
-            enter.push_async_callback(engine.stop)
             await engine.start()
         await host.open(definitions, signer, lambda _: registry, fix=registry.fix)
         for engine in self._engines:

@@ -14,10 +14,9 @@ from typing import Any, BinaryIO, Protocol
 
 from synchromesh.errors import ConfigError
 from synchromesh.service import PartEnded
+from synchromesh.system.supervise.stop_budget import KILLED_WITHIN_S
 
 _PR_SET_PDEATHSIG = 1
-# Only where the kernel holds it, or a fork server that would tell does not answer.
-KILLED_WITHIN_S = 1.0
 _log = logging.getLogger("synchromesh.system")
 
 

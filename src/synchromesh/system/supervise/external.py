@@ -55,8 +55,8 @@ class ExternalProcess:
         folder: Path,
         log: Path,
         moved: Callable[[str], None],
+        stop_within_s: float,
         ready_within_s: float = READY_WITHIN_S,
-        stop_within_s: float = 2.0,
     ) -> None:
         self.name = name
         self._title = f"external service {name!r}"

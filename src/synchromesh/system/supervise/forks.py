@@ -15,10 +15,10 @@ import msgspec
 
 from synchromesh.system.supervise.children import signal_group
 from synchromesh.system.supervise.messages import Exited, Forked, ForkRequest, NotForked
+from synchromesh.system.supervise.stop_budget import FORK_SERVER_ENDS_WITHIN_S
 
 MESSAGE_BYTES_MAX = 4096
 FORKED_WITHIN_S = 5.0
-ENDS_WITHIN_S = 1.0
 
 
 class ForkedProcess:
@@ -94,7 +94,7 @@ class ForkServer:
             return
         try:
             self._control.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(ENDS_WITHIN_S):
+            async with asyncio.timeout(FORK_SERVER_ENDS_WITHIN_S):
                 await self._gone.wait()
         except (OSError, TimeoutError):
             os.kill(self.pid, signal.SIGKILL)

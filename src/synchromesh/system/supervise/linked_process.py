@@ -7,10 +7,9 @@ from contextlib import suppress
 from typing import cast
 
 from synchromesh.system.supervise.children import RunningProcess
+from synchromesh.system.supervise.stop_budget import LINK_ENDS_WITHIN_S
 
 LINE_BYTES_MAX = 65_536
-# A copy of its end that a process has left to another one is not waited for.
-LINK_ENDS_WITHIN_S = 0.1
 
 
 class Link(asyncio.StreamReaderProtocol):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from synchromesh.errors import ConfigError, MissingExtra
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.supervise.server_process import ServerProcess
+from synchromesh.system.supervise.server_process import BY_ITSELF, ServerProcess
+from synchromesh.system.supervise.stop_budget import StopBudget
 
 _TITLE = "the NATS server"
 _USER = "synchromesh"
@@ -74,9 +75,9 @@ class NatsEngine:
         """Watch the server, and start it again where it ended; a supervised loop."""
         await self._server.run()
 
-    async def stop(self) -> None:
+    async def stop(self, budget: StopBudget = BY_ITSELF) -> None:
         """Stop the server. May be repeated."""
-        await self._server.stop()
+        await self._server.stop(budget)
 
     def _configuration(self, url: str) -> str:
         # What is quoted as JSON is quoted for NATS, too.

@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 from synchromesh.errors import ConfigError, MissingExtra
 from synchromesh.system.supervise.children import let_go
-from synchromesh.system.supervise.server_process import ServerProcess
+from synchromesh.system.supervise.server_process import BY_ITSELF, ServerProcess
+from synchromesh.system.supervise.stop_budget import StopBudget
 
 VERSION = "18"
 _NOBODY = 65534
@@ -119,9 +120,9 @@ class PostgresEngine:
         """Watch the server, and start it again where it ended; a supervised loop."""
         await self._server.run()
 
-    async def stop(self) -> None:
+    async def stop(self, budget: StopBudget = BY_ITSELF) -> None:
         """Stop the server. May be repeated."""
-        await self._server.stop()
+        await self._server.stop(budget)
 
     def _make_own(self, folder: Path) -> None:
         """Make a folder that is the server's, or refuse one that is somebody else's."""

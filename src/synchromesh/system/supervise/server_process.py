@@ -19,10 +19,11 @@ from synchromesh.system.supervise.children import (
     how_it_ended,
     open_log,
 )
+from synchromesh.system.supervise.stop_budget import StopBudget, budget_beside
 
 READY_WITHIN_S = 60.0
-STOPS_WITHIN_S = 2.0
-DIES_WITHIN_S = 1.0
+# Where no system says how long all of it may take.
+BY_ITSELF = budget_beside(engines=True, applications=False)
 _LOOK_EVERY_S = 0.02
 _log = logging.getLogger("synchromesh.system")
 
@@ -103,12 +104,14 @@ class ServerProcess:
         code = await process.wait()
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log}")
 
-    async def stop(self) -> None:
+    async def stop(self, budget: StopBudget = BY_ITSELF) -> None:
         """Stop it: in order, then as where the parent died, then by SIGKILL. May be repeated."""
         process = self._process
         if process is None or process.returncode is not None:
             return
-        for number, within_s in ((self._stops_by, STOPS_WITHIN_S), (self._dies_by, DIES_WITHIN_S)):
+        for number, within_s in (
+            (self._stops_by, budget.engine_s), (self._dies_by, budget.engine_dies_s),
+        ):  # fmt: skip
             # To itself alone: what it has started it ends itself.
             process.send_signal(number)
             try:

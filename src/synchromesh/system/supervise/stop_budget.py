@@ -6,14 +6,23 @@ from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
 
+# What is waited for beyond the stages, where something is wrong. A process that was killed: only
+# where the kernel holds it, or the fork server that would tell of its end does not answer.
+KILLED_WITHIN_S = 1.0
+# The fork server: it has nothing to do but to end, and is killed then.
+FORK_SERVER_ENDS_WITHIN_S = 1.0
+# The link of a process that has ended: a copy that it has left to another one is not waited for.
+LINK_ENDS_WITHIN_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class StopBudget:
     """The time bounds of a graceful shutdown's stages; together they stay below `total_s`.
 
     A system stops from the outside in: the gateway, then its services (what was taken is answered,
-    then handlers drain), then the control API, then external services. One process that is replaced
-    has nobody to wait for, and more time for its own calls.
+    then handlers drain), then the control API, then external services, and last the servers that
+    `dev --engine` has started, which all others need. One process that is replaced has nobody to
+    wait for, and more time for its own calls.
 
     Attributes:
         gateway_s: the gateway answers what it has taken.
@@ -22,6 +31,10 @@ class StopBudget:
         control_s: the control API answers.
         telemetry_s: a process sends what is left of its telemetry.
         external_s: an external service ends after SIGTERM.
+        engine_s: a server that was started with the system ends in order; 0 where there is none.
+        engine_dies_s: the same, ends at once after that; it loses nothing that it acknowledged.
+        has_applications: processes of applications end before the services here, each within
+            `services_s`.
         unready_s: a process that was not ready ends; it has taken nothing.
         heard_s: for callers to see that an instance is no longer listed.
         replaced_s: a process that is replaced ends after SIGTERM.
@@ -47,6 +60,9 @@ class StopBudget:
     control_s: float = 0.5
     telemetry_s: float = 0.2
     external_s: float = 2.0
+    engine_s: float = 0.0
+    engine_dies_s: float = 0.0
+    has_applications: bool = False
     unready_s: float = 0.5
     heard_s: float = 0.1
     replaced_s: float = 9.0
@@ -57,8 +73,8 @@ class StopBudget:
     def __post_init__(self) -> None:
         # A process that starts meanwhile is ended before the others.
         stages = (
-            self.unready_s, self.gateway_s, self.services_s, self.control_s, self.telemetry_s,
-            self.external_s,
+            self.unready_s, self.gateway_s, self.services_s * (1 + self.has_applications),
+            self.control_s, self.telemetry_s, self.external_s, self.engine_s, self.engine_dies_s,
         )  # fmt: skip
         service_s = self.heard_s + self.replaced_answer_s + self.drain_s
         replaced_s = self.hurry_s + self.telemetry_s + max(service_s, self.replaced_gateway_s)
@@ -70,6 +86,31 @@ class StopBudget:
     def services_s(self) -> float:
         """The time for stopping all services, and the process of each."""
         return self.answer_s + self.drain_s
+
+
+def budget_beside(*, engines: bool, applications: bool) -> StopBudget:
+    """Return the budget of a system by what else ends within the same 10 s.
+
+    Args:
+        engines: whether servers were started with the system.
+        applications: whether services of this process end after the processes of applications.
+
+    Example:
+        >>> budget_beside(engines=True, applications=False).engine_s
+        1.5
+    """
+    if engines and applications:
+        return StopBudget(
+            gateway_s=1.75, answer_s=1.25, drain_s=0.75, external_s=1.0,
+            engine_s=1.5, engine_dies_s=0.4, has_applications=True,
+        )  # fmt: skip
+    if engines:
+        return StopBudget(
+            answer_s=2.0, drain_s=1.0, external_s=1.5, engine_s=1.5, engine_dies_s=0.4
+        )
+    if applications:
+        return StopBudget(answer_s=1.5, drain_s=1.0, external_s=1.5, has_applications=True)
+    return StopBudget()
 
 
 def _check(takes_s: float, below_s: float, what: str, shorten: str) -> None:
