@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats_server import JETSTREAM, NatsServer
 from nats_world import KEY, Wire, at, credential, kept, listed, registry_at, running, until
 from notes_app import TESTS
+from synchromesh.discovery.nats_requests import NatsRequests
 from synchromesh.errors import ConfigError, DiscoveryError, MissingExtra, StaleIncarnation
 from synchromesh.identity import Signer
 
@@ -303,6 +304,25 @@ async def test_another_systems_registry_is_refused(server: NatsServer) -> None:
             await other.open()
         assert "[system] name" in refused.value.message
         await other.close()
+
+
+async def test_a_server_that_is_too_old_is_refused(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves out what it does not know of the stream that it was asked for: leases by timers."""
+    made = NatsRequests.made
+
+    async def as_before(self: NatsRequests, stream: str, config: object) -> dict[str, Any]:
+        found = await made(self, stream, config)
+        del found["config"]["allow_msg_schedules"]
+        return found
+
+    monkeypatch.setattr(NatsRequests, "made", as_before)
+    registry = registry_at(server.url)
+    with pytest.raises(ConfigError, match=r"2\.12 or newer") as told:
+        await registry.open()
+    assert "delete the stream" in told.value.message
+    await registry.close()
 
 
 @pytest.mark.parametrize(

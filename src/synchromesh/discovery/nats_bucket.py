@@ -136,7 +136,10 @@ class NatsBucket:
         )
         self._note_clock(found["ts"])
         if not found["config"].get("allow_msg_schedules"):
-            raise ConfigError(f"{self.there}: the server is too old; it has to be 2.12 or newer")
+            raise ConfigError(
+                f"{self.there}: the server is too old for the registry, or was as it made it; have "
+                f"2.12 or newer, and delete the stream KV_{self.name}: it is made again"
+            )
 
     async def read_clock(self) -> None:
         """Learn what the server's clock says. Raises DiscoveryError where it does not answer."""
