@@ -14,9 +14,10 @@ SEED ?= 0
 N ?= 100
 MINUTES ?= 5
 S ?= 60
+EVENTS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak nemesis cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +67,9 @@ soak: sync ## Kill, stop, fill and replace servo-works' processes under load for
 
 nemesis: sync ## Kill and stop servo-works' replicas, gateways, PostgreSQL and NATS under load for S seconds
 	@$(RUN) python -m scripts.nemesis --seconds $(S)
+
+tailing: sync ## Write EVENTS by 8 writers in 4 processes on PostgreSQL, which all read them meanwhile, and skip none
+	@TAILED_EVENTS=$(EVENTS) $(RUN) pytest -q -p no:xdist tests/integration/test_postgres_tailing.py
 
 cascade: sync ## Measure what one ill service does to its callers, in virtual time, from SEED
 	@$(RUN) python -m benchmarks.cascade --seed $(SEED)

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from messaging_world import SOLD, Direct, open_store, take, taken
+from messaging_world import SCHEMAS, SOLD, Direct, open_store, take, taken
+from postgres_server import empty_database
 from synchromesh.errors import ConnectFailed, StoreUnavailable
 from synchromesh.identity import Signer
 from synchromesh.messaging import (
@@ -24,6 +25,7 @@ from synchromesh.messaging.jetstream_connection import JetStreamOptions
 from synchromesh.messaging.message import Message
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStore
+from synchromesh.store.postgres import PostgresStore
 from synchromesh.telemetry import MemoryRing, Tracer
 
 WAIT_S = 180.0
@@ -48,25 +50,37 @@ class Calls(Direct):
 
 
 class Works:
-    """Runs relays and consumers, each as a process of its own would; `url` is of NATS, or ""."""
+    """Runs relays and consumers, each as a process of its own would.
 
-    def __init__(self, folder: Path, url: str = "", system: str = "works") -> None:
+    Args:
+        url: of NATS, or "".
+        engine: keeps the databases.
+    """
+
+    def __init__(
+        self, folder: Path, url: str = "", system: str = "works", *, engine: str = "sqlite"
+    ) -> None:
         self.url = url
+        self.engine = engine
         self.system = system
         self.runtime = RealRuntime()
         self.ring = MemoryRing()
         self.calls = Calls()
         self.restarts = 0
         self._folder = folder
-        self._stores: dict[str, SqliteStore] = {}
+        self._stores: dict[str, SqliteStore | PostgresStore] = {}
 
-    async def store(self, service: str) -> SqliteStore:
+    async def store(self, service: str) -> SqliteStore | PostgresStore:
         """Return the database of a service, which is opened when it is first asked for."""
         if service not in self._stores:
-            self._stores[service] = await open_store(
-                self.runtime, service, folder=str(self._folder)
-            )
+            self._stores[service] = await self._open(service)
         return self._stores[service]
+
+    async def _open(self, service: str) -> SqliteStore | PostgresStore:
+        if self.engine == "sqlite":
+            return await open_store(self.runtime, service, folder=str(self._folder))
+        url = await empty_database(f"works_{service}")
+        return await PostgresStore.open(url, service=service, schemas=SCHEMAS, runtime=self.runtime)
 
     async def close(self) -> None:
         """Close the databases."""
@@ -113,7 +127,7 @@ class Works:
 
         if not self.url:
             made = relay(DirectDelivery(self.calls, subscriber))
-            async with running(made.run()):
+            async with running(shop.owners.run(made.checkpoint_name, made.run)):
                 yield made
             return
         async with self.stream(**options) as stream:
@@ -123,9 +137,10 @@ class Works:
 
     async def _keep_running(self, relay: Relay) -> None:
         """Run a relay as it is supervised: a stream that is lost has it begin again."""
+        shop = await self.store("shop")
         while True:
             try:
-                await relay.run()
+                await shop.owners.run(relay.checkpoint_name, relay.run)
             except StoreUnavailable:
                 self.restarts += 1
 

@@ -37,12 +37,13 @@ TABLES = Schema(
             1,
             (
                 "create table sale(n integer primary key, sku text not null)",
-                "create table taken(id integer primary key, sku text not null, n integer not null)",
+                "create table taken(id {position}, sku text not null, n integer not null)",
             ),
             readable_by_min=1,
         ),
     ),
 )
+SCHEMAS = (EVENTS, SCHEMA, TABLES)
 
 
 class Sold(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ async def open_store(
     return await SqliteStore.open(
         f"{folder}/{service}.db",
         service=service,
-        schemas=(EVENTS, SCHEMA, TABLES),
+        schemas=SCHEMAS,
         runtime=runtime,
         options=options or StoreOptions(),
     )

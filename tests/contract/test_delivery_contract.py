@@ -21,13 +21,14 @@ RETURNED = Shop.returned.full_name
 KEYS = ("SX90", "PX12", "bolt", "nut")
 
 
-@pytest.fixture(params=["calls", "jetstream"])
+@pytest.fixture(params=["calls on sqlite", "jetstream on sqlite", "jetstream on postgres"])
 async def works(
     request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str
 ) -> AsyncIterator[Works]:
-    """A shop and its subscribers, joined by each way."""
-    url = shared_nats().url if request.param == "jetstream" else ""
-    made = Works(tmp_path, url, system=request.node.name)
+    """A shop and its subscribers, joined by each way, with databases of each engine."""
+    way, _, engine = request.param.split()
+    url = shared_nats().url if way == "jetstream" else ""
+    made = Works(tmp_path, url, system=request.node.name, engine=engine)
     yield made
     await made.close()
 
