@@ -113,6 +113,8 @@ class Wakeups:
             self._is_lost = False
             connection.add_termination_listener(self._lose)
             with TimeLimit(connection, _LIMIT_S):
+                # A notification is a commit; nobody waits for a hint to be on the disk.
+                await connection.execute("set synchronous_commit = off")
                 await connection.add_listener(CHANNEL, self._hear)
         except BaseException:
             connection.terminate()
