@@ -16,7 +16,7 @@ from synchromesh.saga.records import Nap, RecordKind, SagaCause, SagaRecord, Sag
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.saga.tables import HANDED_OVER, Part, SagaRow
 from synchromesh.saga.writing import write_all
-from synchromesh.store import Store, Unit
+from synchromesh.store import Condition, Store, Unit
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +32,9 @@ class LostShards:
     async def lost(self, unit: Unit) -> Collection[int]:
         await unit.execute("select 1")
         return self._shards
+
+    def condition(self) -> Condition:
+        return Condition("false" if self._shards else "true", [])
 
 
 @pytest.fixture

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from postgres_server import empty_database
-from synchromesh.errors import StatementFailed, StoreBroken, StoreUnavailable, VersionConflict
+from synchromesh.errors import (
+    Fenced,
+    SagaConflict,
+    StatementFailed,
+    StoreBroken,
+    StoreUnavailable,
+    VersionConflict,
+)
 from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, append_each, load, read
 from synchromesh.events.appending import TOPIC
+from synchromesh.identity import NOBODY
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga import tables_at_once
+from synchromesh.saga.records import RecordKind, SagaRecord, SagaStatus
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
-from synchromesh.store import Unit, postgres_units
+from synchromesh.saga.tables import Part, SagaRow
+from synchromesh.saga.writing import write_all
+from synchromesh.store import Condition, Unit, postgres_units
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
-from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER
+from synchromesh.store.postgres_append import (
+    APPEND,
+    APPEND_FORETOLD,
+    APPEND_IN_ORDER,
+    as_foretold,
+)
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_dialect import Translation
+from synchromesh.store.postgres_foretold import plan_of
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +53,7 @@ async def opened(anyio_backend: str) -> AsyncIterator[Callable[..., Awaitable[Po
 
     async def open_one(**options: Any) -> PostgresStore:
         store = await PostgresStore.open(
-            url, service="grouped", schemas=[SCHEMA], runtime=RealRuntime(),
+            url, service="grouped", schemas=[SCHEMA, SAGA_SCHEMA], runtime=RealRuntime(),
             options=PostgresOptions(**options),
         )  # fmt: skip
         stores.append(store)
@@ -525,20 +543,184 @@ async def test_batches_groups_and_others_of_two_processes_skip_nothing(opened: A
         assert versions == [*range(1, len(versions) + 1)]
 
 
+def arrays(places: int) -> list[Any]:
+    return [[] for _ in range(places)]
+
+
 async def test_what_many_share_is_planned_once_and_read_by_keys() -> None:
     """Also by a plan that was made while its tables were empty, for arrays of any length."""
     url = await empty_database("planned")
     schemas = [SCHEMA, SAGA_SCHEMA]
     store = await PostgresStore.open(url, service="p", schemas=schemas, runtime=RealRuntime())
     connection = await asyncpg.connect(url)
-    for plan in (APPEND, APPEND_IN_ORDER, *map(Translation, tables_at_once.STATEMENTS)):
+    batch = plan_of(("true",), tables_at_once.PUTS)
+    marked: list[Any] = ["u", 1]
+    event = ("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)
+    given: list[tuple[Translation, list[Any]]] = [
+        *((each, arrays(each.places)) for each in (APPEND, APPEND_IN_ORDER)),
+        *((each, arrays(each.places)) for each in map(Translation, tables_at_once.STATEMENTS)),
+        (batch, [*arrays(batch.places - 2), *marked]),
+        (APPEND_FORETOLD, as_foretold([("s/1", 7, [event])], "u", 1)),
+    ]
+    for plan, values in given:
         text = plan.text(())
-        arrays: list[list[int]] = [[] for _ in range(plan.places)]
-        rows = await connection.fetch(f"explain (generic_plan) {text}", *arrays)
-        assert [row[0] for row in rows if "Seq Scan" in row[0]] == []
-        for _ in range(12):
-            await connection.fetch(text, *arrays)
+        rows = await connection.fetch(f"explain (generic_plan) {text}", *values)
+        scans = [row[0] for row in rows if "Seq Scan" in row[0]]
+        assert [each for each in scans if "sm_turn" not in each] == []
+        for number in range(12):
+            if values[-2:] == marked:
+                values[-2] = marked[0] = f"u-{number}"
+            await connection.fetch(text, *values)
         asked = "select generic_plans from pg_prepared_statements where statement = $1"
         assert await connection.fetchval(asked, text) > 5
     await connection.close()
     await store.close()
+
+
+class Owned:
+    """Is told of duties, and waits until one is this process's."""
+
+    def __init__(self) -> None:
+        self.is_owned = asyncio.Event()
+
+    def gained(self, _: Collection[str]) -> None:
+        self.is_owned.set()
+
+    async def lost(self, _: Collection[str]) -> None:
+        pass
+
+
+class Shard:
+    """The right to write for the one shard, by the fence of its duty."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._fence = store.owners.fence(["shard"])
+        self.condition = self._fence.condition
+
+    async def lost(self, unit: Unit) -> Collection[int]:
+        return [0] if await self._fence.lost(unit) else []
+
+
+class Free:
+    """Everybody's right to write."""
+
+    async def lost(self, _: Unit) -> Collection[int]:
+        return []
+
+    def condition(self) -> Condition:
+        return Condition("true", [])
+
+
+async def owning(opened: Any, *faults: tuple[str, bool, Exception]) -> PostgresStore:
+    """Open a store that owns a shard and knows by two batches what batches are."""
+    store = await failing(opened)
+    await store.owners.add(["shard"], owned := Owned())
+    await asyncio.wait_for(owned.is_owned.wait(), WAIT_S)
+    for number in range(2):
+        assert await start(store, f"known-{number}") == [True]
+    faults_of(store).extend(faults)
+    return store
+
+
+async def start(
+    store: PostgresStore, *ids: str, fence: Shard | Free | None = None, digest: str = "d"
+) -> list[Any]:
+    row = SagaRow(
+        id="", name="place", version=1, lock_key=None, digest=digest, input=b"{}",
+        status=SagaStatus.RUNNING, reason="", owner="o", trace_id="", span_id="", caller="c",
+        principal=NOBODY, deadline_us=9, result=None, started_us=1, ended_us=None,
+    )  # fmt: skip
+    begun = [SagaRecord(RecordKind.BEGUN, "hold#1", 1, "x", b"", 7)]
+    parts = [Part(structs.replace(row, id=id_), 0, begun, is_start=True) for id_ in ids]
+    right = fence or Shard(store)
+    return await store.write(lambda unit: write_all(unit, parts, right), name="saga records")
+
+
+async def runs(store: PostgresStore) -> dict[str, int]:
+    """Return how many records each run has; each was told of once, in the order of the log."""
+    rows = await store.read("select saga, count(*) from sm_saga_record group by 1 order by 1")
+    told = [stream for _, stream, _ in await stored(store)]
+    assert sorted(told) == sorted(f"saga/{id_!s}" for id_, _ in rows)
+    return {str(id_): int(str(count)) for id_, count in rows if not str(id_).startswith("known")}
+
+
+async def test_a_batch_in_whose_way_nothing_is_is_one_trip(opened: Any) -> None:
+    """What it asks, what it writes and what it tells, with its commit."""
+    store = await owning(opened)
+    sent, before = sent_by(store), store.commits
+    assert await start(store, "a", "b", "c") == [True] * 3
+    assert await start(store, "d") == [True]
+    assert [sql[:9] for sql in sent] == ["with aske"] * 2
+    assert store.commits - before == 2
+    assert await runs(store) == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+async def test_a_batch_that_finds_a_run_there_asks_step_by_step(opened: Any) -> None:
+    """The same start is none, another one is in conflict, and the others are written (S1)."""
+    store = await owning(opened)
+    assert await start(store, "a") == [True]
+    assert await start(store, "b", "a", "c") == [True, False, True]
+    for _ in range(8):
+        outcomes = await start(store, "a", f"d-{_}", digest="other")
+        assert isinstance(outcomes[0], SagaConflict)
+        assert outcomes[1] is True
+    assert list((await runs(store)).values()) == [1] * 11
+
+
+async def test_a_batch_of_who_has_lost_a_shard_writes_nothing(opened: Any) -> None:
+    """The epoch is checked in the one statement, as it is step by step (S10)."""
+    store = await owning(opened)
+    fence = Shard(store)
+    other = await asyncpg.connect(store._url)
+    await other.execute("update sm_duty set epoch = epoch + 1 where name = 'shard'")
+    sent = sent_by(store)
+    (outcome,) = await start(store, "a", fence=fence)
+    assert isinstance(outcome, Fenced)
+    assert "with aske" in [sql[:9] for sql in sent], "it was foretold"
+    assert await runs(store) == {}
+    await other.execute("update sm_duty set epoch = epoch - 1 where name = 'shard'")
+    await other.close()
+
+
+FORETOLD_BATCH = "started as ("
+
+
+@pytest.mark.parametrize(
+    ("is_after", "error"),
+    [(False, LOST), (True, LOST), (False, CONFLICT), (False, _duplicate()), (False, FULL)],
+)
+async def test_a_batch_that_is_cut_takes_effect_once(
+    opened: Any, is_after: bool, error: Exception
+) -> None:
+    """It is looked up by its mark, and its outcomes are those that were foretold (I3)."""
+    store = await owning(opened, (FORETOLD_BATCH, is_after, error))
+    assert await asyncio.wait_for(start(store, "a", "b"), WAIT_S) == [True, True]
+    assert not faults_of(store), "it did fail"
+    assert await runs(store) == {"a": 1, "b": 1}
+
+
+async def test_a_batch_behind_an_event_without_a_position_gives_none(opened: Any) -> None:
+    """It goes step by step, and the sequencer numbers both, in order."""
+    store = await owning(opened)
+    other = await asyncpg.connect(store._url)
+    await other.execute(
+        "begin; insert into sm_event(id, stream, version, name, type_version, body, is_public, "
+        "ordering_key, trace_id, recorded_us) values ('x', 'saga/a', 1, 'n', 1, '', 0, '', '', 1)"
+    )
+    await other.execute("commit")
+    await other.close()
+    assert await asyncio.wait_for(start(store, "a"), WAIT_S) == [True]
+    found = [version for _, stream, version in await stored(store) if stream == "saga/a"]
+    assert found == [1, 2]
+
+
+async def test_groups_and_batches_of_one_process_are_in_nobodys_way(opened: Any) -> None:
+    """Both hold the order of the log, one after the other, so that all of them are foretold."""
+    store = await opened(connections_max=4)
+    for number in range(2):
+        await start(store, f"known-{number}", fence=Free())
+    for turn in range(5):
+        adding = (add(store, f"s/{n}", expected=turn) for n in range(5))
+        starting = (start(store, f"r-{turn}-{n}", fence=Free()) for n in range(5))
+        await asyncio.gather(*adding, *starting)
+        assert store._units._foresight.is_clear(), "no one was told no"

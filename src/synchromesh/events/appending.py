@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from synchromesh.errors import VersionConflict
-from synchromesh.store import ArrayUnit, SqlValue, Unit
+from synchromesh.store import ArrayUnit, SqlValue, StreamRows, Unit
 
 TOPIC = "events"
 """The topic of appends."""
@@ -90,8 +90,7 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
     """
     if isinstance(unit, ArrayUnit):
         if events:
-            appends = [(stream, None, [_row(unit, event)]) for stream, event in events]
-            await unit.append_streams(appends, is_each=True)
+            await unit.append_streams(rows_of(unit, events), is_each=True)
             unit.notify(TOPIC)
         return
     new_id = unit.new_id
@@ -106,6 +105,11 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
     if rows:
         await unit.execute_many(_APPEND_NEXT, rows)
         unit.notify(TOPIC)
+
+
+def rows_of(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> list[StreamRows]:
+    """Return what is appended to the ends of streams, as an `ArrayUnit` takes it."""
+    return [(stream, None, [_row(unit, event)]) for stream, event in events]
 
 
 async def _append_at_once(

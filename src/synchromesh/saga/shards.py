@@ -12,7 +12,7 @@ from typing import Protocol
 from zlib import crc32
 
 from synchromesh.errors import Fenced
-from synchromesh.store import Fence, Owners, SqlValue, Store, Unit
+from synchromesh.store import Condition, Fence, Owners, SqlValue, Store, Unit
 
 SHARDS = 60
 """How many there are: as many for each of two, three, four, five or six replicas."""
@@ -44,6 +44,10 @@ class RunFence(Protocol):
 
     async def lost(self, unit: Unit) -> Collection[int]:
         """Return, within a unit, the shards that are this engine's no more."""
+        ...
+
+    def condition(self) -> Condition | None:
+        """Return what holds within a unit where none is lost; None where that cannot be told."""
         ...
 
 
@@ -136,6 +140,10 @@ class SoleShards:
         """Return all of them, within a unit, where another engine has taken over."""
         return () if await unit.execute(_OWNS, self._epoch) else _ALL
 
+    def condition(self) -> Condition:
+        """Return that no other engine has taken over."""
+        return Condition(f"exists ({_OWNS})", [self._epoch])
+
 
 class SharedShards:
     """The shards that one of several processes owns; they come and go."""
@@ -190,6 +198,9 @@ class _DutyFence:
 
     async def lost(self, unit: Unit) -> Collection[int]:
         return [_number(duty) for duty in await self._fence.lost(unit)]
+
+    def condition(self) -> Condition | None:
+        return self._fence.condition()
 
 
 def fenced(id: str) -> Fenced:  # noqa: A002

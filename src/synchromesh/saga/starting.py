@@ -105,6 +105,9 @@ class _Anybody:
     async def lost(self, unit: Unit) -> Collection[int]:  # noqa: ARG002
         return ()
 
+    def condition(self) -> None:
+        return None
+
 
 _ANYBODY = _Anybody()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
 from synchromesh.codec import decode, encode, to_datetime, to_json
 from synchromesh.errors import ConstraintFailed, SagaConflict, SagaError
 from synchromesh.events import NewEvent, append_each
+from synchromesh.events.appending import TOPIC, rows_of
 from synchromesh.identity import NOBODY, Principal, principal_of, principal_text
 from synchromesh.saga import tables_at_once
 from synchromesh.saga.records import (
@@ -24,6 +25,7 @@ from synchromesh.saga.records import (
     SagaStatus,
 )
 from synchromesh.saga.shards import RunFence, fenced
+from synchromesh.saga.tables_at_once import Gathered, Rows
 from synchromesh.sealing import Vault
 from synchromesh.store import ArrayUnit, Row, SqlValue, StoreReader, Unit
 
@@ -214,6 +216,29 @@ async def put(unit: Unit, parts: Sequence[Part]) -> None:
     Raises:
         ConstraintFailed: records have the numbers of others, or two starts clash.
     """
+    gathered = _gather(unit, parts)
+    await _write(unit, gathered)
+    # Told in the same commit: one story with the events.
+    await append_each(unit, gathered.milestones)
+
+
+async def foretell(unit: Unit, parts: Sequence[Part], fence: RunFence) -> bool:
+    """Write all rows of these parts if nothing is in their way; return False if none was written.
+
+    Where that is not known to be told by one statement nothing is tried.
+    """
+    owned = fence.condition()
+    if not isinstance(unit, ArrayUnit) or owned is None:
+        return False
+    gathered = _gather(unit, parts)
+    if not gathered.is_plain:
+        return False
+    appends = rows_of(unit, gathered.milestones)
+    unit.notify(TOPIC)
+    return await tables_at_once.foretell(unit, owned, gathered.rows, appends)
+
+
+def _gather(unit: Unit, parts: Sequence[Part]) -> Gathered:
     starts: list[tuple[SqlValue, ...]] = []
     rows: list[tuple[SqlValue, ...]] = []
     # What is said last of a run holds.
@@ -267,31 +292,19 @@ async def put(unit: Unit, parts: Sequence[Part]) -> None:
                 turns[row.id] = (SagaStatus.RUNNING._value_, "", None, row.id)
                 # Its number is that of what it was told.
                 taken += [(record.attempt,)] if record.attempt else []
-    counts = list(ended.items())
+    rows_of_runs = Rows(starts, rows, ends, list(ended.items()))
     changes = (taken, list(sleeps.values()), list(turns.values()))
-    await _write(unit, starts, rows, changes, ends, counts)
-    # Told in the same commit: one story with the events.
-    await append_each(unit, milestones)
+    return Gathered(rows_of_runs, changes, milestones)
 
 
-_Rows: TypeAlias = Sequence[tuple[SqlValue, ...]]
-
-
-async def _write(
-    unit: Unit,
-    starts: _Rows,
-    records: _Rows,
-    changes: tuple[_Rows, _Rows, _Rows],
-    ends: _Rows,
-    counts: Sequence[tuple[str, int]],
-) -> None:
-    changing = [*zip((_TAKE, SLEEP, _TURN), changes, strict=True)]
-    changed = {change[-1] for values in (*changes[1:], ends) for change in values}
-    if isinstance(unit, ArrayUnit) and changed.isdisjoint(start[0] for start in starts):
+async def _write(unit: Unit, gathered: Gathered) -> None:
+    starts, records, ends, counts = gathered.rows
+    changing = [*zip((_TAKE, SLEEP, _TURN), gathered.changes, strict=True)]
+    if isinstance(unit, ArrayUnit) and not gathered.is_one_by_one:
         for sql, values in changing:
             if values:
                 await unit.execute_many(sql, values)
-        await tables_at_once.put(unit, starts, records, ends, counts)
+        await tables_at_once.put(unit, gathered.rows)
         return
     for sql, values in (
         (_START, starts), (_RECORD, records), *changing, (_END, ends),

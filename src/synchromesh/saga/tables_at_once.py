@@ -11,8 +11,10 @@ was small.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from synchromesh.store import ArrayUnit, SqlValue
+from synchromesh.events import NewEvent
+from synchromesh.store import ArrayUnit, Condition, SqlValue, StreamRows
 
 _RUN = {
     "id": "text", "name": "text", "version": "integer", "lock_key": "text", "digest": "text",
@@ -40,24 +42,29 @@ cross join lateral (
 ) as there"""
 # A run that ends is inserted as it is, so that it is its key by which the row is found and changed:
 # a plan of `update ... from` made for a small table reads all of it, and is in conflict with all.
-_PUT = f"""\
-with started as (
-    insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)}
+PUTS = f"""\
+started as (
+    insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)} where {{so}}
 ), recorded as (
-    insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)}
+    insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)} where {{so}}
 ), ended as (
     insert into sm_saga({", ".join(_RUN)})
     select {", ".join(f"new.{each}" if each in _END else f"was.{each}" for each in _RUN)}
     from {_rows(_END)} as new({", ".join(_END)}) cross join lateral (
         select * from sm_saga where sm_saga.id = new.id limit 1
-    ) as was
+    ) as was where {{so}}
     on conflict(id) do update set status = excluded.status, result = excluded.result,
         ended_us = excluded.ended_us, wake_us = null
 ), counted as (
-    insert into sm_saga_count({", ".join(_COUNT)}) select * from {_rows(_COUNT)}
+    insert into sm_saga_count({", ".join(_COUNT)}) select * from {_rows(_COUNT)} where {{so}}
     on conflict(status) do update set count = sm_saga_count.count + excluded.count
-)
-delete from sm_saga_signal where saga = any((select ?::text[])::text[])"""
+), forgotten as (
+    delete from sm_saga_signal where saga = any((select ?::text[])::text[]) and {{so}}
+)"""
+"""What a batch writes, as parts of a statement, each where `{so}` holds."""
+
+_PUT = f"with {PUTS.format(so='true')} select"
+_NONE_THERE = f"not exists ({_FOUND})"
 
 STATEMENTS = (_FOUND, _PUT)
 """All statements."""
@@ -71,19 +78,64 @@ async def found(unit: ArrayUnit, ids: Sequence[str]) -> dict[str, tuple[str, str
     return {str(id_): (str(name), str(digest)) for id_, name, digest in rows}
 
 
-async def put(
-    unit: ArrayUnit, starts: _Rows, records: _Rows, ends: _Rows, counts: Sequence[tuple[str, int]]
-) -> None:
-    """Write runs, records, ends of runs that are there already, and what is counted of them."""
-    await unit.execute_arrays(
-        _PUT,
-        *_columns(starts, len(_RUN)),
-        *_columns(records, len(_RECORD)),
-        *_columns(ends, len(_END)),
-        *_columns(counts, len(_COUNT)),
-        [end[-1] for end in ends],
-    )
+class Rows(NamedTuple):
+    """Rows of runs, records, ends of runs that are there already, and what is counted of them."""
+
+    starts: _Rows
+    records: _Rows
+    ends: _Rows
+    counts: Sequence[tuple[str, int]]
 
 
-def _columns(rows: Sequence[tuple[SqlValue, ...]], count: int) -> list[Sequence[SqlValue]]:
+class Gathered(NamedTuple):
+    """What parts write: rows, changes to runs that are there, and milestones.
+
+    `changes` are signals that are taken, runs that fall asleep, and other turns.
+    """
+
+    rows: Rows
+    changes: tuple[_Rows, _Rows, _Rows]
+    milestones: list[tuple[str, NewEvent]]
+
+    @property
+    def is_one_by_one(self) -> bool:
+        """Whether a run that starts is changed, too."""
+        changed = {row[-1] for rows in (*self.changes[1:], self.rows.ends) for row in rows}
+        return not changed.isdisjoint(start[0] for start in self.rows.starts)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether runs start, go on and end, and do nothing else."""
+        return not any(self.changes) and not self.is_one_by_one
+
+
+async def put(unit: ArrayUnit, rows: Rows) -> None:
+    """Write them all."""
+    await unit.execute_arrays(_PUT, *_columns_of(rows))
+
+
+async def foretell(
+    unit: ArrayUnit, owned: Condition, rows: Rows, appends: Sequence[StreamRows]
+) -> bool:
+    """Write them all, and append to streams, where no run that starts is there, and all are owned.
+
+    Return False if nothing was written, as `ArrayUnit.foretell` says.
+    """
+    conditions = [owned]
+    if rows.starts:
+        conditions.append(Condition(_NONE_THERE, [[start[0] for start in rows.starts]]))
+    return await unit.foretell(conditions, PUTS, _columns_of(rows), appends)
+
+
+def _columns_of(rows: Rows) -> list[Sequence[SqlValue]]:
+    return [
+        *_columns(rows.starts, len(_RUN)),
+        *_columns(rows.records, len(_RECORD)),
+        *_columns(rows.ends, len(_END)),
+        *_columns(rows.counts, len(_COUNT)),
+        [end[-1] for end in rows.ends],
+    ]
+
+
+def _columns(rows: _Rows, count: int) -> list[Sequence[SqlValue]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * count

@@ -30,6 +30,10 @@ async def write_all(unit: Unit, parts: Sequence[Part], fence: RunFence) -> list[
             starts clash. Nothing may be kept then; each part by itself tells whose fault it was.
         Exception: a `begin` raised, or its start is refused after it wrote; the same holds.
     """
+    # What a `begin` does, and who holds a lock, is not foretold.
+    is_asked = any(part.is_start and (part.begin or part.row.lock_key) for part in parts)
+    if not is_asked and await tables.foretell(unit, parts, fence):
+        return [True] * len(parts)
     outcomes: list[bool | Exception] = []
     lost = await fence.lost(unit)
     there = await _there(unit, parts)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from synchromesh.errors import Fenced, StoreError
 from synchromesh.store.ownership import Ownership, View
-from synchromesh.store.unit import DutyHandler, Fence, Owners, Unit
+from synchromesh.store.unit import Condition, DutyHandler, Fence, Owners, Unit
 
 TOPIC = "owners"
 """What replicas listen to: duties are free, or a replica has come or gone."""
@@ -36,6 +36,9 @@ class _NoFence:
 
     async def check(self, unit: Unit) -> None:
         """Do nothing."""
+
+    def condition(self) -> None:
+        """Return None."""
 
 
 NO_FENCE: Fence = _NoFence()
@@ -319,6 +322,12 @@ class _Single:
             task.result()
 
 
+_HELD = """\
+(select count(*) from ({fence}) as held
+join unnest((select ?::text[]), (select ?::bigint[])) as own(name, epoch)
+using (name, epoch)) = ?"""
+
+
 class _SharedFence:
     def __init__(self, sql: str, owner: str, epochs: Mapping[str, int]) -> None:
         self._sql = sql
@@ -338,3 +347,10 @@ class _SharedFence:
                 f"{', '.join(sorted(lost))}: another process has taken over what this one did; "
                 "nothing was written"
             )
+
+    def condition(self) -> Condition:
+        """Return what holds within a unit where none is lost."""
+        names = sorted(self._epochs)
+        epochs = [self._epochs[name] for name in names]
+        values = (self._owner, "\n".join(names), names, epochs, len(names))
+        return Condition(_HELD.format(fence=self._sql), values)

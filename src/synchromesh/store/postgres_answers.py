@@ -16,7 +16,7 @@ from synchromesh.store.postgres_errors import (
     is_own_duplicate,
     is_untyped,
 )
-from synchromesh.store.postgres_unit import Asked, AskedAppend
+from synchromesh.store.postgres_unit import Asked, AskedAppend, AskedForetold
 from synchromesh.store.statements import refuse
 from synchromesh.store.unit import SqlValue
 
@@ -83,6 +83,8 @@ class UnitAnswers:
             PostgresFault: the statement was refused.
         """
         plan, rows, values = asked.plan, asked.rows, asked.values
+        if isinstance(asked, AskedForetold):
+            return False
         self.asks += 1
         if isinstance(asked, AskedAppend):
             values = cast("Sequence[SqlValue]", as_values(asked.appends))

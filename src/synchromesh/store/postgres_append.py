@@ -21,12 +21,14 @@ from synchromesh.store.unit import SqlValue, StreamRows
 LOG = "sm_event"
 """The table that it appends to."""
 
-_COLUMNS = {
+COLUMNS = {
     "id": "text", "name": "text", "type_version": "bigint", "body": "bytea", "is_public": "integer",
     "ordering_key": "text", "trace_id": "text", "recorded_us": "bigint",
     "readable_by_min": "bigint",
 }  # fmt: skip
-_NAMES = ", ".join(_COLUMNS)
+"""What an event is appended with, beside its stream and version, and the types."""
+
+_NAMES = ", ".join(COLUMNS)
 
 
 def as_rows(kinds: Iterable[str]) -> str:
@@ -55,7 +57,7 @@ with asked as materialized (
     select {_NAMES}, asked.stream, asked.version + nth as version, at,
         case when is_numbered then row_number() over (partition by is_numbered order by at) end
             as place
-    from {as_rows(["bigint", "bigint", *_COLUMNS.values()])}
+    from {as_rows(["bigint", "bigint", *COLUMNS.values()])}
         with ordinality as event(number, nth, {_NAMES}, at)
     join asked using (number) where asked.expected is null or asked.expected = asked.version
 ) """
@@ -97,7 +99,7 @@ with checked as materialized (
 ), written as (
     insert into {LOG}(position, {_NAMES}, stream, version)
     select base + at, {_NAMES}, stream, version
-    from moved cross join {as_rows([*_COLUMNS.values(), "text", "bigint"])}
+    from moved cross join {as_rows([*COLUMNS.values(), "text", "bigint"])}
         with ordinality as event({_NAMES}, stream, version, at)
 ), marked as (
     insert into sm_commit(unit, at_us) select ?, ? from moved
@@ -110,7 +112,7 @@ It tells 1 where each stream was at the version that was expected, and 0 where n
 
 # Checks the values of an event, with its stream, and names the statement that it is for.
 _ROW = Translation(
-    f"insert into {LOG}(stream, {_NAMES}) values ({', '.join('?' * (len(_COLUMNS) + 1))})"
+    f"insert into {LOG}(stream, {_NAMES}) values ({', '.join('?' * (len(COLUMNS) + 1))})"
 )
 
 
@@ -135,7 +137,7 @@ def as_values(appends: Sequence[StreamRows]) -> list[list[SqlValue]]:
     streams: dict[str, tuple[int, int | None]] = {}
     numbers: list[SqlValue] = []
     nths: list[SqlValue] = []
-    columns: list[list[SqlValue]] = [[] for _ in _COLUMNS]
+    columns: list[list[SqlValue]] = [[] for _ in COLUMNS]
     given: list[int] = []
     for stream, version, rows in appends:
         if stream not in streams:

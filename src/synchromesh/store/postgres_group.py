@@ -104,9 +104,9 @@ class AppendGroup:
     Args:
         unit_of: makes the unit of a job, with an id of its own.
         steps_of: makes the body's steps, on that unit.
-        is_used: the session may be changed by what ran in it before.
 
     Attributes:
+        is_used: the session may be changed by what ran in it before.
         jobs: those that are in it still.
         put_off: those that wait for the next group.
         singles: those that are to be run by themselves.
@@ -132,7 +132,7 @@ class AppendGroup:
         self._unit_of = unit_of
         self._steps_of = steps_of
         self._foresight = foresight
-        self._is_used = is_used
+        self.is_used = is_used
         self._reruns = 0
 
     async def attempt(self, connection: Connection, mark: str, now_us: int) -> bool:
@@ -146,6 +146,7 @@ class AppendGroup:
         if is_foretold and (await self._foretell(connection, now_us) or not self.jobs):
             return True
         await send(connection, f"{BEGIN}{IN_ORDER}{HURRIED}")
+        self.is_used = False
         members: list[_Member] = []
         try:
             members += self._members()
@@ -212,9 +213,9 @@ class AppendGroup:
         self._part(frozenset())
         if not appends:
             return False
-        if self._is_used:
+        if self.is_used:
             await send(connection, "reset all")
-            self._is_used = False
+            self.is_used = False
         try:
             told: Any = await run(
                 connection, APPEND_FORETOLD, as_foretold(appends, self.mark, now_us)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from synchromesh.codec import encode
 from synchromesh.errors import Rejection, to_problem
 from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
+from synchromesh.store.postgres_answers import Lost
+from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_unit import PostgresUnit, Steps
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+
+_log = logging.getLogger("synchromesh.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,32 @@ class UnitJob:
     def lane(self) -> tuple[str, str] | None:
         """The key of which one unit runs at a time."""
         return None if self.once is None else (self.once.caller, self.once.key)
+
+
+class UnitLane:
+    """One of the connections that units run on.
+
+    Attributes:
+        connection: None before it is needed, and after it was lost.
+        is_used: its session may be changed by what ran in it.
+    """
+
+    __slots__ = ("connection", "is_used")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.is_used = False
+
+    def drop(self) -> None:
+        """End the connection, if there is one."""
+        if self.connection is not None:
+            self.connection.terminate()
+        self.connection, self.is_used = None, False
+
+    def lose(self, lost: Lost, path: str) -> None:
+        """End the connection, which was lost."""
+        _log.warning("%s: a connection was lost (%s)", path, lost.error)
+        self.drop()
 
 
 class GroupTurn:

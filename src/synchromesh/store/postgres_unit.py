@@ -20,7 +20,10 @@ from synchromesh.store.guard import in_unit
 from synchromesh.store.postgres_append import APPEND, APPEND_IN_ORDER, refuse_events
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import CANCELED, PostgresFault, state_of, translate
-from synchromesh.store.unit import ArrayUnit, Fetched, Row, SqlValue, StreamRows
+from synchromesh.store.unit import ArrayUnit, Condition, Fetched, Row, SqlValue, StreamRows
+
+# Names what values are for that a database cannot keep.
+_PUTS = Translation("what a batch writes")
 
 
 class Asked:
@@ -71,6 +74,28 @@ class AskedAppend(Asked):
     def is_lone(self) -> bool:
         """Whether it is to one stream, by a unit that may share a group's statement."""
         return len(self.appends) == 1 and not self.is_each
+
+
+class AskedForetold(Asked):
+    """What a batch asks that writes all where nothing is in the way, as `ArrayUnit.foretell` says.
+
+    Its answer is False, unless whoever drives it sends it as the whole unit.
+    """
+
+    __slots__ = ("appends", "columns", "conditions", "puts")
+
+    def __init__(
+        self,
+        conditions: Sequence[Condition],
+        puts: str,
+        columns: Sequence[Sequence[SqlValue]],
+        appends: Sequence[StreamRows],
+    ) -> None:
+        super().__init__(None)
+        self.conditions = conditions
+        self.puts = puts
+        self.columns = columns
+        self.appends = appends
 
 
 class PostgresUnit(ArrayUnit):
@@ -161,6 +186,22 @@ class PostgresUnit(ArrayUnit):
             plan.refuse_kinds(values, path=self._path)
         rows: list[Row] = await self._run(Asked(plan, columns))  # type: ignore[arg-type]
         return rows
+
+    async def foretell(
+        self,
+        conditions: Sequence[Condition],
+        puts: str,
+        columns: Sequence[Sequence[SqlValue]],
+        appends: Sequence[StreamRows],
+    ) -> bool:
+        """Write all if the conditions hold, as `ArrayUnit` says."""
+        self._refuse_late()
+        refuse_events(appends, path=self._path)
+        for values in columns:
+            _PUTS.refuse_kinds(values, path=self._path)
+        is_so: bool = await self._run(AskedForetold(conditions, puts, columns, appends))
+        self._is_over = is_so
+        return is_so
 
     def notify(self, topic: str) -> None:
         """Notify the listeners of a topic after the commit."""

@@ -35,9 +35,10 @@ from synchromesh.store.postgres_answers import Again, Lost, UnitAnswers
 from synchromesh.store.postgres_connection import Connection, clear
 from synchromesh.store.postgres_dialect import Translations
 from synchromesh.store.postgres_errors import is_own_duplicate, translate
+from synchromesh.store.postgres_foretold import foretell
 from synchromesh.store.postgres_group import AppendGroup
 from synchromesh.store.postgres_grouping import Foresight, Grouping
-from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitsOptions, steps_of
+from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitLane, UnitsOptions, steps_of
 from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.postgres_transaction import (
     BEGIN,
@@ -109,6 +110,8 @@ class Units:
         self._turns: Turns[UnitJob | GroupTurn] = Turns()
         self._grouping: Grouping[UnitJob] = Grouping()
         self._foresight = Foresight()
+        # Who holds the order of the log: two of one process would be in conflict at the server.
+        self._order = asyncio.Lock()
         self._pending: set[UnitJob] = set()
         self._idle: deque[asyncio.Future[UnitJob | GroupTurn]] = deque()
         self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
@@ -179,8 +182,7 @@ class Units:
     # -- lanes: one connection each -----------------------------------------------------------
 
     async def _lane(self) -> None:
-        connection: Connection | None = None
-        is_used = False
+        lane = UnitLane()
         try:
             while True:
                 waiting: asyncio.Future[UnitJob | GroupTurn] = self._loop.create_future()
@@ -188,19 +190,16 @@ class Units:
                 self._kick()
                 work = await waiting
                 if isinstance(work, GroupTurn):
-                    connection = await self._serve_group(connection, is_used=is_used)
-                    is_used = False
+                    await self._serve_group(lane)
                 else:
-                    is_used = True
-                    connection = await self._serve(work, connection)
-                    if connection is not None and work.has_session:
-                        connection = await clear(connection, self._options.limit_s)
-                if connection is not None and self.commits >= self._sweep_at:
+                    await self._serve(work, lane)
+                    if lane.connection is not None and work.has_session:
+                        lane.connection = await clear(lane.connection, self._options.limit_s)
+                if lane.connection is not None and self.commits >= self._sweep_at:
                     self._sweep_at = self.commits + _SWEEP_EVERY
-                    connection = await self._sweep(connection)
+                    lane.connection = await self._sweep(lane.connection)
         finally:
-            if connection is not None:
-                connection.terminate()
+            lane.drop()
 
     def _kick(self) -> None:
         """Hand units to idle lanes, as long as there are both."""
@@ -210,43 +209,35 @@ class Units:
                 return
             self._idle.popleft().set_result(work)
 
-    async def _serve(self, job: UnitJob, connection: Connection | None) -> Connection | None:
-        """Run a unit until it is over; return the connection, if it is well."""
-        held = [connection]
+    async def _serve(self, job: UnitJob, lane: UnitLane) -> None:
+        """Run a unit until it is over."""
         try:
-            await self._run(job, held)
+            await self._run(job, lane)
         except BaseException as error:
             # It is told of a mistake of ours, and at the end of the loop; nothing waits for ever.
-            if held[0] is not None:
-                held[0].terminate()
+            lane.drop()
             if not isinstance(error, Exception):
                 if job in self._pending:
                     job.future.cancel()
                 raise
-            held[0], job.error = None, error
+            job.error = error
         self._turns.done(job)
         self._settle(job)
         self._kick()
-        return held[0]
 
-    async def _serve_group(
-        self, connection: Connection | None, *, is_used: bool
-    ) -> Connection | None:
-        """Run a group until each of its units is over or put off; return as `_serve` does."""
+    async def _serve_group(self, lane: UnitLane) -> None:
+        """Run a group until each of its units is over or put off."""
         group = AppendGroup(
-            self._grouping.begin(), self._unit, steps_of, self._foresight, is_used=is_used
+            self._grouping.begin(), self._unit, steps_of, self._foresight, is_used=lane.is_used
         )
-        held = [connection]
         try:
-            await self._run_group(group, held)
+            await self._run_group(group, lane)
         except BaseException as error:
-            if held[0] is not None:
-                held[0].terminate()
+            lane.drop()
             if not isinstance(error, Exception):
                 for job in self._pending.intersection(group.all_jobs):
                     job.future.cancel()
                 raise
-            held[0] = None
             for job in group.jobs:
                 job.error = error
         for job in group.jobs:
@@ -257,24 +248,24 @@ class Units:
         if self._grouping.end(group.put_off):
             self._turns.add(GroupTurn())
         self._kick()
-        return held[0]
 
-    async def _run_group(self, group: AppendGroup, held: list[Connection | None]) -> None:
+    async def _run_group(self, group: AppendGroup, lane: UnitLane) -> None:
         for _ in range(_ROUNDS_MAX):
-            if (connection := held[0]) is None:
-                connection = held[0] = await self._connected()
+            connection = await self._connected(lane)
             limit = TimeLimit(connection, self._options.limit_s, group.expire)
             try:
                 if group.is_doubtful and await self._is_durable(connection, group.mark):
                     break
                 self._number += 1
-                if await group.attempt(
-                    connection, self._id_of(self._number), self._runtime.wall_us()
-                ):
+                mark = self._id_of(self._number)
+                async with self._order:
+                    is_over = await group.attempt(connection, mark, self._runtime.wall_us())
+                lane.is_used = group.is_used
+                if is_over:
                     self.commits += 1
                     break
             except Lost as lost:
-                self._note_lost(lost, held)
+                lane.lose(lost, self._path)
             finally:
                 limit.cancel()
         else:
@@ -289,27 +280,23 @@ class Units:
         else:
             self._conclude(job)
 
-    def _note_lost(self, lost: Lost, held: list[Connection | None]) -> None:
-        _log.warning("%s: a connection was lost (%s)", self._path, lost.error)
-        if held[0] is not None:
-            held[0].terminate()
-        held[0] = None
-
-    async def _run(self, job: UnitJob, held: list[Connection | None]) -> None:
-        """Run a unit on the connection that is held until it is over."""
+    async def _run(self, job: UnitJob, lane: UnitLane) -> None:
+        """Run a unit on the connection of a lane until it is over."""
         for _ in range(_ROUNDS_MAX):
-            if (connection := held[0]) is None:
-                connection = held[0] = await self._connected()
+            connection = await self._connected(lane)
             try:
                 if job.is_doubtful and await self._is_durable(connection, job.unit_id):
                     job.is_durable = True
+                elif self._is_batch(job):
+                    async with self._order:
+                        await self._attempt(job, lane, connection)
                 else:
-                    await self._attempt(job, connection)
+                    await self._attempt(job, lane, connection)
             except Again as why:
                 if not self._may_rerun(job, why):
                     return
             except Lost as lost:
-                self._note_lost(lost, held)
+                lane.lose(lost, self._path)
             else:
                 return
         job.error = self._too_often_lost(job)
@@ -364,10 +351,12 @@ class Units:
 
     def _begin(self, job: UnitJob, unit: PostgresUnit) -> str:
         """Return what begins a unit; a batch holds the order of the log from there on."""
-        is_batch = job.once is None and self._grouping.is_batch(job.name)
-        unit.has_order = is_batch and job.conflicts <= 1
+        unit.has_order = self._is_batch(job) and job.conflicts <= 1
         begin = BEGIN_ALONE if job.conflicts > 1 else BEGIN
         return begin + IN_ORDER * unit.has_order + SAVEPOINT * (job.once is not None)
+
+    def _is_batch(self, job: UnitJob) -> bool:
+        return job.once is None and self._grouping.is_batch(job.name)
 
     def _unit(self, job: UnitJob) -> PostgresUnit:
         return PostgresUnit(
@@ -377,11 +366,29 @@ class Units:
 
     # -- one run of a unit --------------------------------------------------------------------
 
-    async def _attempt(self, job: UnitJob, connection: Connection) -> None:
-        """Run a unit in a transaction of its own and commit it, or keep its error."""
+    def _begun(self, job: UnitJob) -> PostgresUnit:
+        """Return the unit of another run of a job, with an id of its own."""
         self._number += 1
         job.unit_id, job.error, job.is_doubtful = self._id_of(self._number), None, False
-        unit = self._unit(job)
+        return self._unit(job)
+
+    async def _foretell(self, job: UnitJob, lane: UnitLane, connection: Connection) -> bool:
+        """Run a batch in one statement, if it foretells what it writes; return if it was so."""
+        if not self._is_batch(job) or job.conflicts or not self._foresight.is_clear():
+            return False
+        with TimeLimit(connection, self._options.limit_s):
+            is_so = await foretell(job, self._begun(job), lane, connection)
+        if is_so is not None:
+            self._foresight.saw(is_so=is_so)
+            self.commits += is_so
+        return bool(is_so)
+
+    async def _attempt(self, job: UnitJob, lane: UnitLane, connection: Connection) -> None:
+        """Run a unit in a transaction of its own and commit it, or keep its error."""
+        if await self._foretell(job, lane, connection):
+            return
+        lane.is_used = True
+        unit = self._begun(job)
         answers = UnitAnswers(
             connection,
             path=self._path,
@@ -457,14 +464,15 @@ class Units:
         self.commits += is_durable
         return is_durable
 
-    async def _connected(self) -> Connection:
-        """Connect; where the server is away, refuse what waits and return once it is back."""
-        while True:
+    async def _connected(self, lane: UnitLane) -> Connection:
+        """Connect a lane; where the server is away, refuse what waits, and try again."""
+        while lane.connection is None:
             await self._is_up.wait()
             try:
-                return await self._connect()
+                lane.connection = await self._connect()
             except StoreError as error:
                 self._note_outage(error)
+        return lane.connection
 
     def _note_outage(self, error: StoreError) -> None:
         if self.outage.reason is not None:

@@ -92,6 +92,13 @@ class Unit(Protocol):
         ...
 
 
+class Condition(NamedTuple):
+    """What has to hold for a batch: an expression in the engine's own SQL, with its values."""
+
+    sql: str
+    values: Sequence[object]
+
+
 class ArrayUnit:
     """A unit whose engine takes arrays: many rows in one statement, as one costs a trip.
 
@@ -114,6 +121,22 @@ class ArrayUnit:
     @abstractmethod
     async def execute_arrays(self, sql: str, *columns: Sequence[SqlValue]) -> list[Row]:
         """Run one statement, in the engine's own SQL, whose values are arrays; return its rows."""
+        ...
+
+    @abstractmethod
+    async def foretell(
+        self,
+        conditions: Sequence[Condition],
+        puts: str,
+        columns: Sequence[Sequence[SqlValue]],
+        appends: Sequence[StreamRows],
+    ) -> bool:
+        """Write, and append to streams, if conditions hold; return False if nothing was written.
+
+        `puts` are parts of a statement, whose values are arrays, each of which writes only where
+        `{so}` holds. Once True is returned the unit is over: it may be told so before it is sent.
+        With False it goes on, and does the same step by step.
+        """
         ...
 
 
@@ -246,6 +269,10 @@ class Fence(Protocol):
 
     async def check(self, unit: Unit) -> None:
         """Raise `Fenced`, within a unit, where any of them is this process's no more."""
+        ...
+
+    def condition(self) -> Condition | None:
+        """Return what holds within a unit where `lost` returns none; None where that cannot be."""
         ...
 
 
