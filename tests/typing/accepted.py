@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_type
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
 from synchromesh import Erased, Personal, Subject
+from synchromesh.alone import Alone
 from synchromesh.calls import (
     Call,
     Caller,
@@ -232,3 +235,30 @@ async def persons(s: Saga) -> str:
     if isinstance(registered.email, Erased):
         return f"Dear {registered.email}"
     return registered.email.partition("@")[0]
+
+
+alone = Alone("shop")
+
+
+async def enter(session: AsyncSession, reserve: Reserve) -> Hold:
+    """Is a step in a session of the application's."""
+    return Hold(str(reserve))
+
+
+async def strike(session: AsyncSession, hold: Hold) -> None:
+    """Undo it."""
+
+
+@alone.saga(Reserve, deadline="1m", key=lambda reserve: str(reserve))
+async def noting(s: Saga, reserve: Reserve) -> Hold:
+    """Runs without a system."""
+    return await s.write(enter, reserve, undo=strike)
+
+
+async def without_a_system(sessions: async_sessionmaker[AsyncSession], reserve: Reserve) -> None:
+    """A start is of the saga's input, and what is waited for of its result."""
+    async with sessions.begin() as session, alone.unit(session) as unit:
+        assert_type(await unit.start(noting, reserve, id="A-1"), bool)
+    async with alone.open("postgresql:///shop") as store:
+        assert_type(await alone.runs(store).result(noting, "A-1", within_s=1.0), Hold | None)
+        await alone.run_sagas(store, sessions.begin)

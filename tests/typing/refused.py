@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
 from calls_fakes import Hold, Reserve, Shop
 from synchromesh import Personal, Subject
+from synchromesh.alone import Alone
 from synchromesh.calls import (
     Call,
     Caller,
@@ -241,3 +244,30 @@ def personal(registered: Registered) -> str:
     """What may be of somebody erased is used as if it never were."""
     Registered("c-17", 5)  # refused: arg-type
     return registered.email  # refused: return-value
+
+
+alone = Alone("shop")
+
+
+async def enter(session: AsyncSession, wanted: Wanted) -> int:
+    """Is a step in a session."""
+    return 0
+
+
+@alone.saga(Wanted, deadline="1m")
+async def alone_saga(s: Saga, wanted: Wanted) -> int:
+    """Runs without a system."""
+    await s.write(enter, 5)  # refused: arg-type
+    return await s.write(enter, wanted)
+
+
+async def without_a_system(sessions: async_sessionmaker[AsyncSession], wanted: Wanted) -> None:
+    """Another input than the saga's, another result, and a session for what begins one."""
+    async with sessions.begin() as session, alone.unit(session) as unit:
+        await unit.start(alone_saga, Hold("h"), id="A-1")  # refused: misc
+        await unit.start(alone_saga, wanted)  # refused: call-arg
+    async with alone.open("postgresql:///shop") as store:
+        await alone.run_sagas(store, sessions.begin())  # refused: arg-type
+        runs = alone.runs(store)
+        ended = await runs.result(alone_saga, "A-1", within_s=1.0)
+    ended.upper()  # refused: union-attr
