@@ -303,6 +303,16 @@ def test_every_extra_is_listed(name: str) -> None:
     assert {*installed[1].split(",")} <= {*listed}
 
 
+def test_what_the_engines_do_names_tests_that_are_there() -> None:
+    """Each row of the page has one; it would not be noticed otherwise where one is renamed."""
+    text = (ROOT / "docs/engines.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    files = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    there = {name for each in files for name in re.findall(r"def (test_\w+)\(", each)}
+    assert named - there == set()
+    assert len(named) > 40
+
+
 def test_guarantees_name_tests_that_are_there() -> None:
     """Each guarantee names the tests that prove it, or says that none does yet."""
     text = (ROOT / "docs/guarantees.md").read_text()
