@@ -8,18 +8,16 @@ from benchmarks.app import Free, Item, answer
 from synchromesh import (
     JWT,
     ApiKeys,
-    Cache,
     Context,
     Contract,
-    Cors,
     Forward,
     Gateway,
-    Mirror,
     Rate,
     Route,
     Service,
     query,
 )
+from synchromesh.gateway import Cache, Cors, Mirror
 
 SCOPE = "bench:read"
 # A rate that is counted and never reached.

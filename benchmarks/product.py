@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from synchromesh import Migration, SagaRun
+from synchromesh import Migration
 from synchromesh.calls import Command, Operation
 from synchromesh.calls.routes import Match, Routes
 from synchromesh.codec import encode
@@ -18,7 +18,7 @@ from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.gateway.router import Template, find
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga import Engine, SagaDefinition, SagaVersions
+from synchromesh.saga import Engine, SagaDefinition, SagaRun, SagaVersions
 from synchromesh.saga import tables as saga_tables
 from synchromesh.saga.records import RecordKind, SagaRecord
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA

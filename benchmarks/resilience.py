@@ -29,8 +29,9 @@ import pyresilience
 import stamina
 
 from benchmarks.harness import Goal, Report, Results, WrongAnswer, at_most, check, size
-from synchromesh import BreakerOptions, LimitOptions, Policy
+from synchromesh import Policy
 from synchromesh.errors import ConnectFailed
+from synchromesh.resilience import BreakerOptions, LimitOptions
 
 Fn = Callable[[int], Awaitable[int]]
 Guard = Callable[[Fn], Fn]

@@ -54,13 +54,10 @@ Durations are texts such as `"300ms"`, `"2s"`, `"10m"`."""
 FRONT_DOOR = {
     "Contracts": "Contract command query event PublicEvent Call",
     "Services": "Service Context Transaction Migration",
-    "Sagas": "Saga SagaRun SagaPolicy Unknown",
+    "Sagas": "Saga",
     "Event sourcing": "Decider Decision",
-    "Personal data": "Personal Subject Erased",
-    "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
-    "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Each Cache Forward Split Mirror ApiKeys JWT "
-    "Certificates AuthFunction Principal Rate Cors Stale Static OpenApi",
+    "Resilience": "Policy deadline",
+    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Stale Static",
     "Calls from outside": "Client SyncClient",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
@@ -84,6 +81,7 @@ MODULES = {
         "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
     ),
     "gateway": (
+        "Each Cache Split Mirror Cors OpenApi Certificates AuthFunction Principal "
         "GatewayEngine check outline openapi_of make_key parse_keys Auth Authenticator "
         "DescribedAuth Folders Origins read_proxies"
     ),
@@ -93,9 +91,14 @@ MODULES = {
     ),
     "identity": "Signer",
     "messaging": "Consumer RelayOptions",
+    "personal": "Personal Subject Erased",
     "priority": "Priority",
-    "resilience": "Breaker Edge HedgeOptions Hedging LatencyTracker Limiter",
+    "resilience": (
+        "RetryOptions BudgetOptions BreakerOptions LimitOptions AdaptiveLimitOptions Breaker Edge "
+        "HedgeOptions Hedging LatencyTracker Limiter"
+    ),
     "runtime": "Runtime RealRuntime",
+    "saga": "SagaRun SagaPolicy Unknown",
     "store": "Once Schema SqliteStore StoreOptions Unit",
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
 }
@@ -260,14 +263,14 @@ def api_page() -> str:
     ]
     for title, names in FRONT_DOOR.items():
         parts.append(f"## {title}")
-        parts += [_entry(name) for name in names.split()]
+        parts += [_entry(synchromesh, name) for name in names.split()]
     parts.append(_errors())
     return _page(parts)
 
 
-def _entry(name: str) -> str:
-    if name not in ALIASES:
-        return entry(getattr(synchromesh, name), name, level=3, up=UP)
+def _entry(module: object, name: str) -> str:
+    if module is not synchromesh.personal or name not in ALIASES:
+        return entry(getattr(module, name), name, level=3, up=UP)
     # An alias has no docstring at run time; the text below it in its module is one.
     source = ast.parse(inspect.getsource(synchromesh.personal))
     texts = {
@@ -309,7 +312,7 @@ def modules_page() -> str:
     for package, names in MODULES.items():
         module = import_module(f"synchromesh.{package}")
         parts.append(f"## `synchromesh.{package}`")
-        parts += [entry(getattr(module, name), name, level=3, up=UP) for name in names.split()]
+        parts += [_entry(module, name) for name in names.split()]
     return _page(parts)
 
 

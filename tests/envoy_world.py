@@ -45,9 +45,8 @@ PROXY, CLIENT = "127.0.0.1", "127.0.0.2"
 
 APP = """
 from notes_app import Notes
-from synchromesh import (
-    JWT, Aggregate, ApiKeys, Branch, Cors, Forward, Gateway, Mirror, Rate, Route, Split,
-)
+from synchromesh import JWT, Aggregate, ApiKeys, Branch, Forward, Gateway, Rate, Route
+from synchromesh.gateway import Cors, Mirror, Split
 
 shop = Cors(origins={"https://shop.example"}, credentials=True)
 way_in = Gateway(

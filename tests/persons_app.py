@@ -16,18 +16,16 @@ from synchromesh import (
     Contract,
     Decider,
     Decision,
-    Erased,
     Migration,
-    Personal,
     PublicEvent,
     Saga,
     Service,
-    Subject,
     Transaction,
     command,
     event,
     query,
 )
+from synchromesh.personal import Erased, Personal, Subject
 
 TOML = """
 [system]

@@ -18,21 +18,11 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from synchromesh import (
-    Context,
-    Contract,
-    Migration,
-    Rejection,
-    Saga,
-    SagaPolicy,
-    Service,
-    Transaction,
-    Unknown,
-    command,
-)
+from synchromesh import Context, Contract, Migration, Rejection, Saga, Service, Transaction, command
 from synchromesh.calls import Operation, Reply, Request
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.errors import CallError, SagaError, SynchromeshError
+from synchromesh.saga import SagaPolicy, Unknown
 from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairWish
 from synchromesh.testing import SimRuntime, World

@@ -1,9 +1,9 @@
 """Synchromesh: the patterns of a microservice system in one Python toolkit, meshing.
 
-These are the names that users write every day. The other errors are in `synchromesh.errors`, and
-the rest of each pattern is in its room, such as `synchromesh.resilience`. A name is loaded when it
-is first asked for (PEP 562), so that importing the package costs next to nothing and loads neither
-an event loop nor a database.
+These are the names that most systems need. The other errors are in `synchromesh.errors`, and the
+rest of each pattern is in its room: `synchromesh.resilience` has the options of a `Policy`. A name
+is loaded when it is first asked for (PEP 562), so that importing the package costs next to nothing
+and loads neither an event loop nor a database.
 """
 
 from __future__ import annotations
@@ -29,36 +29,16 @@ if TYPE_CHECKING:
     from synchromesh.gateway import JWT as JWT
     from synchromesh.gateway import Aggregate as Aggregate
     from synchromesh.gateway import ApiKeys as ApiKeys
-    from synchromesh.gateway import AuthFunction as AuthFunction
     from synchromesh.gateway import Branch as Branch
-    from synchromesh.gateway import Cache as Cache
-    from synchromesh.gateway import Certificates as Certificates
-    from synchromesh.gateway import Cors as Cors
-    from synchromesh.gateway import Each as Each
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
-    from synchromesh.gateway import Mirror as Mirror
-    from synchromesh.gateway import OpenApi as OpenApi
     from synchromesh.gateway import Rate as Rate
     from synchromesh.gateway import Route as Route
-    from synchromesh.gateway import Split as Split
     from synchromesh.gateway import Stale as Stale
     from synchromesh.gateway import Static as Static
-    from synchromesh.identity import Principal as Principal
-    from synchromesh.personal import Erased as Erased
-    from synchromesh.personal import Personal as Personal
-    from synchromesh.personal import Subject as Subject
-    from synchromesh.resilience import AdaptiveLimitOptions as AdaptiveLimitOptions
-    from synchromesh.resilience import BreakerOptions as BreakerOptions
-    from synchromesh.resilience import BudgetOptions as BudgetOptions
-    from synchromesh.resilience import LimitOptions as LimitOptions
     from synchromesh.resilience import Policy as Policy
-    from synchromesh.resilience import RetryOptions as RetryOptions
     from synchromesh.resilience import deadline as deadline
     from synchromesh.saga import Saga as Saga
-    from synchromesh.saga import SagaPolicy as SagaPolicy
-    from synchromesh.saga import SagaRun as SagaRun
-    from synchromesh.saga import Unknown as Unknown
     from synchromesh.service import Context as Context
     from synchromesh.service import Service as Service
     from synchromesh.service import Transaction as Transaction
@@ -70,13 +50,9 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys AuthFunction Branch Cache Certificates Cors Each Forward Gateway "
-    "JWT Mirror OpenApi Rate Route Split Stale Static",
-    "identity": "Principal",
-    "personal": "Erased Personal Subject",
-    "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
-    "RetryOptions deadline",
-    "saga": "Saga SagaPolicy SagaRun Unknown",
+    "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT Rate Route Stale Static",
+    "resilience": "Policy deadline",
+    "saga": "Saga",
     "service": "Context Service Transaction",
     "store": "Migration",
     "system.client": "Client SyncClient",

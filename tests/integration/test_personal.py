@@ -24,10 +24,11 @@ from persons_app import (
     post,
     seen_by_handlers,
 )
-from synchromesh import Erased, Migration, Saga, Service
+from synchromesh import Migration, Saga, Service
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import KeyReused, PersonalUnreadable
+from synchromesh.personal import Erased
 from synchromesh.personal_types import personal_fields
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga.forgetting import archive_lines

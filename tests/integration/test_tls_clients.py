@@ -30,7 +30,8 @@ pytestmark = pytest.mark.anyio
 ACME = "spiffe://partners/acme"
 APP = f"""
 from notes_app import Notes
-from synchromesh import ApiKeys, Certificates, Gateway, Principal, Route
+from synchromesh import ApiKeys, Gateway, Route
+from synchromesh.gateway import Certificates, Principal
 
 partners = Certificates(names="uri", principals={{"{ACME}": Principal("acme")}})
 way_in = Gateway(

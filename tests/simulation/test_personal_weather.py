@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import persons_app
 from persons_app import Address, Confirmed, Customers, Register, customers, post
-from synchromesh import Erased
+from synchromesh.personal import Erased
 from synchromesh.testing import Books, InProcess, survive
 
 EMAIL = "canary@example.org"

@@ -9,8 +9,9 @@ from msgspec import Struct
 
 from provider_fakes import Provider, Receipt
 from saga_fakes import DUMB, LOST, Declined
-from synchromesh import Context, Contract, Migration, Rejection, Saga, Service, Transaction, Unknown
+from synchromesh import Context, Contract, Migration, Rejection, Saga, Service, Transaction
 from synchromesh.calls import command
+from synchromesh.saga import Unknown
 from synchromesh.testing import Books, InProcess, NotSurvived, Survival, survive
 
 PARCELS = ("create table parcel(order_id text, item text)",)

@@ -7,7 +7,6 @@ from typing import Any, Protocol, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from synchromesh import Erased, Personal, Subject
 from synchromesh.alone import Alone
 from synchromesh.calls import (
     Call,
@@ -25,6 +24,7 @@ from synchromesh.calls import (
 from synchromesh.context import CallContext
 from synchromesh.errors import Rejection
 from synchromesh.events import Decider, Decision
+from synchromesh.personal import Erased, Personal, Subject
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Unknown
 from synchromesh.service import Context, Service, Transaction
 from synchromesh.store import Row

@@ -11,7 +11,6 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from calls_fakes import Hold, Reserve, Shop
-from synchromesh import Personal, Subject
 from synchromesh.alone import Alone
 from synchromesh.calls import (
     Call,
@@ -26,6 +25,7 @@ from synchromesh.calls import (
 )
 from synchromesh.context import CallContext
 from synchromesh.events import Decider, Decision
+from synchromesh.personal import Personal, Subject
 from synchromesh.saga import Saga
 from synchromesh.service import Context, Service, Transaction
 

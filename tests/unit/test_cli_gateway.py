@@ -25,14 +25,12 @@ from synchromesh import (
     Contract,
     Forward,
     Gateway,
-    Mirror,
     Rate,
     Route,
-    Split,
     query,
 )
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import parse_keys
+from synchromesh.gateway import Mirror, Split, parse_keys
 from synchromesh.gateway.router import Template
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import load_config

@@ -17,9 +17,7 @@ from servo_works_world import FOLDER
 from synchromesh import (
     Aggregate,
     Branch,
-    Cache,
     Contract,
-    Each,
     Forward,
     Gateway,
     Route,
@@ -30,6 +28,7 @@ from synchromesh import (
     query,
 )
 from synchromesh.errors import ConfigError
+from synchromesh.gateway import Cache, Each
 from synchromesh.system.config.explaining import explain_branches
 
 TOML = """[system]

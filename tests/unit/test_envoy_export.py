@@ -19,22 +19,11 @@ from certificates import issue
 from cli_runs import Run, runner
 from envoy_world import envoy_binary
 from notes_app import TOML, Notes, write_config
-from synchromesh import (
-    JWT,
-    ApiKeys,
-    Cors,
-    Forward,
-    Gateway,
-    Mirror,
-    Policy,
-    Rate,
-    RetryOptions,
-    Route,
-    Split,
-)
+from synchromesh import JWT, ApiKeys, Forward, Gateway, Policy, Rate, Route
 from synchromesh.calls import Policies
 from synchromesh.calls.routes import Match, Routes
 from synchromesh.discovery import BalancerOptions
+from synchromesh.gateway import Cors, Mirror, Split
 from synchromesh.gateway.check import compiled
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.envoy import (
@@ -52,6 +41,7 @@ from synchromesh.gateway.envoy.plan import KNOWN, plan
 from synchromesh.gateway.forward import CompiledForward
 from synchromesh.gateway.principal import Authenticator, Folders
 from synchromesh.gateway.router import Template, find
+from synchromesh.resilience import RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.system.config.envoy_export import EdsFiles, Whereabouts, write
 from synchromesh.system.config.reading import load_config

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from gateway_fakes import ROUTES, Orders, Plant, behind, came, came_as, json_of
-from synchromesh import AuthFunction, Certificates, Principal
 from synchromesh.certificate import ClientCertificate
 from synchromesh.errors import (
     ConfigError,
@@ -30,10 +29,13 @@ from synchromesh.gateway import (
     ApiKey,
     ApiKeys,
     Auth,
+    AuthFunction,
+    Certificates,
     Folders,
     Forward,
     Gateway,
     KeyRing,
+    Principal,
     Route,
     check,
     make_key,

@@ -21,21 +21,8 @@ from cli_runs import Run, runner
 from kinds_app import ABOUT, GATEWAY, Found, Kinds, Money, Page, Thing, Tree
 from notes_app import TOML, Notes, write_config
 from servo_works_world import FOLDER
-from synchromesh import (
-    JWT,
-    Aggregate,
-    ApiKeys,
-    Branch,
-    Cache,
-    Each,
-    Forward,
-    Gateway,
-    OpenApi,
-    Rate,
-    Route,
-    Static,
-)
-from synchromesh.gateway import check, openapi_of, outline
+from synchromesh import JWT, Aggregate, ApiKeys, Branch, Forward, Gateway, Rate, Route, Static
+from synchromesh.gateway import Cache, Each, OpenApi, check, openapi_of, outline
 from synchromesh.gateway.openapi import written
 from synchromesh.gateway.schemas import Schemas
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, LimitOptions, Policy, RetryOptions
+from synchromesh import Policy
 from synchromesh.errors import CircuitOpen, ConfigError, Shed, TimedOut
+from synchromesh.resilience import BreakerOptions, LimitOptions, RetryOptions
 from synchromesh.resilience.guarded_block import Guard
 from synchromesh.testing import run
 

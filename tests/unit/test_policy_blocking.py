@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh import AdaptiveLimitOptions, BreakerOptions, LimitOptions, Policy, RetryOptions
+from synchromesh import Policy
 from synchromesh.errors import (
     CircuitOpen,
     ConfigError,
@@ -22,7 +22,14 @@ from synchromesh.errors import (
     RemoteFailed,
     Shed,
 )
-from synchromesh.resilience import BudgetOptions, blocking
+from synchromesh.resilience import (
+    AdaptiveLimitOptions,
+    BreakerOptions,
+    BudgetOptions,
+    LimitOptions,
+    RetryOptions,
+    blocking,
+)
 
 OPENS = BreakerOptions(minimum_calls=2, open_for_s=0.5, open_for_max_s=0.5)
 BREAKER = Policy(timeout_s=None, retry=None, breaker=OPENS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, LimitOptions, Policy, RetryOptions, deadline
+from synchromesh import Policy, deadline
 from synchromesh.errors import (
     CircuitOpen,
     ConfigError,
@@ -22,7 +22,7 @@ from synchromesh.errors import (
     SynchromeshError,
     TimedOut,
 )
-from synchromesh.resilience import blocking
+from synchromesh.resilience import BreakerOptions, LimitOptions, RetryOptions, blocking
 from synchromesh.testing import run
 
 OPENS = BreakerOptions(minimum_calls=2, open_for_s=5.0, open_for_max_s=5.0)

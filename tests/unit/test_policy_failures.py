@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, Policy, RetryOptions
+from synchromesh import Policy
 from synchromesh.errors import CircuitOpen, ConfigError, ConnectFailed, Shed, TimedOut
+from synchromesh.resilience import BreakerOptions, RetryOptions
 from synchromesh.testing import run
 
 OPENS = BreakerOptions(minimum_calls=2, open_for_s=5.0, open_for_max_s=5.0)
@@ -250,7 +251,7 @@ def test_a_block_tells_failures_by_a_predicate_too() -> None:
 
 def test_a_block_whose_predicate_fails_gives_its_place_back() -> None:
     """A block whose predicate fails gives its place back."""
-    from synchromesh import LimitOptions
+    from synchromesh.resilience import LimitOptions
 
     policy = Policy(timeout_s=None, retry=None, breaker=None, limit=LimitOptions(in_flight_max=1))
     guard = policy.guard("db", is_failure=lambda error: error.no_such)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, LimitOptions, Policy
+from synchromesh import Policy
 from synchromesh.errors import CircuitOpen, ConfigError
-from synchromesh.resilience import keyed
+from synchromesh.resilience import BreakerOptions, LimitOptions, keyed
 from synchromesh.testing import run
 
 OPENS = BreakerOptions(minimum_calls=2, open_for_s=5.0, open_for_max_s=5.0)

@@ -12,8 +12,9 @@ import anyio.to_thread
 import pytest
 import uvloop
 
-from synchromesh import AdaptiveLimitOptions, BreakerOptions, Policy, RetryOptions, deadline
+from synchromesh import Policy, deadline
 from synchromesh.errors import CircuitOpen, DeadlineExceeded, SynchromeshError
+from synchromesh.resilience import AdaptiveLimitOptions, BreakerOptions, RetryOptions
 
 Main = Callable[[], Coroutine[Any, Any, Any]]
 

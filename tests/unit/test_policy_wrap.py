@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, LimitOptions, Policy, RetryOptions
+from synchromesh import Policy
 from synchromesh.errors import (
     CircuitOpen,
     ConfigError,
@@ -24,7 +24,15 @@ from synchromesh.errors import (
     Shed,
     TimedOut,
 )
-from synchromesh.resilience import Attempts, BudgetOptions, LatencyTracker, Limiter
+from synchromesh.resilience import (
+    Attempts,
+    BreakerOptions,
+    BudgetOptions,
+    LatencyTracker,
+    Limiter,
+    LimitOptions,
+    RetryOptions,
+)
 from synchromesh.testing import SimLoop, SimRuntime, run
 from synchromesh.timers import Timers
 

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from calls_fakes import KEY, Shop, System, play
-from synchromesh import Context, Contract, Principal, Saga, Service, Transaction, command, query
+from synchromesh import Context, Contract, Saga, Service, Transaction, command, query
 from synchromesh.calls import Incoming
 from synchromesh.errors import ContractError, Forbidden, SagaUndone, Unauthenticated
+from synchromesh.gateway import Principal
 from synchromesh.identity import (
     NOBODY,
     PRINCIPAL_BYTES_MAX,

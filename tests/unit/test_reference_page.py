@@ -15,20 +15,9 @@ from msgspec import Struct
 
 import gateway_fakes
 from kinds_app import GATEWAY
-from synchromesh import (
-    Aggregate,
-    Branch,
-    Cache,
-    Contract,
-    Each,
-    Gateway,
-    OpenApi,
-    Rate,
-    Route,
-    query,
-)
+from synchromesh import Aggregate, Branch, Contract, Gateway, Rate, Route, query
 from synchromesh.errors import Rejection
-from synchromesh.gateway import check
+from synchromesh.gateway import Cache, Each, OpenApi, check
 from synchromesh.gateway.reference import POLICY, reference_page
 from unit.test_openapi import document_of
 

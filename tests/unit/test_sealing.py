@@ -14,11 +14,12 @@ import pytest
 from msgspec import Struct
 
 import synchromesh.personal
-from synchromesh import Contract, Erased, Personal, Subject, command, event, query
+from synchromesh import Contract, command, event, query
 from synchromesh.calls.contract import PublicEvent
 from synchromesh.errors import BadRequest, ContractError, MissingExtra, PersonalUnreadable
 from synchromesh.events import EventTypes
 from synchromesh.identity import NOBODY
+from synchromesh.personal import Erased, Personal, Subject
 from synchromesh.personal_types import mask_arguments, personal_fields
 from synchromesh.saga.records import RecordKind, Repair, SagaRecord, SagaStatus
 from synchromesh.saga.seals import RunSeal, opened

@@ -24,15 +24,17 @@ from gateway import PEOPLE, gateway
 
 from gateway_fakes import Client, Connection, is_fast
 from servo_works_world import SERVICES, Works, works
-from synchromesh import ApiKeys, Certificates, Principal
+from synchromesh import ApiKeys
 from synchromesh.certificate import ClientCertificate
 from synchromesh.gateway import (
     Aggregate,
     Auth,
+    Certificates,
     Folders,
     Gateway,
     GatewayEngine,
     KeyRing,
+    Principal,
     Route,
     check,
     make_key,

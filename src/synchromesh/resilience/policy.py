@@ -33,7 +33,7 @@ class Policy(PolicyLayers):
         ConfigError: a value is outside its range, or of the wrong type.
 
     Example:
-        >>> from synchromesh import LimitOptions
+        >>> from synchromesh.resilience import LimitOptions
         >>> print(Policy(timeout_s=0.3, limit=LimitOptions(in_flight_max=8)).explain())
         deadline  the call's own, or none; past it nothing is sent
         retry     up to 3 attempts, waits of up to 0.05 s that double to 2 s, full jitter

@@ -11,7 +11,8 @@ from contracts.production import Production
 from contracts.quoting import Quoting
 from shop import rates
 
-from synchromesh import JWT, Aggregate, ApiKeys, Branch, Gateway, OpenApi, Rate, Route, Stale
+from synchromesh import JWT, Aggregate, ApiKeys, Branch, Gateway, Rate, Route, Stale
+from synchromesh.gateway import OpenApi
 
 # How often each of them may: customers order, drives report, whoever passes looks into the window.
 RATES = rates()
