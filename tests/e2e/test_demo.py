@@ -122,6 +122,13 @@ def test_the_demo_passes_and_reports(kept: Kept) -> None:
     ):
         assert re.search(wanted, kept.said), (wanted, kept.said)
     assert " NOT " not in kept.said
+    # The last thing that it says is where to go on.
+    verdict, _, further = kept.said.rpartition("look at such a system")
+    assert "nothing is half done" in verdict
+    assert re.search(
+        r"synchromesh new works --example\n +.*synchromesh --folder works dev\n", further
+    )
+    assert 'the URL that it prints as "console"' in further
 
 
 def test_what_it_reports_is_what_was_seen(kept: Kept) -> None:

@@ -127,7 +127,23 @@ def run(orders: int, ways: Options, keep: Path | None, out: Console) -> int:
         out.print(f"kept in {folder}", markup=False, soft_wrap=True)
     elif code:
         out.print("--keep DIR keeps the databases and logs of a run")
+    _tell_of_console(out)
     return code
+
+
+def _tell_of_console(out: Console) -> None:
+    """Say how to look at such a system in a browser; a checkout has the command beside Python."""
+    beside = Path(sys.executable).with_name("synchromesh")
+    command = "synchromesh"
+    if beside.is_file() and beside.is_relative_to(Path.cwd()):
+        command = str(beside.relative_to(Path.cwd()))
+    out.print("\nlook at such a system, and break it, in your browser:")
+    for line in (
+        f"{command} new works --example",
+        f"{command} --folder works dev",
+        'then open the URL that it prints as "console"; the page Lab breaks what you like',
+    ):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def judge_kept(folder: Path, out: Console) -> int:
