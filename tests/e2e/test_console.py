@@ -1,4 +1,5 @@
-"""The console in a real browser, in both themes, on servo-works: running, broken and healing.
+"""The console in a real browser, in both themes, on servo-works: each page of it while it runs, and
+those that show what is wrong while a service is broken; by forms, without scripts, over a restart.
 
 With SCREENSHOTS=1 in the environment it writes the pictures of docs/console.md, too.
 """
@@ -16,6 +17,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
 from running_works import Works, synchromesh
+from synchromesh.console.messages import render_message
+from synchromesh.console.parts import PageQuery, frame
 from synchromesh.console.site import PAGES
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
@@ -23,6 +26,12 @@ INSTALL = "apt-get update && apt-get install --yes chromium"
 SLOW_MS = 60_000.0
 expect.set_options(timeout=SLOW_MS)
 THEMES = ("light", "dark")
+MESSAGE = {
+    "ref": "a:1", "event": "orders.placed", "position": 7, "source": "orders", "state": "parked",
+    "subscriber": "production", "key": "o1", "message_id": "orders:7", "trace_id": "0" * 32,
+    "attempts": 5, "first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:01:00Z",
+    "error": "KeyError", "text": "'sku'", "payload": '{\n  "sku": "SX90"\n}',
+}  # fmt: skip
 # What axe cannot decide is looked at by people: the contrast of texts that stand on what is drawn.
 UNDECIDED = {"color-contrast"}
 
@@ -113,6 +122,15 @@ def test_all_pages_are_without_violations_in_both_themes(page: Page, works: Work
         page.locator("tbody a", has_text=row).first.click()
         page.wait_for_url(f"{origin}/{path}/**")
         judge(page)
+    page.goto(f"{origin}/databases/orders")
+    expect(page.locator("tbody tr")).not_to_have_count(0)
+    judge(page)
+    # Nothing is set aside in a system that is well: the page of a message is one that is made up.
+    made = frame("Message", "works", "/messages", render_message(MESSAGE, PageQuery("a:1")))
+    page.route("**/messages/a:1", lambda route: route.fulfill(body=made, content_type="text/html"))
+    page.goto(f"{origin}/messages/a:1")
+    page.locator("summary").first.click()
+    judge(page)
 
 
 def test_what_breaks_and_heals_is_seen_without_a_reload(page: Page, works: Works) -> None:
@@ -135,6 +153,10 @@ def test_what_breaks_and_heals_is_seen_without_a_reload(page: Page, works: Works
     acting.goto(f"{origin}/map")
     expect(acting.locator("svg.map path.bad")).not_to_have_count(0)
     judge(acting)
+    for path in ("edge", "services/billing", "services/orders"):
+        acting.goto(f"{origin}/{path}")
+        expect(acting.locator("h1")).not_to_have_text("That did not work")
+        judge(acting)
     acting.goto(f"{origin}/lab")
     acting.locator("summary", has_text="Heal billing").click()
     acting.locator("details[open] input[name=why]").fill("seen")

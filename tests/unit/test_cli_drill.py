@@ -10,6 +10,8 @@ import pytest
 
 from cli_runs import Run, runner
 from notes_app import Running
+from synchromesh.drill.course import DrillPace
+from synchromesh.drill.live import LiveDrill
 
 CODE = """
 from typing import Protocol
@@ -96,6 +98,43 @@ def test_a_drill_writes_a_page_and_checks_it(run: Run, folder: Path) -> None:
     assert "back failing, GET /back: fresh" in differs.out
     assert not (folder / ".synchromesh").exists()
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_live_drill_breaks_the_system_that_runs_and_heals_it(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its clients are answered meanwhile is written, and no fault is left in force."""
+    pace = DrillPace(off_s=2.0, answered_s=1.0, settled_s=1.0, ends_s=0.0)
+    monkeypatch.setattr(LiveDrill.__init__, "__kwdefaults__", {"pace": pace})
+    chosen = ("--part", "back", "--way", "failing")
+    with Running(folder):
+        ran = run(folder, "drill", "--live", *chosen, "--json")
+        assert ran.code == 0, ran.err
+        (column,) = json.loads(ran.out)["columns"]
+        assert (column["part"], column["way"]) == ("back", "failing")
+        assert json.loads(run(folder, "status", "--json").out)["faults"]["in_force"] == []
+        acts = json.loads(run(folder, "status", "--json").out)["acts"]
+        assert {(each["what"], each["target"]) for each in acts} == {
+            ("break", "back"), ("heal", "back"),
+        }  # fmt: skip
+    live = (folder / "degradation.md").read_text()
+    assert "| `GET /front` | 502 downstream_failed" in live
+    assert "| `GET /back` | static, remote_failed" in live
+
+
+def test_advise_tells_of_contracts_that_are_not_as_they_were_frozen(run: Run, folder: Path) -> None:
+    """Of what breaks those who were released with them; what was frozen today is no advice."""
+
+    def drift() -> list[str]:
+        found = json.loads(run(folder, "advise", "--json").out)["advice"]
+        return [each["what"] for each in found if each["code"] == "contract-drift"]
+
+    assert run(folder, "contract", "freeze").code == 0
+    assert drift() == []
+    (frozen,) = (folder / "contracts" / "released").glob("back*")
+    frozen.write_text(frozen.read_text().replace("/back", "/behind"))
+    (said,) = drift()
+    assert "is GET /back, and was GET /behind" in said
 
 
 @pytest.mark.parametrize(

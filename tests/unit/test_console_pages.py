@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -82,6 +83,69 @@ def test_each_link_of_each_page_leads_somewhere(
     assert seen.keys() > {"/services/quotes", "/databases/notes", "/map?focus=quotes"}
 
 
+def test_traces_are_searched_by_name_end_and_duration(
+    folder: Path, browser: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each narrows what is listed; without any all are there, the newest first."""
+    run = runner(capsys)
+    run(folder, "call", "notes.crash", "name=c1")
+    run(folder, "call", "notes.slow", "seconds=0.03")
+    run(folder, "call", "quotes.one", "sku=a")
+
+    def found(**query: str) -> list[tuple[str, str]]:
+        told = json.loads(browser.ask("GET", f"/traces.json?{urlencode(query)}")[2])
+        assert told["looked_at"] >= 3
+        return [(each["name"], each["status"]) for each in told["traces"]]
+
+    everything = found()
+    assert [name for name, _ in everything[:3]] == ["quotes.one", "notes.slow", "notes.crash"]
+    assert everything[2][1] != "ok"
+    assert {name for name, _ in found(q="QUOTES")} == {"quotes.one"}
+    failed = found(ended="failed")
+    assert ("notes.crash", everything[2][1]) in failed
+    assert "ok" not in {status for _, status in failed}
+    assert {status for _, status in found(ended="ok")} == {"ok"}
+    assert [name for name, _ in found(least_ms="30", q="notes.slow")] == ["notes.slow"]
+    assert found(least_ms="3600000") == []
+    page = Markup(browser.ask("GET", "/traces?q=slow&ended=ok&least_ms=30")[2])
+    assert ("option", {"value": "ok", "selected": None}) in page.tags
+    fields = {each["name"]: each.get("value") for tag, each in page.tags if tag == "input"}
+    assert fields == {"q": "slow", "least_ms": "30"}
+
+
+def test_each_verb_reaches_a_running_system(
+    folder: Path, browser: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be done is done, and leads back; what has no place is refused in a sentence."""
+    run = runner(capsys)
+    run(folder, "call", "notes.plan", "name=p2")
+    token = browser.form_token("/lab")
+
+    def do(verb: str, **fields: str) -> tuple[int, str]:
+        form = {"form_token": token, "why": "to see it", **fields}
+        status, headers, page = browser.ask("POST", f"/do/{verb}", urlencode(form))
+        return status, headers.get("location", "") or Markup(page).text.partition("not work")[2]
+
+    assert do("restart", name="quotes#1") == (303, "/services/quotes")
+    for verb in ("retry", "skip", "undo", "cancel"):
+        status, said = do(f"saga.{verb}", id="plan-p2")
+        assert (status, "it has ended, completed" in said) == (409, True), said
+    for verb in ("replay", "drop"):
+        status, said = do(f"messages.{verb}", service="notes", number="1")
+        assert (400 <= status < 500, "notes:1" in said) == (True, True), said
+    which = {"service": "notes", "name": "stars"}
+    status, said = do("projection.retry", **which)
+    assert (status, "not parked" in said) == (400, True), said
+    status, said = do("projection.skip", **which, position="1", generation="1")
+    assert (status, "not parked" in said) == (400, True), said
+    status, said = do("projection.rebuild", **which)
+    assert (status, "declares no tables" in said) == (400, True), said
+    acts = json.loads(browser.ask("GET", "/now.json")[2])["acts"]
+    assert ("restart", "quotes#1", "to see it") in [
+        (each["what"], each["target"], each["why"]) for each in acts
+    ]
+
+
 def test_a_trace_leads_to_services_that_have_a_page() -> None:
     """A replica to its service; an application that has joined is named, and leads nowhere."""
     span = {
@@ -117,7 +181,7 @@ class Told:
 
     async def work(self) -> dict[str, Any]:
         """Return what goes over the edges."""
-        return {"over_s": 5.0, "work": [], "edges": self._edges}
+        return {"over_s": 5.0, "work": [], "edges": self._edges, "stood_in": []}
 
     policies = advice = work
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.gateway.traffic import REQUESTS
-from synchromesh.system.control.rates import WorkRate, quantile, rates
-from synchromesh.telemetry.metrics import OK, SHORT_S, WORK, Family, Histogram, Metrics
+from synchromesh.gateway.traffic import BRANCHES, REQUESTS
+from synchromesh.system.control.rates import (
+    BranchRate,
+    WorkRate,
+    branch_rates,
+    quantile,
+    rates,
+)
+from synchromesh.telemetry.metrics import OK, SHORT_S, WORK, Family, Histogram, Metrics, Sample
 
 
 def reading(*counted: tuple[str, str, float, int]) -> list[Family]:
@@ -62,6 +68,19 @@ def test_routes_come_first_and_fail_by_5xx() -> None:
     assert first == WorkRate("GET /stock", True, 5.0, 2.0, 0.00075, 0.000995)
     assert second.name == "shop.sell"
     assert WORK["handle"].bounds == REQUESTS.bounds == SHORT_S
+
+
+def test_what_stood_in_for_branches_is_told_by_second() -> None:
+    """Of two readings; a gateway that has started again began at zero, and what is idle is not."""
+
+    def read(*counted: tuple[str, str, str, float]) -> list[Family]:
+        return [Family(BRANCHES, [Sample(each[:3], each[3]) for each in counted])]
+
+    page, stock = ("/page", "order", "stale"), ("/stock", "", "static")
+    before, after = read((*page, 4.0), (*stock, 9.0)), read((*page, 10.0), (*stock, 9.0))
+    assert branch_rates(before, after, 2.0) == [BranchRate(*page, 3.0)]
+    assert branch_rates(after, before, 2.0) == [BranchRate(*page, 2.0)]
+    assert branch_rates([], after, 1.0) == [BranchRate(*page, 10.0), BranchRate(*stock, 9.0)]
 
 
 @given(st.lists(st.floats(0.0, 10.0), min_size=1), st.floats(0.01, 1.0))

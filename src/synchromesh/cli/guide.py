@@ -71,7 +71,7 @@ GUIDE = {
             "synchromesh blast SERVICE",
             "blast radius, chaos experiment",
             "drill.md",
-            "Write a `[[probe]]` for each promise; `drill` breaks each part and shows what is left.",
+            "Write `[[probe]]`s of your promises; `drill` breaks each part, and says what is left.",
         ),
         Symptom(
             "something is slow or fails, and nobody is told before customers call",

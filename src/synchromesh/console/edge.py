@@ -16,6 +16,7 @@ async def fetch_edge(source: Source, _: PageQuery) -> Told:
         "gateway": status["gateway"],
         "over_s": work["over_s"],
         "routes": [each for each in work["work"] if each["is_route"]],
+        "stood_in": work["stood_in"],
         "branches": (await source.policies())["branches"],
     }
 
@@ -29,12 +30,25 @@ def render_edge(told: Told, _: PageQuery) -> Markup:
         (each["route"], each["branch"], each["asks"], " → ".join(each["ladder"]))
         for each in told["branches"]
     ]
+    stood_in = [
+        (each["route"], each["branch"] or "all of it", state(each["outcome"], "busy"),
+         f"{each['per_s']:.2f}/s")
+        for each in told["stood_in"]
+    ]  # fmt: skip
     warnings = gateway["warnings"]
     return parts(
         tag("h1", "Edge"),
         tag("p", "The gateway listens on ", tag("code", gateway["url"]), "."),
         notes(warnings, "busy") if warnings else tag("p", state("nothing to be known", "good")),
         section("Routes", work_table(f"Routes{over(told)}", told["routes"])),
+        section(
+            "Answered in part, or by something that stands in",
+            table(
+                f"Degraded answers{over(told)}",
+                ("route", "branch", "came to", "a second"),
+                stood_in,
+            ),
+        ),
         section(
             "What is answered while a service is off",
             table("Ladders", ("route", "branch", "asks", "answers with"), ladders),

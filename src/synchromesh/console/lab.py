@@ -1,4 +1,4 @@
-"""The page Lab: break a service or an edge on purpose, watch it, and heal it."""
+"""The page Lab: break a service on purpose, see what it strikes, and heal it."""
 
 from __future__ import annotations
 

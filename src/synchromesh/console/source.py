@@ -21,7 +21,11 @@ class Source(Protocol):
         ...
 
     async def work(self) -> Told:
-        """Return what was done of late: "work" by route and operation, "edges" by edge."""
+        """Return what was done of late.
+
+        "work" is by route and operation, "edges" by edge, and "stood_in" by the branches of routes
+        that came to something else than an answer.
+        """
         ...
 
     async def policies(self) -> Told:

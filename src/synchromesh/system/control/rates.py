@@ -6,7 +6,7 @@ As Prometheus' `rate` and `histogram_quantile` have them, so that a screen and a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from operator import add, sub
 from typing import TypeVar
@@ -17,6 +17,7 @@ from synchromesh.telemetry.metrics import Family, Sample
 
 ROUTES, OPERATIONS = "http.server.request.duration", "synchromesh.operation.duration"
 CALLS = "synchromesh.call.duration"
+BRANCHES = "synchromesh.gateway.branch.outcomes"
 
 
 K = TypeVar("K")
@@ -51,6 +52,15 @@ class EdgeRate(msgspec.Struct, frozen=True):
     failed_per_s: float
     p50_s: float
     p99_s: float
+
+
+class BranchRate(msgspec.Struct, frozen=True):
+    """How often a branch of a route, "" for all of it, came to something else than an answer."""
+
+    route: str
+    branch: str
+    outcome: str
+    per_s: float
 
 
 class _Work:
@@ -97,6 +107,29 @@ def edge_rates(before: Iterable[Family], after: Iterable[Family], took_s: float)
         (EdgeRate(*edge, *work.figures(took_s)) for (_, edge), work in found.items()),
         key=lambda each: (each.caller, each.callee),
     )
+
+
+def branch_rates(
+    before: Iterable[Family], after: Iterable[Family], took_s: float
+) -> list[BranchRate]:
+    """Return how often what stood in for answers; the arguments are of `rates`."""
+    known = dict(_values(before, BRANCHES))
+    found = []
+    for labels, value in _values(after, BRANCHES):
+        since = value - known.get(labels, 0.0)
+        if since < 0:  # its process has started again
+            since = value
+        if since:
+            route, branch, outcome = labels
+            found.append(BranchRate(route, branch, outcome, since / took_s))
+    return sorted(found, key=lambda each: (each.route, each.branch, each.outcome))
+
+
+def _values(families: Iterable[Family], metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
+    for family in families:
+        if family.metric.name == metric:
+            for sample in family.samples:
+                yield sample.labels, sample.value
 
 
 def _worked(

@@ -21,7 +21,7 @@ from synchromesh.system.config.explaining import explain_branches, explain_edges
 from synchromesh.system.config.rundir import user
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.api import Control
-from synchromesh.system.control.rates import edge_rates, rates
+from synchromesh.system.control.rates import branch_rates, edge_rates, rates
 from synchromesh.system.host.host import Host
 from synchromesh.system.supervise.children import let_go
 from synchromesh.telemetry import Family
@@ -67,7 +67,8 @@ class ControlSource:
         await asyncio.sleep(0)  # of a large system each takes 10 ms
         edges = msgspec.to_builtins(edge_rates(before, after, took_s))
         await asyncio.sleep(0)
-        return {"over_s": round(took_s, 1), "work": work, "edges": edges}
+        stood_in = msgspec.to_builtins(branch_rates(before, after, took_s))
+        return {"over_s": round(took_s, 1), "work": work, "edges": edges, "stood_in": stood_in}
 
     async def policies(self) -> Told:
         """Return what `config explain` says of edges and branches, as they were at the start."""
