@@ -39,6 +39,8 @@ from synchromesh.testing.serving import InProcess
 LEASE_S = 3.0
 KEYS = 8
 STEP_S = 0.15
+# The order that the projection fails at.
+POISON = "poison"
 
 
 class SoldOut(Rejection, code="sold_out"):
@@ -170,12 +172,23 @@ def minutely(due: dt.datetime) -> Call[None]:
 
 @shop.projection("totals", events=(Sold,), tables=["create table totals(sku text, n bigint)"])
 async def totals(tx: Transaction, sold: Sold) -> None:
+    if sold.order == POISON:
+        raise ValueError("it cannot be counted")
     await tx.execute("insert into totals values (?, 1)", sold.sku)
 
 
-def in_process(urls: dict[str, str]) -> InProcess:
+class Ahead(RealRuntime):
+    """The world, whose wall clock a test may set ahead."""
+
+    ahead_us = 0
+
+    def wall_us(self) -> int:
+        return super().wall_us() + self.ahead_us
+
+
+def in_process(urls: dict[str, str], runtime: RealRuntime | None = None) -> InProcess:
     """Return what runs the services on their databases."""
-    runtime = RealRuntime()
+    runtime = runtime or RealRuntime()
     # Nothing here is about time-outs, however slow the machine is.
     patient = Policies(Policy(timeout_s=100.0, breaker=None))
     served = InProcess(runtime, [shop, stock], policies=lambda _: patient)

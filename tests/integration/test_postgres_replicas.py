@@ -17,12 +17,14 @@ import pytest
 
 from notes_app import TESTS
 from postgres_server import _end_with_parent, empty_database
-from replica_process import Go, Shop, in_process, shop
-from synchromesh.errors import ActionRefused, Fenced, UnknownSaga
+from replica_process import POISON, Ahead, Go, Shop, in_process, shop
+from synchromesh.errors import ActionRefused, BadRequest, Fenced, StatementFailed, UnknownSaga
+from synchromesh.saga.deps import Clock
 from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairWish
 from synchromesh.saga.timetable import tell
-from synchromesh.service import ServiceInstance
+from synchromesh.service import ServiceInstance, scheduler
+from synchromesh.service.forgetting import Forgetting, Retention
 from synchromesh.store.owners import SharedOwners
 from synchromesh.store.postgres_connection import connect
 from synchromesh.store.postgres_errors import PostgresFault
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.anyio
 
 WAIT_S = 200.0
 SAGAS = 12
+SCHEDULE, PROJECTION = "schedule/minutely", "projection/totals"
 
 
 class Replica:
@@ -123,6 +126,8 @@ class World:
         await self.until("select count(*) from seen", [(count,)], of="stock")
         assert await self.read("select * from seen where nth <> n", of="stock") == []
         await self.until("select count(*) from totals__1", [(count,)])
+        # The schedule's times, too, if one came.
+        assert await self.read("select * from tick where n <> 1") == []
 
 
 @pytest.fixture
@@ -138,6 +143,7 @@ class Two:
     """Two instances of the shop in this process, of which the first is called, and one stock."""
 
     url: str
+    runtime: Ahead
     served: InProcess
     first: ServiceInstance
     second: ServiceInstance
@@ -156,12 +162,15 @@ def owned_by(instance: ServiceInstance) -> frozenset[str]:
 
 
 @pytest.fixture
-async def two(anyio_backend: str) -> AsyncIterator[Two]:
+async def two(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
+    # So that the wall clock may jump.
+    monkeypatch.setattr(scheduler, "LOOK_EVERY_S", 0.05)
     urls = {name: await empty_database(f"two_{name}") for name in ("shop", "stock")}
-    served = in_process(urls)
+    runtime = Ahead()
+    served = in_process(urls, runtime)
     await served.start("stock", "shop")
     second = await ServiceInstance.start(shop, served.deps, name="shop#2")
-    made = Two(urls["shop"], served, served.up["shop"], second)
+    made = Two(urls["shop"], runtime, served, served.up["shop"], second)
     await made.until_owned(made.first, 30)
     await made.until_owned(second, 30)
     yield made
@@ -236,6 +245,78 @@ async def test_what_one_that_stands_still_holds_is_freed(two: Two) -> None:
     with pytest.raises((*PostgresFault, ConnectionError)):
         await stopped.execute("commit")
     assert await two.second.store.read("select n from tick") == [(1,)]
+
+
+async def test_each_time_of_a_schedule_has_one_effect_whoever_sends_it(two: Two) -> None:
+    """One process sends, and another once that one has lost its lease and does not know."""
+
+    async def minute() -> None:
+        (before,) = await two.second.store.read("select count(*) from tick")
+        two.runtime.ahead_us += 60_000_000
+        async with asyncio.timeout(WAIT_S):
+            while await two.second.store.read("select count(*) from tick") == [before]:
+                await asyncio.sleep(0.02)
+
+    for _ in range(3):
+        await minute()
+    (sends,) = (each for each in (two.first, two.second) if SCHEDULE in owned_by(each))
+    other = two.second if sends is two.first else two.first
+    owners = sends.store.owners
+    assert isinstance(owners, SharedOwners)
+    assert owners._task is not None
+    owners._task.cancel()
+    async with asyncio.timeout(WAIT_S):
+        while SCHEDULE not in owned_by(other):
+            await asyncio.sleep(0.02)
+    assert SCHEDULE in owned_by(sends), "it does not know"
+    for _ in range(3):
+        await minute()
+    assert await other.store.read("select count(*) >= 6, max(n) from tick") == [(True, 1)]
+    assert not await other.schedules_failed()
+
+
+async def test_projections_skip_are_rebuilt_and_what_all_have_read_is_forgotten(two: Two) -> None:
+    """Asked of either process, done by whoever has it; then readers go on over what was removed."""
+    store, by = two.second.store, {"who": "ada", "why": "it is mended"}
+
+    async def order(name: str, n: int) -> None:
+        await two.served.call(Shop.place(name, n, False))
+        assert await two.second.engine.conclusion(name, WAIT_S) is not None
+
+    async def until(sql: str, expected: object) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while (await store.read(sql))[0][0] != expected:
+                await asyncio.sleep(0.05)
+
+    for n in range(4):
+        await order(f"order-{n}", n)
+    await order(POISON, 1)
+    await order("behind", 1)
+    await until("select count(*) from sm_projection where parked <> ''", 1)
+    unowned = next(each for each in (two.first, two.second) if PROJECTION not in owned_by(each))
+    runner = unowned.projections.runner("totals")
+    await runner.skip(by=by)
+    counted = "select count(*) from totals__{}"
+    await until(counted.format(1), 5)
+    await runner.rebuild(by=by)
+    await until(counted.format(2), 5)
+    assert (await runner.switch(by=by)).number == 2
+    assert [each.number for each in await two.first.projections.list()] == [2, 1]
+    assert (await runner.drop(by=by)).number == 1
+    with pytest.raises(StatementFailed):
+        await store.read(counted.format(1))
+    # Both sides of the relay, and the projection, are past all of it.
+    sold = "select count(*) from sm_event where is_public = 1 and name = 'shop.sold'"
+    await until(sold, 6)
+    short = Retention(sagas_s=0.0, events_s={"shop.sold": 0.0}, rows_max=4, pause_s=0.0)
+    forgetting = Forgetting(store, short, Clock(two.runtime))
+    async with asyncio.timeout(WAIT_S):
+        while await store.read(f"select ({sold}), (select count(*) from sm_saga)") != [(0, 0)]:
+            await forgetting.sweep()
+    with pytest.raises(BadRequest, match="removed"):
+        await runner.rebuild(by=by)
+    await order("later", 2)
+    await until(counted.format(2), 6)
 
 
 async def test_one_that_stops_gives_back_at_once(two: Two) -> None:
