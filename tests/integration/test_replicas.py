@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from notes_app import TESTS, write_config
@@ -18,6 +19,8 @@ from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir, System, load_config
+from synchromesh.system.control.catalogue import EJECTED
+from synchromesh.system.control.remote import MetricsAnswer
 
 pytestmark = pytest.mark.anyio
 
@@ -101,15 +104,23 @@ async def test_one_that_is_broken_is_passed_over(
 
 
 async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None:
-    """As long as it fails it stays out, but for a probe now and then."""
+    """As long as it fails it stays out, but for a probe now and then; metrics count it."""
     async with served(tmp_path, is_split=True) as (_, asking, clients):
         await clients.ask(MANY)
         await asking.ask("POST", "/faults", {"target": "gateway:quotes#3", "errors": "100%"})
         ejected: dict[str, list[str]] = {}
+        counted: dict[tuple[str, ...], float] = {}
         async with clients.asking():
-            while not ejected:
+            while not (ejected and counted.get(("gateway", "gateway", "quotes"))):
                 ejected = (await asking.ask("GET", "/status"))["clients"]["gateway"]["ejected"]
+                told = msgspec.convert(await asking.ask("GET", "/metrics"), MetricsAnswer)
+                counted = {
+                    sample.labels: sample.value
+                    for family in told.families if family.metric.name == EJECTED.name
+                    for sample in family.samples
+                }  # fmt: skip
         assert ejected == {"quotes": ["quotes#3"]}
+        assert counted == {("gateway", "gateway", "quotes"): 1.0}
         check(clients)
 
 

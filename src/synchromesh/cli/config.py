@@ -58,7 +58,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         # Only its routes need what is imported, which may have mistakes of its own.
         load_services(values, folder)
         gateway = load_gateway(values, folder)
-    edges, branches = explain_edges(values, gateway), explain_branches(gateway)
+    edges, branches = list(explain_edges(values, gateway)), explain_branches(gateway)
     if is_json:
         told = {"settings": in_force, "edges": edges, "branches": branches}
         print_json(msgspec.to_builtins(told))

@@ -73,9 +73,12 @@ class ControlSource:
     async def policies(self) -> Told:
         """Return what `config explain` says of edges and branches, as they were at the start."""
         if not self._policies:
-            edges = explain_edges(self._config, self._gateway)
+            edges = []
+            for each in explain_edges(self._config, self._gateway):
+                edges.append(msgspec.to_builtins(each))
+                await asyncio.sleep(0)
             self._policies = {
-                "edges": msgspec.to_builtins(edges),
+                "edges": edges,
                 "branches": msgspec.to_builtins(explain_branches(self._gateway)),
             }
         return self._policies
