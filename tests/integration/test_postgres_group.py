@@ -32,9 +32,8 @@ from synchromesh.store import Condition, Unit, postgres_units
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
 from synchromesh.store.postgres_append import (
     APPEND,
-    APPEND_FORETOLD,
     APPEND_IN_ORDER,
-    as_foretold,
+    foretold,
 )
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_dialect import Translation
@@ -147,7 +146,7 @@ def _duplicate() -> Exception:
 
 
 APPENDING, COMMITTING, BEGINNING = "count(place)", "; commit", "lock table sm_log"
-FORETOLD = "with checked as"
+FORETOLD = "checked as"
 LOOKING_UP = "on conflict do nothing returning 1"
 
 
@@ -560,7 +559,8 @@ async def test_what_many_share_is_planned_once_and_read_by_keys() -> None:
         *((each, arrays(each.places)) for each in (APPEND, APPEND_IN_ORDER)),
         *((each, arrays(each.places)) for each in map(Translation, tables_at_once.STATEMENTS)),
         (batch, [*arrays(batch.places - 2), *marked]),
-        (APPEND_FORETOLD, as_foretold([("s/1", 7, [event])], "u", 1)),
+        foretold([("s/1", 7, [event])], "u", 1),
+        foretold([("s/1", 7, [event, event])], "u", 1),
     ]
     for plan, values in given:
         text = plan.text(())

@@ -29,12 +29,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from synchromesh.store.postgres_answers import Again, Lost
-from synchromesh.store.postgres_append import (
-    APPEND_FORETOLD,
-    APPEND_IN_ORDER,
-    as_foretold,
-    as_values,
-)
+from synchromesh.store.postgres_append import APPEND_IN_ORDER, as_values, foretold
 from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_errors import PostgresFault, is_conflict, is_lost, is_own_duplicate
 from synchromesh.store.postgres_grouping import Foresight
@@ -217,9 +212,7 @@ class AppendGroup:
             await send(connection, "reset all")
             self.is_used = False
         try:
-            told: Any = await run(
-                connection, APPEND_FORETOLD, as_foretold(appends, self.mark, now_us)
-            )
+            told: Any = await run(connection, *foretold(appends, self.mark, now_us))
         except PostgresFault as error:
             if is_lost(error):
                 self.is_doubtful = True
