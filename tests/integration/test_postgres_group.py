@@ -552,7 +552,7 @@ async def test_what_many_share_is_planned_once_and_read_by_keys() -> None:
     schemas = [SCHEMA, SAGA_SCHEMA]
     store = await PostgresStore.open(url, service="p", schemas=schemas, runtime=RealRuntime())
     connection = await asyncpg.connect(url)
-    batch = plan_of(("true",), tables_at_once.PUTS)
+    batch = plan_of(("true",), tables_at_once.PUTS, appends=True)
     marked: list[Any] = ["u", 1]
     event = ("id", "shop.sold", 1, b"{}", 0, "", "", 5, 1)
     given: list[tuple[Translation, list[Any]]] = [

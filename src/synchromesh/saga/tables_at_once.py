@@ -42,12 +42,16 @@ cross join lateral (
 ) as there"""
 # A run that ends is inserted as it is, so that it is its key by which the row is found and changed:
 # a plan of `update ... from` made for a small table reads all of it, and is in conflict with all.
-PUTS = f"""\
+_STARTED = f"""\
 started as (
     insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)} where {{so}}
-), recorded as (
+)"""
+_RECORDED = f"""\
+recorded as (
     insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)} where {{so}}
-), ended as (
+)"""
+_ENDED = f"""\
+ended as (
     insert into sm_saga({", ".join(_RUN)})
     select {", ".join(f"new.{each}" if each in _END else f"was.{each}" for each in _RUN)}
     from {_rows(_END)} as new({", ".join(_END)}) cross join lateral (
@@ -61,13 +65,13 @@ started as (
 ), forgotten as (
     delete from sm_saga_signal where saga = any((select ?::text[])::text[]) and {{so}}
 )"""
+PUTS = f"{_STARTED}, {_RECORDED}, {_ENDED}"
 """What a batch writes, as parts of a statement, each where `{so}` holds."""
 
-_PUT = f"with {PUTS.format(so='true')} select"
 _NONE_THERE = f"not exists ({_FOUND})"
 
-STATEMENTS = (_FOUND, _PUT)
-"""All statements."""
+STATEMENTS = (_FOUND, f"with {PUTS.format(so='true')} select")
+"""All statements, with all parts."""
 
 _Rows = Sequence[tuple[SqlValue, ...]]
 
@@ -111,7 +115,9 @@ class Gathered(NamedTuple):
 
 async def put(unit: ArrayUnit, rows: Rows) -> None:
     """Write them all."""
-    await unit.execute_arrays(_PUT, *_columns_of(rows))
+    puts, columns = _parts_of(rows)
+    if puts:
+        await unit.execute_arrays(f"with {puts.format(so='true')} select", *columns)
 
 
 async def foretell(
@@ -124,18 +130,22 @@ async def foretell(
     conditions = [owned]
     if rows.starts:
         conditions.append(Condition(_NONE_THERE, [[start[0] for start in rows.starts]]))
-    return await unit.foretell(conditions, PUTS, _columns_of(rows), appends)
+    return await unit.foretell(conditions, *_parts_of(rows), appends)
 
 
-def _columns_of(rows: Rows) -> list[Sequence[SqlValue]]:
-    return [
-        *_columns(rows.starts, len(_RUN)),
-        *_columns(rows.records, len(_RECORD)),
-        *_columns(rows.ends, len(_END)),
-        *_columns(rows.counts, len(_COUNT)),
-        [end[-1] for end in rows.ends],
-    ]
-
-
-def _columns(rows: _Rows, count: int) -> list[Sequence[SqlValue]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * count
+def _parts_of(rows: Rows) -> tuple[str, list[Sequence[SqlValue]]]:
+    """Return the parts of the statement for what there is to write, and their arrays."""
+    puts: list[str] = []
+    columns: list[Sequence[SqlValue]] = []
+    if rows.starts:
+        puts.append(_STARTED)
+        columns += map(list, zip(*rows.starts, strict=True))
+    if rows.records:
+        puts.append(_RECORDED)
+        columns += map(list, zip(*rows.records, strict=True))
+    if rows.ends:
+        puts.append(_ENDED)
+        columns += map(list, zip(*rows.ends, strict=True))
+        columns += map(list, zip(*rows.counts, strict=True))
+        columns.append([end[-1] for end in rows.ends])
+    return ", ".join(puts), columns

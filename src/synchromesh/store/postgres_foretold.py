@@ -23,10 +23,16 @@ from synchromesh.store.postgres_transaction import send
 from synchromesh.store.postgres_unit import AskedForetold, PostgresUnit, Steps
 
 _NAMES = ", ".join(COLUMNS)
-# As `begin` and its locks do it: see `APPEND_FORETOLD`. An event whose predecessor has no position
-# gets none, so that all streams are asked.
-_TEXT = f"""\
-with asked as materialized (
+# As `begin` and its locks do it: see `APPEND_FORETOLD`. What is not there is not asked for, since a
+# batch alone takes as long for each part as for what it writes.
+_CHECKED = """\
+checked as materialized (
+    select set_config('lock_timeout', '250', true) is not null
+        and not exists (select from sm_turn for share) {conditions} as is_so
+)"""
+# An event whose predecessor has no position gets none, so that all streams are asked.
+_ASKED = f"""\
+asked as materialized (
     select number, given.stream, coalesce(last.version, 0) as version,
         coalesce(is_numbered, true) and coalesce(expected = coalesce(last.version, 0), true) as fits
     from {as_rows(["text", "bigint"])} with ordinality as given(stream, expected, number)
@@ -34,11 +40,10 @@ with asked as materialized (
         select version, position is not null as is_numbered from {LOG}
         where {LOG}.stream = given.stream order by version desc limit 1
     ) as last on true
-), checked as materialized (
-    select set_config('lock_timeout', '250', true) is not null
-        and not exists (select from sm_turn for share)
-        and (select coalesce(bool_and(fits), true) from asked) {{conditions}} as is_so
-), {{puts}}, fit as materialized (
+)"""
+_FITS = "not exists (select from asked where not fits)"
+_APPENDED = f"""\
+fit as materialized (
     select {_NAMES}, asked.stream, asked.version + nth as version, at
     from {as_rows(["bigint", "bigint", *COLUMNS.values()])}
         with ordinality as event(number, nth, {_NAMES}, at)
@@ -50,18 +55,24 @@ with asked as materialized (
 ), written as (
     insert into {LOG}(position, {_NAMES}, stream, version)
     select base + at, {_NAMES}, stream, version from moved cross join fit order by at
-), marked as (
+)"""
+_MARKED = """\
+marked as (
     insert into sm_commit(unit, at_us) select ?, ? where (select is_so from checked)
-) select is_so from checked"""
+)"""
 # Each part that writes does under this.
 _IS_SO = "(select is_so from checked)"
 
 
 @lru_cache(maxsize=64)
-def plan_of(conditions: tuple[str, ...], puts: str) -> Translation:
-    """Return the statement of a batch that writes parts under conditions."""
-    more = "".join(f"\n        and ({each})" for each in conditions)
-    return Translation(_TEXT.format(conditions=more, puts=puts.format(so=_IS_SO)))
+def plan_of(conditions: tuple[str, ...], puts: str, *, appends: bool) -> Translation:
+    """Return the statement of a batch that writes parts, and appends, under conditions."""
+    asked, appended = ([_ASKED], [_APPENDED]) if appends else ([], [])
+    every = [*[_FITS] * appends, *conditions]
+    checked = _CHECKED.format(conditions="".join(f"\n        and ({each})" for each in every))
+    written = [puts.format(so=_IS_SO)] if puts else []
+    parts = ", ".join([*asked, checked, *written, *appended, _MARKED])
+    return Translation(f"with {parts} select is_so from checked")
 
 
 async def foretell(
@@ -103,8 +114,9 @@ def _foretold(steps: Steps) -> AskedForetold | None:
 
 def _statement(asked: AskedForetold, unit: PostgresUnit) -> tuple[Translation, list[Any]]:
     streams, expected, *events = as_values(asked.appends)
-    values: list[Any] = [streams, expected]
+    values: list[Any] = [streams, expected] if streams else []
     for condition in asked.conditions:
         values += condition.values
-    values += [*asked.columns, *events, unit.unit_id, unit.now_us]
-    return plan_of(tuple(each.sql for each in asked.conditions), asked.puts), values
+    values += [*asked.columns, *(events if streams else ()), unit.unit_id, unit.now_us]
+    conditions = tuple(each.sql for each in asked.conditions)
+    return plan_of(conditions, asked.puts, appends=bool(streams)), values
