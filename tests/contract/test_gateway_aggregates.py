@@ -46,6 +46,7 @@ from synchromesh.gateway import (
     Gateway,
     Stale,
 )
+from synchromesh.gateway.traffic import BRANCH_TOOK
 from synchromesh.resilience import BreakerOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("each_way", "http_way")
@@ -95,7 +96,7 @@ def test_an_aggregate_is_whole(kind: str) -> None:
 
 
 def test_branches_run_at_once_and_what_needs_another_after_it() -> None:
-    """The answer takes as long as the longest way through the branches, not as their sum."""
+    """The answer takes as long as the longest way, not as the sum; each is timed from its begin."""
 
     def after(delay_s: float, value: object) -> Any:
         async def answer(_: Incoming) -> object:
@@ -112,6 +113,16 @@ def test_branches_run_at_once_and_what_needs_another_after_it() -> None:
         began = now()
         assert json_of(await plant.ask("GET /machines/M-1"))["data"] == WHOLE
         assert now() - began == pytest.approx(0.3, abs=1e-6)
+        (timed,) = (
+            each for each in plant.engine.state.families("http") if each.metric is BRANCH_TOOK
+        )
+        took = {sample.labels[1:]: sample.value for sample in timed.samples}
+        assert took == {
+            ("machine", "ok"): pytest.approx(0.1, abs=1e-6),
+            ("order", "ok"): pytest.approx(0.2, abs=1e-6),
+            ("production", "ok"): pytest.approx(0.2, abs=1e-6),
+            ("line", "ok"): pytest.approx(0.15, abs=1e-6),
+        }
 
     behind(main)
 

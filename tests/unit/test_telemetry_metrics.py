@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synchromesh.errors import TimedOut
-from synchromesh.gateway.traffic import BRANCHES, REQUESTS, RouteTraffic, families
+from synchromesh.gateway.composition import BranchOutcome, BranchStatus
+from synchromesh.gateway.traffic import (
+    BRANCH_TOOK,
+    BRANCHES,
+    REQUESTS,
+    RouteTraffic,
+    families,
+)
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import MemoryRing, Tracer
 from synchromesh.telemetry.metrics import (
@@ -155,6 +162,9 @@ def test_requests_are_counted_by_the_stable_conventions() -> None:
     route.answered(b"GET", 0, 0.5)
     route.branched({})
     route.branches["stock"] = {"stale": 2}
+    fresh, late = BranchOutcome(BranchStatus.OK), BranchOutcome(BranchStatus.STALE)
+    route.branched({"stock": fresh, "price": fresh}, {"stock": 0.002, "price": 0.1})
+    route.branched({"stock": late, "price": fresh}, {"stock": 0.5})
     for number in range(500):
         others.answered(f"MADE-UP{number}", 400 + number % 90, 0.0)
     found = {family.metric: family.samples for family in families([route, others], scheme="https")}
@@ -169,6 +179,10 @@ def test_requests_are_counted_by_the_stable_conventions() -> None:
     assert sum(rest.values()) == 500
     assert {labels[0] for labels in rest} == {OTHER}
     assert len(rest) <= 65
-    assert found[BRANCHES] == [Sample((path, "stock", "stale"), 2)]
+    assert found[BRANCHES] == [Sample((path, "stock", "stale"), 3)]
+    took = {sample.labels[1:]: (sum(sample.counts), sample.value) for sample in found[BRANCH_TOOK]}
+    assert took == {
+        ("stock", "ok"): (1, 0.002), ("price", "ok"): (1, 0.1), ("stock", "stale"): (1, 0.5),
+    }  # fmt: skip
     assert route.counts().answers == {"2xx": 2, "5xx": 1}
     assert others.counts().requests == 500

@@ -108,6 +108,7 @@ class AggregateRun:
 
     Attributes:
         outcomes: what became of the branches so far.
+        took_s: how long those took that were begun, each from then on.
     """
 
     _bug: BaseException | None = None
@@ -139,6 +140,10 @@ class AggregateRun:
         self._tasks: dict[_Asked, asyncio.Task[BranchOutcome]] = {}
         # When the branches over an array are late; they have one time for all elements.
         self._due_s: dict[str, float] = {}
+        self.took_s: dict[str, float] = {}
+        self._began_s = 0.0
+        # Where a branch waits for another each begins when it can.
+        self._begins_s: dict[str, float] = {}
 
     async def answer(self) -> Composed:
         """Call the branches, each as soon as it can be, and return the whole.
@@ -159,6 +164,7 @@ class AggregateRun:
     def begin(self, on_end: Callable[[], None]) -> None:
         """Call the branches, each as soon as it can be; `on_end` is told, once, maybe at once."""
         self._on_end = on_end
+        self._began_s = loop_now()
         if self._composition is not None:
             self._start(self._composition.begin())
             return
@@ -233,6 +239,8 @@ class AggregateRun:
         With an `index` it is for that element of the array that the branch is over.
         """
         part, given = self._parts[name], self._given.get(name)
+        if self._composition is not None:
+            self._begins_s.setdefault(name, loop_now())
         operation, timeout_s = part.operation, part.timeout_s
         try:
             if given or found:
@@ -298,6 +306,7 @@ class AggregateRun:
         if error is None and self._composition is None:
             # What nearly every branch comes to, without the frames of the rest.
             self.outcomes[name] = BranchOutcome(_OK, value)
+            self.took_s[name] = loop_now() - self._began_s
             if len(self.outcomes) == len(self._parts):
                 self._look()
         elif error is None:
@@ -346,8 +355,11 @@ class AggregateRun:
         if self._composition is not None:
             starts = self._composition.finish(name, outcome, index)
             self._failed = self._composition.failed
+            if name in self.outcomes:
+                self.took_s[name] = loop_now() - self._begins_s[name]
             return starts
         self.outcomes[name] = outcome
+        self.took_s[name] = loop_now() - self._began_s
         if (
             outcome.status is not _OK
             and not outcome.has_data

@@ -65,11 +65,11 @@ class FastAggregate:
         try:
             composed = run.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            traffic.branched(run.outcomes)
+            traffic.branched(run.outcomes, run.took_s)
             asked.fail(error)
             return
+        traffic.branched(run.outcomes, run.took_s)
         if composed.partial:
-            traffic.branched(run.outcomes)
             names = ", ".join(composed.partial)
             for branch in composed.partial:
                 status = run.outcomes[branch].status.value

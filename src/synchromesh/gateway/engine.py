@@ -489,7 +489,7 @@ class GatewayEngine:
         try:
             composed = await run.answer()
         finally:
-            asked.account.traffic.branched(run.outcomes)
+            asked.account.traffic.branched(run.outcomes, run.took_s)
         if composed.partial:
             asked.account.is_degraded = True
             names = ", ".join(composed.partial)

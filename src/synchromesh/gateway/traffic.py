@@ -12,7 +12,7 @@ import msgspec
 
 from synchromesh.errors import RateLimited, Shed
 from synchromesh.gateway.access_log import AccessLog
-from synchromesh.gateway.composition import BranchOutcome
+from synchromesh.gateway.composition import BranchOutcome, BranchStatus
 from synchromesh.telemetry.metrics import (
     COUNTER,
     GAUGE,
@@ -41,6 +41,7 @@ LOG_DROPPED = Metric(
     "{line}",
     "Lines of the access log that were lost, because too many came at once.",
 )
+_NOT_TIMED: Mapping[str, float] = {}
 _OUTCOMES = ("degraded", "shed", "rate_limited", "cut", "left")
 # Of one route: so many pairs of method and status are told apart.
 _ANSWERS_MAX = 64
@@ -74,6 +75,16 @@ BRANCHES = Metric(
     "Branches of aggregates that came to something else than an answer; of a route with a fallback "
     "its branch is empty.",
     ("http.route", "branch", "outcome"),
+)
+
+
+BRANCH_TOOK = Metric(
+    "synchromesh.gateway.branch.duration",
+    HISTOGRAM,
+    "s",
+    "What a branch of an aggregate took from when it could begin; outcome says what it came to.",
+    ("http.route", "branch", "outcome"),
+    SHORT_S,
 )
 
 
@@ -129,6 +140,7 @@ class RouteTraffic:
 
     Attributes:
         answers: how long they took, by method and status; 0 where the client left before.
+        took: of an aggregate, how long branches took, by name and outcome.
 
     Example:
         >>> traffic = RouteTraffic("GET /stock/{sku}", None)
@@ -140,6 +152,7 @@ class RouteTraffic:
 
     __slots__ = (
         "answers", "branches", "cut", "degraded", "left", "log", "name", "rate_limited", "shed",
+        "took",
     )  # fmt: skip
 
     def __init__(self, name: str, log: AccessLog | None) -> None:
@@ -148,6 +161,7 @@ class RouteTraffic:
         self.answers: dict[tuple[str | bytes, int], Histogram] = {}
         self.degraded = self.shed = self.rate_limited = self.cut = self.left = 0
         self.branches: dict[str, dict[str, int]] = {}
+        self.took: dict[tuple[str, BranchStatus], Histogram] = {}
 
     def answered(self, method: str | bytes, status: int, took_s: float) -> None:
         """Count a request whose answer has ended; `status` 0 where there was none."""
@@ -170,8 +184,16 @@ class RouteTraffic:
         elif isinstance(error, RateLimited):
             self.rate_limited += 1
 
-    def branched(self, outcomes: Mapping[str, BranchOutcome]) -> None:
-        """Count the branches that are not as they could be."""
+    def branched(
+        self, outcomes: Mapping[str, BranchOutcome], took_s: Mapping[str, float] = _NOT_TIMED
+    ) -> None:
+        """Count the branches that are not as they could be, and how long those took that began."""
+        for name, each_s in took_s.items():
+            key = (name, outcomes[name].status)
+            took = self.took.get(key)
+            if took is None:
+                took = self.took[key] = Histogram(SHORT_S)
+            took.observe(each_s)
         for name, outcome in outcomes.items():
             if outcome.is_partial:
                 of = self.branches.setdefault(name, {})
@@ -203,6 +225,7 @@ def families(traffics: Iterable[RouteTraffic], *, scheme: str) -> list[Family]:
     answers: list[Sample] = []
     outcomes: list[Sample] = []
     branches: list[Sample] = []
+    timed: list[Sample] = []
     for traffic in traffics:
         # "GET /stock/{sku}", or with a host before the path.
         route = traffic.name.partition(" ")[2]
@@ -213,6 +236,11 @@ def families(traffics: Iterable[RouteTraffic], *, scheme: str) -> list[Family]:
         outcomes += [Sample((route, each), getattr(traffic, each)) for each in _OUTCOMES]
         for branch, of in traffic.branches.items():
             branches += [Sample((route, branch, each), count) for each, count in of.items()]
+        for (branch, status_of), took in traffic.took.items():
+            timed.append(took.sample(route, branch, status_of.value))
     # Routes of several methods have one path, and the two ways of the gateway name methods apart.
-    found = [Family(REQUESTS, answers), Family(OUTCOMES, outcomes), Family(BRANCHES, branches)]
+    found = [
+        Family(REQUESTS, answers), Family(OUTCOMES, outcomes), Family(BRANCHES, branches),
+        Family(BRANCH_TOOK, timed),
+    ]  # fmt: skip
     return merge(family for family in found if family.samples)

@@ -6,7 +6,7 @@ is in docs/metrics.md, and a test holds the two and a running system to each oth
 
 from __future__ import annotations
 
-from synchromesh.gateway.traffic import BRANCHES, LOG_DROPPED, OUTCOMES, REQUESTS
+from synchromesh.gateway.traffic import BRANCH_TOOK, BRANCHES, LOG_DROPPED, OUTCOMES, REQUESTS
 from synchromesh.gateway.traffic import IN_FLIGHT as GATEWAY_IN_FLIGHT
 from synchromesh.store.group import SIZES
 from synchromesh.telemetry.metrics import COUNTER, GAUGE, HISTOGRAM, INSTANCE, WORK, Metric
@@ -165,5 +165,5 @@ STATE = (
     BREAKER_CHANGES, EJECTED, HELD, HOLDS, SAGAS, SAGA_AGE, SAGA_EVENTS, RELAY_LAG, PROJECTION_LAG,
     PROJECTION_PARKED, SET_ASIDE, SCHEDULE_FAILED, COMMITS, GROUPS, UNITS_WAITING, FILE_SIZE,
 )  # fmt: skip
-GATEWAY = (REQUESTS, OUTCOMES, BRANCHES, GATEWAY_IN_FLIGHT, LOG_DROPPED)
+GATEWAY = (REQUESTS, OUTCOMES, BRANCHES, BRANCH_TOOK, GATEWAY_IN_FLIGHT, LOG_DROPPED)
 EVERY = (*GATEWAY, *WORK.values(), *STATE)
