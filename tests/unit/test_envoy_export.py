@@ -426,7 +426,7 @@ def test_certificates_of_clients_are_refused_once(folder: Path, run: Run) -> Non
     """With TLS at the gateway or without it: what to do is the same, and said alone."""
     own = issue(folder, "own")
     files = f'certificate = "{own.pem}"\nkey = "{own.key}"\nclient_ca = "{own.pem}"\n'
-    app = APP.replace("Forward,", "Certificates, Forward,").replace(
+    app = "from synchromesh.gateway import Certificates\n" + APP.replace(
         "routes=[", "auth=[Certificates()],\n    routes=["
     )
     (folder / "envoy_cli_partners.py").write_text(app)

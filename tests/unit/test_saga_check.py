@@ -242,7 +242,8 @@ def test_masked_fields_are_nowhere_and_the_history_is_followed_all_the_same(
 
 def test_nothing_personal_gets_into_a_history(release: Release) -> None:
     """What is sealed at rest stays so: neither the value nor what is sealed is in the file."""
-    personal = SHOP.replace("Contract, Saga", "Contract, Personal, Saga, Subject")
+    imports = "from synchromesh.personal import Personal, Subject\nfrom synchromesh import"
+    personal = SHOP.replace("from synchromesh import", imports, 1)
     release.write(personal.replace("id: str", "id: Subject", 1).replace(
         "customer: str", "customer: Personal[str]"
     ))  # fmt: skip
