@@ -9,18 +9,22 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
 from nats.aio.client import Client
 
+from certificates import issue
 from nats_server import JETSTREAM, NatsServer
 from nats_world import KEY, Wire, at, credential, kept, listed, registry_at, running, until
 from notes_app import TESTS
 from synchromesh.discovery.nats_requests import NatsRequests
 from synchromesh.errors import ConfigError, DiscoveryError, MissingExtra, StaleIncarnation
 from synchromesh.identity import Signer
+from synchromesh.messaging.jetstream import JetStream
+from synchromesh.runtime import RealRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -294,6 +298,40 @@ async def test_watchers_are_bounded(server: NatsServer) -> None:
     task.cancel()
     await registry.close()
     await registry.close()
+
+
+async def test_tls_by_an_authority_of_ones_own(tmp_path: Path) -> None:
+    """It is named in the URL; a server that has none of it, or no TLS, is not told the password."""
+    ours, others = (issue(tmp_path, name) for name in ("ours", "others"))
+    host = issue(tmp_path, "host", by=ours)
+    secure = NatsServer(
+        JETSTREAM, f'tls {{{{ cert_file: "{host.pem}", key_file: "{host.key}" }}}}',
+        "authorization {{ user: ada, password: secret }}",
+    )  # fmt: skip
+    plain = NatsServer(JETSTREAM)
+    url = secure.url.replace("nats://", "tls://ada:secret@")
+    try:
+        async with running(f"{url}?ca={ours.pem}") as registry, kept(registry, "a"):
+            await listed(registry, "a")
+        for wrong, why in (
+            (url, "its certificate is not believed"),
+            (f"{url}?ca={others.pem}", "its certificate is not believed"),
+            (plain.url.replace("nats://", "tls://ada:secret@"), "it has no TLS"),
+            (f"{url}?ca={tmp_path}/none.pem", "none.pem"),
+            (f"{url}?cafile=x", "cafile is not for this URL"),
+            (f"{secure.url}?ca={ours.pem}", "write tls://"),
+        ):
+            with pytest.raises(ConfigError, match=why) as told:
+                await registry_at(wrong).open()
+            assert "secret" not in told.value.message
+        signer, runtime = Signer(KEY), RealRuntime()
+        stream = await JetStream.connect(
+            f"{url}?ca={ours.pem}", "tls", signer=signer, runtime=runtime
+        )
+        await stream.close()
+    finally:
+        secure.close()
+        plain.close()
 
 
 async def test_another_systems_registry_is_refused(server: NatsServer) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from synchromesh.errors import ConfigError, MissingExtra
+from synchromesh.tls import ClientFiles, client_context
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -18,6 +21,8 @@ CONNECT_WITHIN_S = 5.0
 # The same for each of several servers: one that is silent holds up what the next would answer.
 CONNECT_EACH_WITHIN_S = 2.0
 RETRY_EVERY_S = 0.1
+CLOSE_WITHIN_S = 1.0
+_FILES = ("ca", "certificate", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class NatsAddress:
         servers: the URL of each, without credentials.
         credentials: as the client takes them; those of a URL would not hold for a server that the
             client was told of by another.
+        files: whom it believes by TLS, and what it shows: `?ca=PATH`, `certificate=` and `key=`.
 
     Example:
         >>> found = NatsAddress.of("nats://me:p%40ss@a:4222,b:4222")
@@ -39,11 +45,15 @@ class NatsAddress:
 
     servers: tuple[str, ...]
     credentials: dict[str, Any] = field(repr=False)
+    files: ClientFiles
 
     @classmethod
     def of(cls, url: str) -> Self:
         """Return that of a URL, or of several with commas between; what one leaves out is as in the
         first that has it.
+
+        Raises:
+            ConfigError: its query has something else than files for TLS.
         """
         scheme = url.partition("://")[0]
         parts = [
@@ -53,12 +63,57 @@ class NatsAddress:
         user, colon, password = next(
             (each.netloc.rpartition("@")[0] for each in parts if "@" in each.netloc), ""
         ).partition(":")
+        query = dict(parse_qsl("&".join(each.query for each in parts if each.query)))
+        if (unknown := query.keys() - {*_FILES}) or (query and scheme not in ("tls", "wss")):
+            named = ", ".join(sorted(unknown)) or "a file for TLS"
+            raise ConfigError(
+                f"[engine] nats: {named} is not for this URL; write tls://HOST:PORT?ca=PATH, and "
+                "certificate= and key= where the server asks for them"
+            )
+        files = ClientFiles(**{name: Path(query[name]) for name in _FILES if name in query})
         if colon:
-            return cls(servers, {"user": unquote(user), "password": unquote(password)})
-        return cls(servers, {"token": unquote(user)} if user else {})
+            return cls(servers, {"user": unquote(user), "password": unquote(password)}, files)
+        return cls(servers, {"token": unquote(user)} if user else {}, files)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nothing is to be sent without TLS."""
+        return self.servers[0].startswith(("tls://", "wss://"))
+
+    def options(self) -> dict[str, Any]:
+        """Return what a client of `client_of` connects by, besides the servers.
+
+        Raises:
+            ConfigError: a file is missing, cannot be read, or does not fit the others.
+        """
+        tls = {"tls": client_context(self.files)} if self.is_private else {}
+        return self.credentials | tls
 
     def __str__(self) -> str:
         return ",".join(each.partition("://")[2] for each in self.servers)
+
+
+def client_of(address: NatsAddress) -> Client:
+    """Return a client, which connects to no server without TLS where the address asks for it.
+
+    The library's own follows what the server says: a `tls://` server that says that it has no TLS,
+    or whoever speaks in its place, is sent the password in the plain.
+    """
+    from nats.aio.client import Client as NatsClient
+    from nats.errors import Error
+
+    if not address.is_private or address.servers[0].startswith("wss://"):
+        return NatsClient()
+
+    class PrivateClient(NatsClient):
+        async def _process_info(
+            self, info: dict[str, Any], initial_connection: bool = False
+        ) -> None:
+            if initial_connection and not info.get("tls_required"):
+                raise Error("it has no TLS, and the URL says tls://")
+            await super()._process_info(info, initial_connection)
+
+    return PrivateClient()
 
 
 async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client:
@@ -80,7 +135,6 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
     """
     try:
         import nats.errors
-        from nats.aio.client import Client as NatsClient
     except ImportError as error:
         raise MissingExtra("nats", needed_for="[engine] nats") from error
     failures: list[Exception] = []
@@ -95,9 +149,10 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
         failures[:] = [error]
 
     address, refused = NatsAddress.of(url), []
+    options = address.options()
     within_s = CONNECT_WITHIN_S if len(address.servers) == 1 else CONNECT_EACH_WITHIN_S
     for server in address.servers:
-        client, failures[:] = NatsClient(), []
+        client, failures[:] = client_of(address), []
         try:
             async with asyncio.timeout(within_s):
                 await client.connect(
@@ -108,19 +163,26 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
                     reconnect_time_wait=RETRY_EVERY_S,  # type: ignore[arg-type]
                     closed_cb=lost,
                     error_cb=failed,
-                    **address.credentials,
+                    **options,
                 )
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-            await client.close()
+            await end(client)
             why = _why(failures[0] if failures else error, within_s)
             refused.append(f"NATS at {shown_url(server)}: {why}")
         except BaseException:
-            await client.close()
+            await end(client)
             raise
         else:
             is_up = True
             return client
     raise ConfigError("; ".join(refused))
+
+
+async def end(client: Client) -> None:
+    """Close a client; one whose handshake failed would wait for ever for its connection to end."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_WITHIN_S):
+            await client.close()
 
 
 @contextmanager
@@ -148,6 +210,11 @@ def shown_url(url: str) -> str:
 
 def _why(error: Exception, within_s: float) -> str:
     text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not believed ({error.verify_message}); name its authority, as in "
+            "tls://HOST:PORT?ca=PATH"
+        )
     if "authorization" in text.lower() or "authentication" in text.lower():
         return "it refuses the credentials in the URL; write nats://USER:PASSWORD@HOST:PORT"
     if isinstance(error, TimeoutError):

@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
-from synchromesh.discovery.nats_connection import NatsAddress
+from synchromesh.discovery.nats_connection import NatsAddress, client_of, end
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -90,13 +89,18 @@ class JetStreamConnection:
     """
 
     def __init__(
-        self, place: str, system: str, signer: Signer, runtime: Runtime, options: JetStreamOptions
+        self,
+        address: NatsAddress,
+        system: str,
+        signer: Signer,
+        runtime: Runtime,
+        options: JetStreamOptions,
     ) -> None:
-        self.place = place
+        self.place = str(address)
         self.signer = signer
         self.runtime = runtime
         self.options = options
-        self.client = Client()
+        self.client = client_of(address)
         self.anyhow = StreamNames.of(system)
         self._system = system
         self._refused, self._refused_at_s = "", -math.inf
@@ -119,7 +123,7 @@ class JetStreamConnection:
         """
         options = options or JetStreamOptions()
         address = NatsAddress.of(url)
-        made = cls(str(address), system, signer, runtime, options)
+        made = cls(address, system, signer, runtime, options)
         try:
             async with asyncio.timeout(options.connect_s):
                 await made._connect(address)
@@ -149,12 +153,12 @@ class JetStreamConnection:
             error_cb=self._note_error,
             disconnected_cb=self._note_away,
             reconnected_cb=self._note_back,
-            **address.credentials,
+            **address.options(),
         )
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
-        await self.client.close()
+        await end(self.client)
 
     @property
     def api(self) -> JetStreamContext:
