@@ -48,6 +48,9 @@ def issue(
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(_names(host, uri)), critical=False)
     )
+    # What RFC 5280 asks for, and CPython from 3.13 on.
+    for extension, is_critical in _told(private, private if by is None else by.private, by is None):
+        builder = builder.add_extension(extension, critical=is_critical)
     certificate = builder.sign(private if by is None else by.private, hashes.SHA256())
     pem, key = folder / f"{name}.pem", folder / f"{name}.key"
     hidden = (
@@ -63,6 +66,24 @@ def issue(
         ),
     )
     return Issued(certificate, private, pem, key)
+
+
+def _told(
+    own: ec.EllipticCurvePrivateKey, issuer: ec.EllipticCurvePrivateKey, is_ca: bool
+) -> list[tuple[x509.ExtensionType, bool]]:
+    """Return what a certificate says of its key, of its issuer's, and of what it is for."""
+    return [
+        (x509.SubjectKeyIdentifier.from_public_key(own.public_key()), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), False),
+        (
+            x509.KeyUsage(
+                digital_signature=True, key_cert_sign=is_ca, crl_sign=is_ca,
+                content_commitment=False, key_encipherment=False, data_encipherment=False,
+                key_agreement=False, encipher_only=False, decipher_only=False,
+            ),
+            True,
+        ),
+    ]  # fmt: skip
 
 
 def _names(host: str, uri: str) -> list[x509.GeneralName]:
