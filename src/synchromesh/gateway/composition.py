@@ -28,7 +28,9 @@ from synchromesh.errors import SynchromeshError, TooManyElements
 
 
 class BranchStatus(Enum):
-    """The outcome of a branch."""
+    """The outcome of a branch; hashed as the one object that it is, for counts are kept by it."""
+
+    __hash__ = object.__hash__
 
     OK = "ok"
     STALE = "stale"

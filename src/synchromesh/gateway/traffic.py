@@ -41,6 +41,7 @@ LOG_DROPPED = Metric(
     "{line}",
     "Lines of the access log that were lost, because too many came at once.",
 )
+_OK = BranchStatus.OK
 _NOT_TIMED: Mapping[str, float] = {}
 _OUTCOMES = ("degraded", "shed", "rate_limited", "cut", "left")
 # Of one route: so many pairs of method and status are told apart.
@@ -195,7 +196,7 @@ class RouteTraffic:
                 took = self.took[key] = Histogram(SHORT_S)
             took.observe(each_s)
         for name, outcome in outcomes.items():
-            if outcome.is_partial:
+            if outcome.status is not _OK and outcome.is_partial:
                 of = self.branches.setdefault(name, {})
                 of[outcome.status.value] = of.get(outcome.status.value, 0) + 1
 
