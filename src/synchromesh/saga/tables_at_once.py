@@ -40,8 +40,6 @@ select there.id, there.name, there.digest from unnest((select ?::text[])) as ask
 cross join lateral (
     select id, name, digest from sm_saga where sm_saga.id = asked.id limit 1
 ) as there"""
-# A run that ends is inserted as it is, so that it is its key by which the row is found and changed:
-# a plan of `update ... from` made for a small table reads all of it, and is in conflict with all.
 _STARTED = f"""\
 started as (
     insert into sm_saga({", ".join(_RUN)}) select * from {_rows(_RUN)} where {{so}}
@@ -50,6 +48,8 @@ _RECORDED = f"""\
 recorded as (
     insert into sm_saga_record({", ".join(_RECORD)}) select * from {_rows(_RECORD)} where {{so}}
 )"""
+# A run that ends is inserted as it is, so that it is its key by which the row is found and changed:
+# a plan of `update ... from` made for a small table reads all of it, and is in conflict with all.
 _ENDED = f"""\
 ended as (
     insert into sm_saga({", ".join(_RUN)})

@@ -46,6 +46,7 @@ _CONTROL = TRANSACTIONAL | {
 _SESSION = re.compile(r"set_config|advisory|\btemp(orary)?\b|pg_temp", re.IGNORECASE)
 _PLANS_MAX = 2048
 _VARIANTS_MAX = 64
+_INT_MAX = (1 << 63) - 1
 
 
 class Translation:
@@ -110,6 +111,8 @@ class Translation:
 
     def refuse_kinds(self, values: Sequence[SqlValue], *, path: str) -> None:
         """Refuse values that cannot be kept as they are: raise `StatementFailed`."""
+        if _are_plain(values):
+            return
         refuse_unstorable(values, self.sql, path=path)
         for number, value in enumerate(values, 1):
             if isinstance(value, str):
@@ -134,6 +137,21 @@ class Translation:
             cast = _CASTS.get(kinds[at], "") if kinds else ""
             text += f"${at + 1}::{cast}{part}" if cast else f"${at + 1}{part}"
         return text
+
+
+def _are_plain(values: Sequence[object]) -> bool:
+    """Return whether values are of those that most are, which every engine keeps as they are."""
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            if not value.isascii() or "\0" in value:  # type: ignore[attr-defined, operator]
+                return False
+        elif kind is int:
+            if not -_INT_MAX <= value <= _INT_MAX:  # type: ignore[operator]
+                return False
+        elif kind is not bytes and value is not None:
+            return False
+    return True
 
 
 class Translations:

@@ -77,6 +77,8 @@ class Wakeups:
 
     def tell(self, topics: set[str]) -> None:
         """Tell other processes of topics, soon; a topic that is too long is not told."""
+        if topics <= self._topics:
+            return  # as most are, of many commits
         self._topics.update(each for each in topics if len(each) <= _TOPIC_CHARS_MAX)
         if self._topics:
             self._is_wanted.set()
