@@ -24,6 +24,7 @@ from synchromesh.discovery.nats_requests import NatsRequests
 from synchromesh.errors import ConfigError, DiscoveryError, MissingExtra, StaleIncarnation
 from synchromesh.identity import Signer
 from synchromesh.messaging.jetstream import JetStream
+from synchromesh.messaging.jetstream_connection import JetStreamOptions
 from synchromesh.runtime import RealRuntime
 
 pytestmark = pytest.mark.anyio
@@ -329,6 +330,10 @@ async def test_tls_by_an_authority_of_ones_own(tmp_path: Path) -> None:
             f"{url}?ca={ours.pem}", "tls", signer=signer, runtime=runtime
         )
         await stream.close()
+        with pytest.raises(ConfigError, match="CERTIFICATE_VERIFY_FAILED"):
+            await JetStream.connect(
+                url, "tls", signer=signer, runtime=runtime, options=JetStreamOptions(connect_s=1.0)
+            )
     finally:
         secure.close()
         plain.close()

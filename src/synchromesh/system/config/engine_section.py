@@ -33,8 +33,8 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "postgresql://HOST:5432"; its user is whom `synchromesh db create` connects as, and
             each service has a role of its own. "" keeps them in SQLite files.
         nats: the NATS server that has the registry and carries messages, such as
-            "nats://HOST:4222", or the servers of a cluster with commas between them; "" keeps the
-            one in the system and has the others go by calls.
+            "nats://HOST:4222", "tls://HOST:4222?ca=PATH", or the servers of a cluster with commas
+            between them; "" keeps the one in the system and has the others go by calls.
         nats_monitor: its monitoring address, such as "http://HOST:8222", where a start looks
             whether it writes each message to its disk; "" for none, which a start says.
         sqlite: services whose databases stay in SQLite files beside the PostgreSQL server, such as
