@@ -15,6 +15,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml  # type: ignore[import-untyped]
+from compose_spec import PyCompose
 
 from cli_runs import Run, runner
 from spread_app import TOML
@@ -158,6 +159,8 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
     """Each service is there, each reference leads somewhere, no secret is written."""
     texts = exported(run, tmp_path, "compose")
     composed = yaml.safe_load(texts["compose.yaml"])
+    # Every key and value as the Compose Specification has it: an unknown one is refused.
+    assert len(PyCompose.from_yaml(texts["compose.yaml"])) == len(composed["services"])
     services = composed["services"]
     assert set(services) == {*PARTS, "postgres", "nats", "db-create"}
     for name, each in services.items():
