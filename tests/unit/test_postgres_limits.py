@@ -77,7 +77,8 @@ def test_wake_ups_are_heard_again_after_a_connection_went_silent() -> None:
     """It is looked at where nothing is told, too; then all look, for something was missed."""
 
     async def body(_: SimRuntime) -> None:
-        made = [Silent(2), Silent(1000)]
+        # It is set up, listens, and is asked once.
+        made = [Silent(3), Silent(1000)]
         later, heard = iter(made), list[str | None]()
 
         async def connect() -> Silent:
