@@ -17,7 +17,7 @@ S ?= 60
 EVENTS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chromium coverage lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test chromium coverage compiled lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,8 +26,12 @@ demo: sync ## Run servo-works as processes, break it on purpose, audit its datab
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
 test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it; LOOP=uvloop
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint layers docs
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target compiled lint layers docs
 	@SYNCHROMESH_TEST_LOOP=$(LOOP) $(RUN) $(PYTEST)
+
+# Four workers that begin on a fresh checkout would compile all tests four times. What is wrong in them, the run says.
+compiled: sync
+	@$(RUN) pytest --collect-only -qq > /dev/null || true
 
 # The console is tested in a browser: Debian's own, installed where this may be done. A fresh machine has no lists of
 # packages, or old ones, which name what is no more.

@@ -2,10 +2,11 @@
 
     trace → deadline → retry + budget → limiter → breaker (per edge) → balancer → transport
 
-An *edge* is a caller and a callee service: it has one breaker, one retry budget and one limiter,
-whatever the transport (B5). The way of an operation through them is put together when it is first
-called, as a `Plan`. A call whose first attempt goes straight through takes the fast way (`fast`),
-any other the slow one (`sending`); both do the same.
+An *edge* is a caller and a callee service: it has one breaker and one retry budget, whatever the
+transport (B5), and a limiter for each operation, or one for all if its limit is fixed. The way of
+an operation through them is put together when it is first called, as a `Plan`. A call whose first
+attempt goes straight through takes the fast way (`fast`), any other the slow one (`sending`); both
+do the same.
 
 Keys: a command is sent under `context.key`, and the caller invents none. A key promises that one
 may ask again under it; one that dies with this call promises nothing, so that a command without a
@@ -278,9 +279,15 @@ class Caller:
 
     @property
     def limiters(self) -> dict[str, Limiter]:
-        """The limiters of all edges that were used and have one, by the callee's service."""
-        edges = self._edges.items()
-        return {service: edge.limiter for service, edge in edges if edge.limiter is not None}
+        """The limiters of all edges that were used, by the callee's service.
+
+        Those that adapt themselves are by the operation: `stock.reserve`.
+        """
+        return {
+            f"{service}.{name}" if name else service: limiter
+            for service, edge in self._edges.items()
+            for name, limiter in edge.limiters.items()
+        }
 
     @property
     def ejected(self) -> dict[str, tuple[str, ...]]:
@@ -306,7 +313,14 @@ class Caller:
         edge, policy = self.edge(service), self._policies.of_operation(operation)
         called = self.called(service, is_external=operation.is_external)
         plan = self._plans[operation] = Plan(
-            operation, edge.of_operation(policy, is_read=not operation.is_command), called
+            operation,
+            edge.of_operation(
+                policy,
+                operation.name,
+                is_read=not operation.is_command,
+                is_ours=not operation.is_external,
+            ),
+            called,
         )
         return plan
 

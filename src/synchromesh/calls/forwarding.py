@@ -250,7 +250,7 @@ class Forwarder:
         line = self._lines.get((upstream, name, is_external))
         if line is None:
             shared = self._caller.edge(upstream)
-            edge = shared.of_operation(shared.policy)
+            edge = shared.of_operation(shared.policy, name, is_ours=not is_external)
             line = self._lines[upstream, name, is_external] = Line(
                 edge,
                 edge.untimed(),

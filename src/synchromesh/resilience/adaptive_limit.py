@@ -54,13 +54,13 @@ _ROOM_MIN, _ROOM_S = 4.0, 0.07
 # How many calls were under way is remembered for the longest that an answer takes, nearly.
 _POINTS, _POINT_S = 64, 0.025
 # Other numbers of calls tell a queue from slower work: so many times as many, or as few.
-_MORE, _FEWER, _TRIED, _AS_MANY = 2.0, 0.5, 0.4, 0.75
+_MORE, _FEWER, _TRIED, _AS_MANY = 1.5, 0.5, 0.4, 0.75
 # In a queue a call takes so many times as long as there are times as many, in the work as long as
 # ever: between the two is this power. What is so much quicker or worse is so for another reason.
 _STEADY, _QUICKER, _WORSE = 1 / 3, 0.7, 1.5
-# In so many windows; the limit is held for the first of them. Of the least it takes longer: an
-# answer tells of the queue that its call met.
-_ENOUGH, _ENOUGH_LEAST, _TAKES, _HELD = 3, 8, 3.0, 2
+# In so many windows; the limit is held for the first of them. With the least it takes so long, and
+# so many answers' time: an answer tells of the queue that its call met.
+_ENOUGH, _HELD, _LEAST_S, _TAKES = 3, 2, 0.8, 3.0
 # A limit that is not reached so far harms nobody.
 _REACHED = 0.9
 
@@ -116,26 +116,33 @@ class _Slowdown:
     """
 
     __slots__ = (
-        "_by", "_fewer", "_in_flight", "_is_tried", "_leasts", "_more", "_sum", "is_work",
-        "windows",
+        "_began_s", "_by", "_fewer", "_in_flight", "_is_tried", "_least", "_least_s", "_more",
+        "_sum", "is_work", "windows",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._in_flight = self._by = self._sum = 0.0
-        self.windows = self._fewer = self._more = self._leasts = 0
+        self._in_flight = self._by = self._sum = self._began_s = self._least_s = 0.0
+        self._fewer = 0.0
+        self.windows = self._more = self._least = 0
         self.is_work = self._is_tried = False
 
     def end(self) -> None:
         """Take note that answers are as quick as usual."""
         if self.windows:
             self.windows = 0
-            self._begin(0.0, 0.0)
+            self._begin(0.0, 0.0, 0.0)
 
-    def see(self, in_flight: float, by: float, took_s: float, *, is_least: bool) -> None:
+    def see(
+        self, now: float, began: float, ended: float, by: float, took_s: float, *, is_least: bool
+    ) -> None:
         """Take a slow window into account.
 
+        A call in a queue waits for those that were there when it began, one that shares its place
+        with all others for those that come and go meanwhile: there are many, or few, if both are.
+
         Args:
-            in_flight: how many calls were under way when its calls began.
+            now: the time of the loop's clock.
+            began, ended: how many calls were under way when its calls began, and ended.
             by: its slowness.
             took_s: how long its answers took.
             is_least: no fewer calls can be let in.
@@ -144,20 +151,37 @@ class _Slowdown:
         if self.is_work and by <= _WORSE * self._by:
             self._by = min(self._by, by)  # as it is learned
             return
-        grown, slowed = in_flight / (self._in_flight or in_flight), by / (self._by or by)
+        before, slowed = self._in_flight or began, by / (self._by or by)
+        grown, few, many = began / before, max(began, ended) / before, min(began, ended) / before
         if self.windows == 1 or self.is_work or (slowed < _QUICKER and _FEWER < grown < _MORE):
-            self._begin(in_flight, by)
-        elif grown <= _FEWER:
-            self._fewer += 1
-            self._sum += slowed / grown**_STEADY
+            self._begin(now, began, by)
+        elif few < _AS_MANY:
+            # Half as many tell it; what lies nearer, by the square of how near.
+            weight = min(1.0, (math.log(grown) / math.log(_FEWER)) ** 2)
+            self._fewer += weight
+            self._sum += weight * slowed / grown**_STEADY
             self.is_work = self._fewer >= _ENOUGH and self._sum >= self._fewer
-        elif grown >= _MORE:
+        elif many >= _MORE:
             self._more = self._more + 1 if slowed <= math.sqrt(grown) else 0
             self.is_work = self._more >= _ENOUGH
         else:
-            self._refine(in_flight, by, grown)
-            self._leasts = self._leasts + 1 if is_least else 0
-            self.is_work = self._leasts >= max(_ENOUGH_LEAST, _TAKES * took_s / _WINDOW_S)
+            self._refine(began, by)
+            if not is_least:
+                self._least = 0
+                return
+            self._least += 1
+            if self._least == 1:
+                self._least_s = now
+            has_lasted = now - self._least_s >= max(_LEAST_S, _TAKES * took_s)
+            self.is_work = has_lasted and self._least >= _ENOUGH
+
+    def may_tell_more(self, now: float, in_flight: float, took_s: float) -> bool:
+        """Tell whether many more calls are under way than those that were answered found.
+
+        What their answers will take says more than any guess, if they are waited for.
+        """
+        is_more = in_flight >= _MORE * self._in_flight and now - self._began_s <= took_s
+        return is_more or 0 < self._more < _ENOUGH
 
     def lowered(self, limit: float, target: float) -> float:
         """Return what to lower the limit to: at first to what tells a queue from slower work."""
@@ -165,22 +189,27 @@ class _Slowdown:
         tried = self._in_flight * _TRIED
         return (limit + target) / 2 if self._fewer >= _HELD else max(target, tried)
 
-    def _refine(self, in_flight: float, by: float, grown: float) -> None:
+    def _refine(self, in_flight: float, by: float) -> None:
         """Learn how slow it is with that many calls: one window is a matter of chance."""
         if not self._is_tried:
             self._in_flight += (in_flight - self._in_flight) / 2
-        if grown >= _AS_MANY:
-            self._by += (by - self._by) / 2
+        self._by += (by - self._by) / 2
 
-    def _begin(self, in_flight: float, by: float) -> None:
-        self._in_flight, self._by = in_flight, by
-        self._fewer = self._more = self._leasts = 0
+    def _begin(self, now: float, in_flight: float, by: float) -> None:
+        self._began_s, self._in_flight, self._by = now, in_flight, by
+        self._fewer = 0.0
+        self._more = self._least = 0
         self._sum = 0.0
         self.is_work = self._is_tried = False
 
 
 class AdaptiveLimit:
     """Follows the concurrency that a callee can bear; a pure machine, `Limiter` is its shell.
+
+    Args:
+        options: its bounds.
+        trusts_refusals: a callee that has refused a call has such a limit itself, and sees sooner
+            what its slowness comes of: from then on its refusals and time-outs are followed alone.
 
     Attributes:
         limit: how many calls may be under way now.
@@ -194,24 +223,30 @@ class AdaptiveLimit:
         ...     adaptive.sample(tracker, number * 0.01, 0.05, in_flight=64)
         >>> adaptive.limit
         160
-        >>> for number in range(100, 200):  # there are 20 places now, and the others wait for one
-        ...     took_s = 0.05 * adaptive.limit / 20
-        ...     adaptive.sample(tracker, number * 0.01, took_s, in_flight=adaptive.limit)
+        >>> for number in range(100, 132):  # every other call is refused
+        ...     adaptive.sample(
+        ...         tracker, number * 0.01, 0.05, in_flight=adaptive.limit, is_shed=number % 2 == 0)
         >>> adaptive.limit, adaptive.is_pressed
-        (76, True)
+        (102, True)
     """
 
     __slots__ = (
-        "_cut_s", "_exact", "_given_s", "_in_flight", "_is_slow", "_late", "_late_s", "_options",
-        "_peak", "_points", "_quick", "_samples", "_sheds", "_slowdown", "_took_s", "_usual_s",
-        "_window_ends_s", "is_pressed", "is_slower", "limit", "usual_s",
+        "_before", "_cut_s", "_exact", "_given_s", "_in_flight", "_is_guarded", "_is_slow", "_late",
+        "_late_s", "_options", "_peak", "_points", "_quick", "_samples", "_sheds", "_slowdown",
+        "_took_s", "_trusts_refusals", "_usual_s", "_window_ends_s", "is_pressed", "is_slower",
+        "limit", "usual_s",
     )  # fmt: skip
 
-    def __init__(self, options: AdaptiveLimitOptions) -> None:
+    def __init__(self, options: AdaptiveLimitOptions, *, trusts_refusals: bool = False) -> None:
         self._options = options
         self._exact = float(options.initial)
+        self._trusts_refusals = trusts_refusals
+        # Whether the callee has refused calls, as far as that is trusted.
+        self._is_guarded = False
         # So much time calls have, as far as those tell that had too little.
         self._given_s = math.inf
+        # The limit when answers became slow.
+        self._before = 0.0
         self.limit = options.initial
         self.is_pressed = self.is_slower = self._is_slow = False
         self._slowdown = _Slowdown()
@@ -253,6 +288,7 @@ class AdaptiveLimit:
             if now - took_s < self._cut_s:
                 return  # it met the queue that has been cut since
             self._sheds += is_shed
+            self._is_guarded = self._is_guarded or (is_shed and self._trusts_refusals)
             if is_late:
                 self._late += 1
                 self._late_s += took_s
@@ -263,7 +299,8 @@ class AdaptiveLimit:
             self._usual_s += usual_s
             self._quick += took_s <= usual_s * _SLOW
             is_pressed = self.is_pressed or (self._is_slow and not tracker.is_learned)
-            tracker.sample(now, took_s, is_pressed=is_pressed, is_slower=self.is_slower)
+            is_slower = self.is_slower or self._is_guarded
+            tracker.sample(now, took_s, is_pressed=is_pressed, is_slower=is_slower)
         self._samples += 1
         self._in_flight += in_flight
         if in_flight > self._peak:
@@ -302,7 +339,10 @@ class AdaptiveLimit:
                 self._exact *= 1 - self._sheds / self._samples / 2
             if is_late or is_shedding:
                 self._cut_s = now
-            self._follow(now, slowness, is_slow=is_slow, is_dropping=is_late or is_shedding)
+            is_dropping = is_late or is_shedding
+            if self._is_guarded:
+                slowness, is_slow = 1.0, False
+            self._follow(now, slowness, is_slow=is_slow, is_dropping=is_dropping)
         elif self._exact < options.initial:
             self._exact += (options.initial - self._exact) / 10
         self._exact = min(max(self._exact, options.limit_min), options.limit_max)
@@ -313,10 +353,16 @@ class AdaptiveLimit:
         slowdown, answers = self._slowdown, self._answers
         if is_slow and answers >= 2 * self._late:
             took_s = (self._took_s + self._late_s) / (answers + self._late)
-            is_least = self._exact <= self._options.limit_min
-            by = took_s / self.usual_s
-            slowdown.see(self._began(now), by, took_s, is_least=is_least)
-        else:
+            by, began = took_s / self.usual_s, self._began(now)
+            # Nobody works with less than one place: whom that would be said of works slowly.
+            is_least = self._exact <= self._options.limit_min or began < slowness
+            ended = self._in_flight / self._samples
+            slowdown.see(now, began, ended, by, took_s, is_least=is_least)
+            if slowdown.windows == 1:
+                self._before = self._exact
+            elif slowdown.is_work and not self.is_slower:
+                self._exact = max(self._exact, self._before)  # it was cut for nothing
+        elif answers or self._late:
             slowdown.end()  # or nobody knows how long calls would take that were cut
         self.is_slower = slowdown.is_work
         target = self._in_time(now, is_slow=is_slow)
@@ -331,7 +377,9 @@ class AdaptiveLimit:
         elif is_dropping:
             self._exact = target
         elif slowdown.windows > 1 and self._peak >= _REACHED * self.limit:
-            self._exact = min(self._exact, slowdown.lowered(self._exact, target))
+            in_flight, took_s = self._in_flight / self._samples, self._took_s / max(1, answers)
+            if not slowdown.may_tell_more(now, in_flight, took_s):
+                self._exact = min(self._exact, slowdown.lowered(self._exact, target))
 
     def _in_time(self, now: float, *, is_slow: bool) -> float:
         """Return the limit at which calls are answered in their time, by Little's law."""

@@ -2,8 +2,9 @@
 
     deadline → retry + budget → limiter → hedge → breaker → attempt with its timeout
 
-It holds the one breaker, the one retry budget and the one limiter of that pair, whatever the
-transport.
+It holds the one breaker and the one retry budget of that pair, whatever the transport, and the one
+limit that is fixed by hand. A limit that adapts itself is of each operation: what one of them takes
+is no news of another.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from synchromesh.chance import Chance
 from synchromesh.clock import loop_now
 from synchromesh.errors import Shed, TimedOut
 from synchromesh.priority import Priority
+from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
 from synchromesh.resilience.attempts import Attempt, Attempts, MayRepeat, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
@@ -84,6 +86,7 @@ class Edge:
         self.limiter: Limiter | None = None
         if policy.limit is not None:
             self.limiter = Limiter(policy.limit, name=name)
+        self._limiters: dict[str, Limiter] = {}
         self.tracker = LatencyTracker()
         # Of an operation: what is late for one is early for another.
         self.hedging: Hedging | None = None
@@ -226,20 +229,36 @@ class Edge:
             f"{self.name} did not answer within {whose}, attempt {attempt.number}: {advice}"
         )
 
-    def of_operation(self, policy: PolicyLayers, *, is_read: bool = False) -> Edge:
+    def of_operation(
+        self, policy: PolicyLayers, name: str, *, is_read: bool = False, is_ours: bool = False
+    ) -> Edge:
         """Return an edge for one operation: its own time, retries, hedges, and what is usual.
 
-        `is_read`: it changes nothing, which is said where it does not answer in time.
+        `name`: the operation's. `is_read`: it changes nothing, which is said where it does not
+        answer in time. `is_ours`: a refusal tells that the callee limits itself as we would.
 
-        Breaker, limiter and, where it has one, the budget are shared.
+        Breaker, a limit that is fixed and, where it has one, the budget are shared. One that adapts
+        itself is its own: were it shared, an operation that is slow would take the places of all.
         """
         edge = copy(self)
+        if isinstance(self.policy.limit, AdaptiveLimitOptions):
+            edge.limiter = Limiter(
+                self.policy.limit, name=f"{self.name} ({name})", trusts_refusals=is_ours
+            )
+            self._limiters[name] = edge.limiter
         edge.policy, edge.tracker, edge.is_read = policy, LatencyTracker(), is_read
         if edge.budget is None and policy.retry is not None and policy.budget is not None:
             edge.budget = RetryBudget(policy.budget, now=self._began_s)
         if policy.hedge is not None:
             edge.hedging = Hedging(policy.hedge, now=self._began_s)
         return edge
+
+    @property
+    def limiters(self) -> dict[str, Limiter]:
+        """The limiters that are in use: of each operation by its name, or "" for all of them."""
+        if isinstance(self.policy.limit, AdaptiveLimitOptions):
+            return self._limiters
+        return {} if self.limiter is None else {"": self.limiter}
 
     def untimed(self) -> Edge:
         """Return one that shares all, for attempts that hold no slot and are bounded elsewhere."""

@@ -77,6 +77,11 @@ class Limiter:
     of calls that ended in a time-out or an overload answer. A call whose answer comes in parts
     gives its slot back once that begins: the rest is the time of whoever reads it.
 
+    Args:
+        options: how many, or how that is found.
+        name: what it limits, for messages.
+        trusts_refusals: as of `AdaptiveLimit`.
+
     Attributes:
         in_flight: how many slots are held; `in_flight_max`: how many there are now.
         waiting: how many are queued for one. Where it is 0 counting will do.
@@ -109,14 +114,20 @@ class Limiter:
         "waiting",
     )
 
-    def __init__(self, options: LimitOptions | AdaptiveLimitOptions, *, name: str) -> None:
+    def __init__(
+        self,
+        options: LimitOptions | AdaptiveLimitOptions,
+        *,
+        name: str,
+        trusts_refusals: bool = False,
+    ) -> None:
         self._name = name
         self._queue_max = options.queue_max
         self._line: WaitingLine[asyncio.Future[bool]] = WaitingLine(options.queue_max)
         self._adaptive: AdaptiveLimit | None = None
         self._wait_max_s = math.inf
         if isinstance(options, AdaptiveLimitOptions):
-            self._adaptive = AdaptiveLimit(options)
+            self._adaptive = AdaptiveLimit(options, trusts_refusals=trusts_refusals)
             self._wait_max_s = options.wait_max_s
             self.in_flight_max = options.initial
         else:

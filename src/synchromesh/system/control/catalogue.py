@@ -74,7 +74,8 @@ READY = Metric(
 )  # fmt: skip
 LIMIT = Metric(
     "synchromesh.limiter.limit", GAUGE, "{call}",
-    "How many may run at once; of an adaptive limit, now. limiter is service, operation or edge.",
+    "How many may run at once; of an adaptive limit, now. limiter is service, operation or edge, "
+    "whose name is the callee's operation, or its service where the limit is fixed.",
     (*INSTANCE, "limiter", "name"),
 )  # fmt: skip
 IN_FLIGHT = Metric(
