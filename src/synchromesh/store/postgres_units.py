@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -113,7 +112,7 @@ class Units:
         # Who holds the order of the log: two of one process would be in conflict at the server.
         self._order = asyncio.Lock()
         self._pending: set[UnitJob] = set()
-        self._idle: deque[asyncio.Future[UnitJob | GroupTurn]] = deque()
+        self._idle: list[asyncio.Future[UnitJob | GroupTurn]] = []
         self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
         self._is_up.set()
         self._is_empty.set()
@@ -207,7 +206,8 @@ class Units:
             work = self._turns.take()
             if work is None:
                 return
-            self._idle.popleft().set_result(work)
+            # The one that was busy last: its session has its plans, and the processor its pages.
+            self._idle.pop().set_result(work)
 
     async def _serve(self, job: UnitJob, lane: UnitLane) -> None:
         """Run a unit until it is over."""
@@ -247,7 +247,6 @@ class Units:
             self._turns.add(job)
         if self._grouping.end(group.put_off):
             self._turns.add(GroupTurn())
-        self._kick()
 
     async def _run_group(self, group: AppendGroup, lane: UnitLane) -> None:
         for _ in range(_ROUNDS_MAX):
