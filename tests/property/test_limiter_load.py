@@ -126,6 +126,25 @@ def test_persons_are_served_while_there_is_capacity_for_them(places: int) -> Non
     assert used >= 0.9 * capacity * 6.0
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("places", [4, 16])
+def test_what_is_worth_less_is_shed_first(places: int, seed: int) -> None:
+    """Batch before retries, these before sagas, and people last, each in need of a half."""
+    half = 0.5 * places / 0.02
+    loads = tuple(Load(half, 0.0, 6.0, priority) for priority in Priority)
+    world = World(places, (Work(0.02),), loads, seed).play()
+    served = {}
+    for priority in Priority:
+        outcomes = [
+            each.outcome for each in world.told if each.priority is priority and each.at_s > 1.0
+        ]
+        served[priority] = outcomes.count("ok") / len(outcomes)
+    assert sorted(Priority, key=served.__getitem__) == list(Priority)
+    # Of four places none can be kept free for people: a tenth of them is less than one.
+    assert served[Priority.INTERACTIVE] >= (0.98 if places > 4 else 0.9)
+    assert served[Priority.BATCH] < 0.2
+
+
 def test_a_callee_that_has_stalled_is_not_waited_for() -> None:
     """No answer comes: soon new calls are refused at once, and when it is well it is used again."""
     world = World(

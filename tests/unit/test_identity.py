@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import hmac
+import json
 
 import pytest
 
 from synchromesh.errors import ConfigError, Unauthenticated
 from synchromesh.identity import CACHE_MAX, REGISTRY, Credential, Principal, Signer
+from synchromesh.priority import Priority
 
 KEY = b"k" * 32
 S = 1_000_000
@@ -27,6 +29,34 @@ def test_a_credential_says_who_calls_for_whom(signer: Signer) -> None:
     assert read == Credential("orders", ALICE, "billing", 300 * S)
     assert token.isascii()
     assert "alice" not in repr(signer)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_a_credential_says_what_its_calls_are_worth(signer: Signer, priority: Priority) -> None:
+    """It is signed with the rest: another one is no credential of this system."""
+    token = signer.token("gateway", ALICE, audience="billing", now_us=0, priority=priority)
+    again = signer.token("gateway", ALICE, audience="billing", now_us=S, priority=priority)
+    assert again == token
+    assert Signer(KEY).verify(token, audience="billing", now_us=S).priority is priority
+    body, _, signed = token.partition(".")
+    said = json.loads(base64.urlsafe_b64decode(body))
+    for other in set(Priority) - {priority}:
+        changed = base64.urlsafe_b64encode(json.dumps(said | {"priority": other}).encode()).decode()
+        with pytest.raises(Unauthenticated, match="not signed by this system"):
+            signer.verify(f"{changed}.{signed}", audience="billing", now_us=S)
+
+
+@pytest.mark.parametrize("said", [4, -1, "batch", None])
+def test_a_priority_that_there_is_not_is_none(signer: Signer, said: object) -> None:
+    """Not even this system's own signature makes it one."""
+    fields = {
+        "service": "orders", "principal": {"name": ""}, "audience": "billing", "expires_us": S,
+    }  # fmt: skip
+    signer.verify(forged(json.dumps(fields).encode()), audience="billing", now_us=0)
+    with pytest.raises(Unauthenticated, match="cannot be read"):
+        signer.verify(
+            forged(json.dumps(fields | {"priority": said}).encode()), audience="billing", now_us=0
+        )
 
 
 def test_a_credential_is_made_once_in_half_its_life(signer: Signer) -> None:
