@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -273,3 +275,12 @@ def test_options_outside_their_range_are_refused(words: dict[str, float]) -> Non
     """The message names what would be right."""
     with pytest.raises(ConfigError, match="share 0 to 1"):
         HoldOptions(**words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["hold_max_s", "share", "held_max", "restart_max_s"])
+@pytest.mark.parametrize("wrong", [math.nan, True, "1", None])
+def test_options_that_are_no_numbers_are_refused(name: str, wrong: Any) -> None:
+    """NaN passes every comparison that says what is wrong; the message names the option."""
+    kind = "whole number" if name == "held_max" else "number"
+    with pytest.raises(ConfigError, match=f"hold option {name} is .*; make it a {kind}"):
+        HoldOptions(**{name: wrong})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -279,6 +280,38 @@ def test_what_cannot_be_asked_is_refused(option: str) -> None:
             RETRY.wrap(**options)
     with pytest.raises(ConfigError, match="make it a def"):
         BREAKER.guard("x", is_failure=asks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "mend"),
+    [
+        ("name", 1, "make it a text"),
+        ("name", b"x", "make it a text"),
+        ("rng", "1", r"make it random\.Random"),
+        ("rng", 1, r"make it random\.Random"),
+        ("rng", random.Random, r"make it random\.Random"),
+        ("is_idempotent", "no", "make it True"),
+        ("is_idempotent", 1, "make it True"),
+        ("is_idempotent", None, "make it True"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_where_it_is_written(
+    option: str, wrong: Any, mend: str
+) -> None:
+    """And not at the first retry, which may be weeks later."""
+    options: dict[str, Any] = {option: wrong}
+    with pytest.raises(ConfigError, match=f"^{option} is .*; {mend}"):
+        RETRY.wrap(**options)
+    if option != "is_idempotent":
+        with pytest.raises(ConfigError, match=f"^{option} is .*; {mend}"):
+            BREAKER.guard(**{"name": "x", **options})
+
+
+def test_chance_is_whatever_gives_numbers() -> None:
+    """The module itself too."""
+    for chance in (random, random.Random(1), random.SystemRandom()):
+        RETRY.wrap(rng=chance, is_idempotent=True)
+        BREAKER.guard("x", rng=chance)
 
 
 def test_two_words_for_one_thing_are_refused() -> None:

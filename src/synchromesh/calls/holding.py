@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synchromesh.durations import refuse_no_numbers
 from synchromesh.errors import ConfigError
 
 
@@ -36,6 +37,7 @@ class HoldOptions:
     restart_max_s: float = 10.0
 
     def __post_init__(self) -> None:
+        refuse_no_numbers("hold option", self, counts={"held_max"})
         least = min(self.hold_max_s, self.held_max, self.restart_max_s)
         if least < 0 or not 0 <= self.share <= 1:
             raise ConfigError(

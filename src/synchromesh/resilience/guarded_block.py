@@ -12,7 +12,7 @@ from synchromesh.resilience.attempts import Attempt, is_full_timeout
 from synchromesh.resilience.deadlines import call_due_s
 from synchromesh.resilience.failures import Predicate, counts, refuse_unasked
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
-from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
+from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge, refuse_wrong_words
 
 
 class Guard:
@@ -41,6 +41,7 @@ class Guard:
         is_failure: Predicate | None = None,
     ) -> None:
         refuse_unasked("is_failure", is_failure)
+        refuse_wrong_words(name, rng)
         if policy.retry is not None and policy.retry.attempts_max > 1:
             raise ConfigError(
                 f"the block {name!r} is given a policy with retry, and a block cannot be run again;"

@@ -130,7 +130,8 @@ class Policy(PolicyLayers):
             is_failure: tells whether an exception of a block is a failure of what it calls.
 
         Raises:
-            ConfigError: the policy has retry, and a block cannot be run again.
+            ConfigError: the policy has retry, and a block cannot be run again; an option is not
+                what it has to be.
 
         Example:
             >>> import asyncio

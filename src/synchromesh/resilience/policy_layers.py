@@ -83,6 +83,21 @@ def refuse_wrong_layers(layers: Mapping[str, object]) -> None:
             )
 
 
+def refuse_wrong_words(name: object, rng: object) -> None:
+    """Refuse a name that is no text, and a source of chance that gives no numbers.
+
+    Raises:
+        ConfigError: one of them is of the wrong type; None is neither.
+    """
+    if not isinstance(name, str | None):
+        raise ConfigError(f"name is {name!r}; make it a text, which messages call the callee by")
+    # A class has the method, and nothing to call it on.
+    if rng is not None and (isinstance(rng, type) or not callable(getattr(rng, "random", None))):
+        raise ConfigError(
+            f"rng is {rng!r}; make it random.Random(seed), or leave it out for the process' own"
+        )
+
+
 def refuse_hedge(policy: PolicyLayers, name: str) -> None:
     """Refuse to hedge what is no call between services: there is no other instance to ask.
 

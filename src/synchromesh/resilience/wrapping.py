@@ -15,7 +15,11 @@ from synchromesh.resilience import blocking, failures, guarded
 from synchromesh.resilience.attempts import MayRepeat
 from synchromesh.resilience.failures import Predicate
 from synchromesh.resilience.keyed import Keyed, by_key, by_key_sync
-from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
+from synchromesh.resilience.policy_layers import (
+    PolicyLayers,
+    refuse_hedge,
+    refuse_wrong_words,
+)
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -42,6 +46,13 @@ class Wrapping:
     def __post_init__(self) -> None:
         for option in ("retry_if", "is_failure", "key"):
             failures.refuse_unasked(option, getattr(self, option))
+        refuse_wrong_words(self.name, self.rng)
+        # "no" is true as well, and a run is then repeated that must not be.
+        if not isinstance(self.is_idempotent, bool):
+            raise ConfigError(
+                f"is_idempotent is {self.is_idempotent!r}; make it True where a run whose outcome "
+                "is unknown may be run again, and else False"
+            )
         if self.is_idempotent and self.retry_if is not None:
             raise ConfigError(
                 "is_idempotent and retry_if are both given, and each says what is run again; give "
