@@ -130,6 +130,36 @@ def checked(run: Run, folder: Path, policies: str) -> Ran:
             ),
         ),
         (
+            (
+                "[policies.'gateway:kiosk']\ntimeout = '300ms'\n"
+                "[policies.'kiosk:mint'.operations.strike]\ntimeout = '400ms'"
+            ),
+            (
+                '[policies."gateway:kiosk"] timeout = "300ms" is no longer than that of '
+                '[policies."kiosk:mint".operations.strike], "400ms": kiosk is given up before'
+            ),
+        ),
+        (
+            (
+                "[policies.'gateway:kiosk'.operations.order]\ntimeout = '3s'\n"
+                "[policies.'kiosk:mint']\ntimeout = '3s'"
+            ),
+            (
+                '[policies."gateway:kiosk".operations.order] timeout = "3s" is no longer than that '
+                'of [policies."kiosk:mint"], "3s"'
+            ),
+        ),
+        (
+            (
+                "[policies.'gateway:kiosk']\nlimit = { in_flight = 8 }\n"
+                "[policies.'kiosk:mint']\ntimeout = '9s'"
+            ),
+            (
+                '[policies."gateway:kiosk"] timeout = "2s" (the default) is no longer than that of '
+                '[policies."kiosk:mint"], "9s"'
+            ),
+        ),
+        (
             "[policies.'gateway:kiosk']\ntimeout = '600ms'",
             (
                 '[policies."gateway:kiosk"]: an attempt of 600ms may take 600ms, and GET /window '
@@ -200,6 +230,17 @@ def test_what_contradicts_itself_is_named(
             "[policies.'kiosk:mint']\ntimeout = '249ms'"
         ),
         "[policies.'kiosk:kiosk']\ntimeout = '1s'",
+        # One operation has the time, and it may be the one that goes on.
+        (
+            "[policies.'gateway:kiosk']\ntimeout = '250ms'\n"
+            "[policies.'gateway:kiosk'.operations.order]\ntimeout = '3s'\n"
+            "[policies.'kiosk:mint'.operations.strike]\ntimeout = '2s'"
+        ),
+        # A default that is cut short is nobody's mistake.
+        (
+            "[policies.'gateway:kiosk']\ntimeout = '250ms'\n"
+            "[policies.'kiosk:mint']\nlimit = { in_flight = 8 }"
+        ),
         # An operation's own goes first; another one's says nothing here.
         (
             "[policies.'gateway:kiosk']\ntimeout = '2s'\n"

@@ -86,7 +86,7 @@ def contradictions(
 ) -> tuple[str, ...]:
     """Return what contradicts itself among the policies, a sentence each.
 
-    Only what was written is looked at, for the defaults are for everybody.
+    What was written is looked at, for the defaults are for everybody.
 
     Args:
         gateway: its routes have deadlines; those with mistakes are another check's.
@@ -119,21 +119,57 @@ def _operations_of(callee: str, services: Sequence[Service]) -> Mapping[str, Ope
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A time-out that calls of an edge have.
+
+    Attributes:
+        name: the section that gives it.
+    """
+
+    name: str
+    timeout: str
+    is_written: bool
+
+    @property
+    def length_s(self) -> float:
+        return duration(self.timeout)
+
+    def __str__(self) -> str:
+        default = "" if self.is_written else " (the default)"
+        return f'"{self.timeout}"{default}'
+
+
+def _given(edge: str, section: PolicySection, is_written: IsWritten) -> Iterator[_Given]:
+    yield _Given(f'[policies."{edge}"]', section.timeout, is_written("policies", edge, "timeout"))
+    for name, own in section.operations.items():
+        if own.timeout:
+            yield _Given(f'[policies."{edge}".operations.{name}]', own.timeout, is_written=True)
+
+
 def _not_nested(config: SystemConfig, is_written: IsWritten) -> Iterator[str]:
-    written = {
-        tuple(edge.split(":")): (edge, section.timeout, duration(section.timeout))
+    """Yield each time-out that was written and that no call of the edge before it can wait out.
+
+    The edge before it is taken by the longest that it gives any operation: which of them goes on to
+    the second edge is not known. A default that is cut short is nobody's mistake.
+    """
+    edges = {
+        tuple(edge.split(":")): tuple(_given(edge, section, is_written))
         for edge, section in config.policies.items()
-        if is_written("policies", edge, "timeout")
     }
-    for (_, callee), (outer, outer_timeout, outer_s) in written.items():
-        for (caller, behind), (inner, inner_timeout, inner_s) in written.items():
-            if caller == callee and inner != outer and outer_s <= inner_s:
-                yield (
-                    f'[policies."{outer}"] timeout = "{outer_timeout}" is no longer than that of '
-                    f'[policies."{inner}"], "{inner_timeout}": {callee} is given up before it can '
-                    f"say that {behind} did not answer; make the first one longer than "
-                    f"{inner_timeout}, or the second one shorter than {outer_timeout}"
-                )
+    for (outer_caller, callee), longest in edges.items():
+        outer = max(longest, key=lambda each: each.length_s)
+        for (caller, behind), given in edges.items():
+            if caller != callee or (outer_caller, callee) == (caller, behind):
+                continue
+            for inner in given:
+                if inner.is_written and outer.length_s <= inner.length_s:
+                    yield (
+                        f"{outer.name} timeout = {outer} is no longer than that of {inner.name}, "
+                        f'"{inner.timeout}": {callee} is given up before it can say that {behind} '
+                        f"did not answer; make the first one longer than {inner.timeout}, or the "
+                        f"second one shorter than {outer.timeout}"
+                    )
 
 
 def _beyond_deadlines(
