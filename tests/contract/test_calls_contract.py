@@ -1291,7 +1291,8 @@ def test_a_dispatcher_may_stand_for_an_external_service(kind: str) -> None:
     (429, b"", "rate_limited"),
     (500, b"[1]", RemoteFailed),
     (500, b'{"code":"config"}', RemoteFailed),
-    (503, b"\xff", Shed),
+    (503, b"\xff", RemoteFailed),
+    (503, b'{"code":"shed"}', RemoteFailed),
     (302, b"", RemoteFailed),
     (200, b"<html>", RemoteFailed),
 ])  # fmt: skip
@@ -1321,6 +1322,28 @@ def test_an_external_service_may_answer_nothing_and_may_ask_to_wait(kind: str) -
         await system.mount("shop", Always(Reply(204, b"")), [Shop.nothing])
         caller = system.caller()
         assert await caller.send(Shop.nothing, b"{}", context=caller.root()) == b"null"
+
+    play(kind, main)
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.0, 7.0])
+def test_a_503_that_asks_nobody_to_come_back_is_a_failure(
+    kind: str, retry_after_s: float | None
+) -> None:
+    """It opens the breaker; an overload answer, which says when to come back, does not (B5)."""
+
+    async def main(system: System) -> None:
+        receiver = Always(Reply(503, b"<html>", retry_after_s=retry_after_s))
+        await system.mount("bank", receiver, [Bank.charge])
+        trips = BreakerOptions(minimum_calls=5, open_for_s=60.0, open_for_max_s=60.0)
+        policy = Policy(retry=None, breaker=trips)
+        caller = system.caller(policies=Policies(default=policy))
+        for _ in range(10):
+            with pytest.raises((Shed, RemoteFailed, CircuitOpen)):
+                await caller.call(Bank.charge(5), context=caller.root())
+        is_failure = retry_after_s is None
+        assert len(receiver.requests) == (5 if is_failure else 10)
+        assert caller.edges["bank"].failures == (5 if is_failure else 0)
 
     play(kind, main)
 

@@ -676,6 +676,22 @@ def test_overload_is_told_and_counts_as_no_failure() -> None:
     through(main)
 
 
+@pytest.mark.parametrize(("route", "times"), [("GET /firmware/a", 3), ("POST /partners", 1)])
+def test_a_503_that_asks_nobody_to_come_back_counts(route: str, times: int) -> None:
+    """Of a service and of a stranger; what is not idempotent is not sent again (B5)."""
+
+    async def main(way: Way) -> None:
+        for upstream in (way.store, way.partner):
+            upstream.answer = answering(503, b"<html>")
+        answer = await way.ask(route, b"x" if times == 1 else None)
+        assert (answer.status, answer.body) == (503, b"<html>")
+        assert "retry-after" not in answer.headers
+        edge = way.caller.edges[PARTNER if times == 1 else STORE]
+        assert len((*way.store.seen, *way.partner.seen)) == edge.failures == times
+
+    through(main)
+
+
 def test_a_service_of_ours_is_asked_why_it_failed() -> None:
     """What its problem says counts: a failure below it trips no breaker here (B5)."""
     problem = encode(to_problem(DownstreamFailed(f"billing failed: {SECRET}")))

@@ -32,7 +32,7 @@ class Full(Rejection, code="shed", status=409):
         (409, b'{"code":"never_heard_of"}', BadRequest),
         (409, b'{"code":"shed"}', Full),
         (503, b'{"code":"circuit_open"}', CircuitOpen),
-        (503, b'{"code":"bad_request","detail":"too many connections"}', Shed),
+        (503, b'{"code":"bad_request","detail":"too many connections"}', RemoteFailed),
         (429, b'{"code":"bad_request"}', RateLimited),
         (413, b'{"code":"bad_request"}', BadRequest),
         (405, b'{"code":"unknown_operation"}', BadRequest),

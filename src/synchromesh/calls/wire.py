@@ -131,7 +131,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
         A code counts only under the status of its class: under another one it was not the operation
         that spoke, but a server or a proxy before it. A service that is not ours may speak in codes
-        of `raises`, or by a status that exactly one of them has.
+        of `raises`, or by a status that exactly one of them has. Without a code 503 is `Shed` where
+        it says how many seconds to wait, and else a failure like any other 5xx.
         """
         problem = self._problem()
         code = problem.get("code")
@@ -161,6 +162,10 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
             code = meant[0].code
         else:
             cls = _BY_STATUS.get(self.status)
+            # A 503 that asks nobody to come back is no overload answer: it is what a proxy says of
+            # a server that is gone, and nobody knows whether that has run the request.
+            if cls is Shed and self.retry_after_s is None:
+                cls = None
             code = "" if cls is None else cls.code
         # Without a code, 4xx is a bad request and anything else a failure of the callee.
         return from_problem({**problem, "code": code}, status=self.status, raises=meant)
