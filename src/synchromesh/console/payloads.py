@@ -16,7 +16,8 @@ _DEPTH_MAX = 64
 def shown_payload(stored: str, chars_max: int = SHOWN_CHARS_MAX) -> str:
     """Return a stored payload as indented JSON, with a word in place of each personal value.
 
-    Whose it is, is not shown either. What cannot be read is not shown at all: it may be personal.
+    The subject that is stored with such a value is not shown either; a field of its own that names
+    it is. What cannot be read is not shown at all: it may be personal.
 
     Example:
         >>> shown_payload('{"id":"A-1","email":{"$personal":"c-17","sealed":"AbCd"}}')
