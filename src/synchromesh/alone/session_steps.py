@@ -94,7 +94,7 @@ class SessionSteps:
                     del self._sessions[unit.unit_id]
         except Exception as error:
             if not written or not await self._is_there(row, last):
-                told = self._told(error)
+                told = self._told(error, has_begun=has_begun)
                 if not has_begun:
                     # It is no fault of the run, which is not to be undone for it.
                     is_passing = isinstance(told, Shed | StoreUnavailable)
@@ -123,11 +123,13 @@ class SessionSteps:
         await self._store.write(wait, name=f"saga {row.name} outcome")
         return bool(await self._store.read(_THERE, row.id, last))
 
-    def _told(self, error: Exception) -> Exception:
+    def _told(self, error: Exception, *, has_begun: bool) -> Exception:
         """Return what is told of an error: that nothing was done, where another time helps."""
         if isinstance(error, SynchromeshError):
             return error
         if isinstance(error, TimeoutError):
+            if not has_begun:
+                return Shed(f"none could be begun within {self._limit_s:g} s")
             return UnitTooLong(f"the step did not end within {self._limit_s:g} s: it was undone")
         state, kinds = state_of_any(error), {each.__name__ for each in type(error).__mro__}
         is_passing = isinstance(error, OSError) or not kinds.isdisjoint(_PASSING_KINDS)
