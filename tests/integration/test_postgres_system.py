@@ -226,7 +226,8 @@ async def test_a_server_that_cannot_be_used_is_told_before_anything_is_served(
     told = await refused(tmp_path, "wrong", ConfigError)
     assert told == (
         "engine.postgres: env:DATABASE_URL is no URL of a server; write postgresql://HOST:PORT, "
-        "and percent-encode what is odd in a password"
+        "or postgresql://HOST:PORT,HOST:PORT for a cluster, and percent-encode what is odd in a "
+        "password"
     )
     named.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1")
     named.delenv("DATABASE_URL")

@@ -61,10 +61,18 @@ def test_a_handler_that_blocks_the_loop_is_named_while_it_does(
     way(name_what_blocks(heard))
 
 
-async def name_what_blocks(heard: Heard) -> None:
+@pytest.mark.parametrize("is_up", [True, False])
+def test_what_blocks_a_start_is_no_error(heard: Heard, *, is_up: bool) -> None:
+    """A process that imports its code keeps nobody waiting."""
+    asyncio.run(name_what_blocks(heard, is_up=is_up))
+    assert [each.levelno for each in heard.records] == [logging.ERROR if is_up else logging.INFO]
+
+
+async def name_what_blocks(heard: Heard, *, is_up: bool = True) -> None:
     """Block the running loop until that is named, and look at what was said."""
     logger = logging.getLogger("synchromesh.system")
     logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
     noted: list[str] = []
     freed = threading.Event()
 
@@ -73,7 +81,7 @@ async def name_what_blocks(heard: Heard) -> None:
         if not blocker:
             freed.set()
 
-    watchdog = LoopWatchdog(blocked_after_s=0.05, on_blocked=note)
+    watchdog = LoopWatchdog(blocked_after_s=0.05, on_blocked=note, is_up=lambda: is_up)
     watchdog.start()
     try:
 
@@ -90,6 +98,7 @@ async def name_what_blocks(heard: Heard) -> None:
         watchdog.stop()
         watchdog.stop()
         logger.removeHandler(heard)
+        logger.setLevel(logging.NOTSET)
     (record,) = heard.records
     assert "blocked for" in record.getMessage()
     assert noted[-1] == ""

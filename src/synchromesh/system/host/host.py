@@ -176,7 +176,9 @@ class Host:
             self.rundir.forget_logs(self.runtime.wall_us() - int(logs_s * 1e6))
         self.exit.callback(log_to(None if is_to_stdout else self._telemetry("log", "jsonl")))
         blocked = lambda by: self.rundir.note_blocked(self.name, by)  # noqa: E731
-        self.exit.callback(watch_loop(blocked, self.lag.observe))
+        # The admin listener comes with all else that is opened.
+        is_up = lambda: hasattr(self, "admin") and self.admin.is_up  # noqa: E731
+        self.exit.callback(watch_loop(blocked, self.lag.observe, is_up))
 
     async def open(
         self,

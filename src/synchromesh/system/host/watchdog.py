@@ -34,6 +34,8 @@ class LoopWatchdog:
             each time it stands still.
         on_blocked: called in the thread with the blocker, and with "" once the loop runs again.
         on_beat: called on the loop with how late it came to each beat, in seconds.
+        is_up: whether there is somebody to keep waiting. What blocks a process that imports its
+            code is told as a matter of course.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class LoopWatchdog:
         blocked_after_s: float = BLOCKED_AFTER_S,
         on_blocked: Callable[[str], None] = lambda _: None,
         on_beat: Callable[[float], None] = lambda _: None,
+        is_up: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._on_beat = on_beat
+        self._on_beat, self._is_up = on_beat, is_up
         self._blocked_after_s = blocked_after_s
         self._on_blocked = on_blocked
         self._every_s = blocked_after_s / 4
@@ -91,7 +94,8 @@ class LoopWatchdog:
                 continue
             named_s, blocker = beat_s, _blocker(frame, self._caller)
             self._on_blocked(blocker)
-            _log.error(
+            _log.log(
+                logging.ERROR if self._is_up() else logging.INFO,
                 "the event loop has been blocked for %.1f s by %s; await, or give the work to "
                 "another process",
                 blocked_s,
@@ -103,10 +107,10 @@ class LoopWatchdog:
 
 
 def watch_loop(
-    on_blocked: Callable[[str], None], on_beat: Callable[[float], None]
+    on_blocked: Callable[[str], None], on_beat: Callable[[float], None], is_up: Callable[[], bool]
 ) -> Callable[[], None]:
     """Watch the running loop, as `LoopWatchdog` does; returns a function that stops it."""
-    watchdog = LoopWatchdog(on_blocked=on_blocked, on_beat=on_beat)
+    watchdog = LoopWatchdog(on_blocked=on_blocked, on_beat=on_beat, is_up=is_up)
     watchdog.start()
     return watchdog.stop
 
