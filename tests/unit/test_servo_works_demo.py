@@ -283,6 +283,10 @@ def test_a_failure_elsewhere_is_not_of_the_restart() -> None:
         Failure(0, "restart", "POST /orders", "no_instance"),
     ]
     assert failed_by_restart(account) == account.failures[2:]
+    # A process that takes longer to start than a call is held for it: that is the machine's speed.
+    for back_us, found in ((1_900_000, account.failures[2:]), (8_000_000, [])):
+        account.restarts = [Restart(1, 2, 0, back_us, 1, 1)]
+        assert failed_by_restart(account) == found
 
 
 # -- what an answer says of itself ---------------------------------------------------------------

@@ -11,6 +11,7 @@ from audit import Report
 
 from demo.account import CALM, REST, RESTART, STALL, Account, Failure, RepairByHand, Turn
 from demo.play import EDGE, IN_FLIGHT_MIN
+from synchromesh.calls import HoldOptions
 
 # The routes on which inventory is asked, by the gateway or by a service behind it.
 INVENTORY_ROUTES = frozenset({"POST /orders", "GET /stock/{sku}", "GET /configurations"})
@@ -110,13 +111,20 @@ def recoveries(account: Account) -> list[Turn]:
 
 
 def failed_by_restart(account: Account) -> list[Failure]:
-    """Return the requests that failed while inventory was restarted, of those that lead to it."""
+    """Return the requests that failed while inventory was restarted, of those that lead to it.
+
+    Not those for want of time: on a slow machine a process may take longer to start than a call is
+    held for it, and then no instance was there.
+    """
+    took_s = max((each.back_us - each.at_us for each in account.restarts), default=0) / 1e6
+    held_in_vain = "no_instance" if took_s > HoldOptions().hold_max_s else ""
     return [
         failure
         for failure in account.failures
         if failure.act == RESTART
         and failure.route in INVENTORY_ROUTES
         and not failure.is_out_of_time
+        and failure.reason != held_in_vain
     ]
 
 
