@@ -1,7 +1,7 @@
-"""What stands in for packages that the documentation's code uses and that tests do not install.
+"""What stands in for packages that the documentation's code uses, where they are not installed.
 
-Each has the shape of the real one in what the pages use of it; where that one is installed, it
-is taken.
+Each has the shape of the real one in what the pages use of it. `make sync` installs all of them,
+and then the real ones are taken.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""Guarded functions on asyncio's loop and uvloop's, in tasks of anyio, and in threads."""
+"""Guarded functions on the loops there are, in tasks of anyio, in threads, by pytest-asyncio."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -92,7 +96,7 @@ def test_all_layers_work_on_it(play: Callable[[Main], Any]) -> None:
 
 
 def test_a_loop_for_each_test_begins_with_a_closed_breaker(play: Callable[[Main], Any]) -> None:
-    """As with pytest-asyncio and anyio's plugin: a loop a test, and functions of a module."""
+    """As with anyio's plugin: a loop a test, and functions of a module."""
 
     @Policy(timeout_s=1.0, retry=None, breaker=OPENS).wrap
     async def fails() -> None:
@@ -103,6 +107,58 @@ def test_a_loop_for_each_test_begins_with_a_closed_breaker(play: Callable[[Main]
 
     expected = ["ConnectionError", "ConnectionError", "CircuitOpen"]
     assert [play(main) for _ in range(3)] == [expected] * 3
+
+
+UNDER_PYTEST = """
+import asyncio
+
+import pytest
+
+from synchromesh import Policy
+from synchromesh.errors import CircuitOpen
+from synchromesh.resilience import BreakerOptions
+
+opens = BreakerOptions(minimum_calls=2, open_for_s=60.0, open_for_max_s=60.0)
+
+
+@Policy(timeout_s=60.0, retry=None, breaker=opens).wrap
+async def fails():
+    await asyncio.sleep(0)
+    raise ConnectionError
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", range(3))
+async def test_a_loop_for_each(number):
+    for error in (ConnectionError, ConnectionError, CircuitOpen):
+        with pytest.raises(error):
+            await fails()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("error", [ConnectionError, ConnectionError, CircuitOpen, CircuitOpen])
+async def test_one_loop_for_all(error):
+    with pytest.raises(error):
+        await fails()
+"""
+
+
+def test_it_is_tested_by_pytest_asyncio(tmp_path: Path) -> None:
+    """Tests with a loop each have an edge each, and those that share a loop share one."""
+    (tmp_path / "test_fails.py").write_text(UNDER_PYTEST)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+        "addopts = -p no:schemathesis -p no:cacheprovider\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout
 
 
 def test_a_scope_of_anyio_cancels_what_is_guarded() -> None:
