@@ -83,8 +83,9 @@ async def test_a_stall_takes_nobody_along(
         async with asyncio.TaskGroup() as group:
             for _ in range(NEEDING_AT_ONCE):
                 group.create_task(need())
-            while not seen or not (await has_opened(asking))["front -> back"]:
-                assert await status_of(system, pool, "/alone") == 200
+            async with asyncio.timeout(ASK_WITHIN_S):
+                while not seen or not (await has_opened(asking))["front -> back"]:
+                    assert await status_of(system, pool, "/alone") == 200
             during = await answered(system, pool, "/alone")
             is_over = True
         assert during >= 0.99 * before
