@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import asyncpg
 import msgspec
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import alone_worker
@@ -30,6 +31,7 @@ from alone_world import (
     until_there,
 )
 from synchromesh.alone import Alone, AloneOptions
+from synchromesh.alone.session_steps import SessionSteps
 from synchromesh.alone.sweeping import sweep
 from synchromesh.calls import Contract, command
 from synchromesh.errors import (
@@ -38,12 +40,14 @@ from synchromesh.errors import (
     SagaConflict,
     SagaLocked,
     SagaUndone,
+    StoreUnavailable,
     UnknownSaga,
     VersionConflict,
 )
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, Unknown
 from synchromesh.saga.backlog import with_records
 from synchromesh.store import Store
+from synchromesh.store.postgres import PostgresStore
 
 pytestmark = pytest.mark.anyio
 
@@ -287,6 +291,66 @@ async def test_a_step_that_raises_leaves_nothing(world: SagaWorld) -> None:
     assert published == [(1,)]
 
 
+class OperationalError(Exception):
+    """Has the name of a database's error, and is none."""
+
+
+OF_A_FUNCTION = [FileNotFoundError("prices"), TimeoutError("no price"), OperationalError("odd")]
+
+
+@pytest.mark.parametrize("error", OF_A_FUNCTION, ids=lambda error: type(error).__name__)
+async def test_what_a_function_raises_is_none_of_the_database(
+    world: SagaWorld, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its class is called it turns the run, at once, and is logged; in an undo, too."""
+    undone: list[str] = []
+
+    async def look_up(session: AsyncSession, order: Order) -> str:
+        raise error
+
+    async def free_at_last(session: AsyncSession, order_id: str) -> None:
+        undone.append(order_id)
+        if len(undone) == 1:
+            raise error
+        await free(session, order_id)
+
+    @world.shop.saga(Order, deadline="24h", policy=SOON)
+    async def buying(s: Saga, order: Order) -> str:
+        await s.write(reserve, order, undo=free_at_last)
+        return await s.write(look_up, order)
+
+    await world.start(Order("A-1"), buying)
+    async with world.working() as store:
+        assert isinstance(await world.told(store, "A-1", buying), SagaUndone)
+        lines = (await world.shop.runs(store).show("A-1")).lines
+    assert (len(undone), await world.purchases()) == (2, [])
+    assert f"{type(error).__name__} was raised" in "".join(each.why for each in lines)
+    logged = [each.exc_info[1] for each in caplog.records if each.exc_info]
+    assert logged.count(error) == 2
+
+
+async def test_a_driver_that_gives_up_is_the_database_too(world: SagaWorld) -> None:
+    """A time-out of asyncpg's own has no state and no class of its own; it is tried again."""
+    calls: list[str] = []
+
+    async def slow_once(session: AsyncSession, order: Order) -> str:
+        calls.append(order.id)
+        await session.execute(text(f"select pg_sleep({3600 if len(calls) == 1 else 0})"))
+        return order.id
+
+    @world.shop.saga(Order, deadline="24h", policy=SOON)
+    async def buying(s: Saga, order: Order) -> str:
+        return await s.write(slow_once, order)
+
+    await world.start(Order("A-1"), buying)
+    async with (
+        engine_of(world.url, connect_args={"command_timeout": 0.5}) as engine,
+        world.working(World(world.url, engine).sessions.begin) as store,
+    ):
+        assert await world.told(store, "A-1", buying) == "A-1"
+    assert len(calls) > 1
+
+
 @pytest.mark.parametrize("is_committed", [True, False])
 async def test_a_commit_whose_answer_is_lost_is_looked_for(
     world: SagaWorld, is_committed: bool
@@ -319,6 +383,81 @@ async def test_a_commit_whose_answer_is_lost_is_looked_for(
     async with world.working(begin) as store:
         assert await world.told(store, "A-1", buying) == "A-1"
     assert (len(calls), await world.purchases()) == (1 if is_committed else 10, ["A-1"])
+
+
+async def test_an_outage_is_waited_for_to_know_what_became_of_a_commit(
+    world: SagaWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the store is away as the answer is lost the step is not done again meanwhile."""
+    calls: list[str] = []
+    refused: list[str] = []
+    write = PostgresStore.write
+
+    async def away(self: PostgresStore, body: Any, *, name: str, **more: Any) -> Any:
+        if name.endswith(" outcome") and not refused:
+            refused.append(name)
+            raise StoreUnavailable("it is away")
+        return await write(self, body, name=name, **more)
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[AsyncSession]:
+        async with world.sessions.begin() as session:
+            yield session
+        if not refused:
+            raise ConnectionResetError
+
+    async def buy(session: AsyncSession, order: Order) -> str:
+        calls.append(order.id)
+        return await reserve(session, order)
+
+    @world.shop.saga(Order, deadline="24h", policy=SOON)
+    async def buying(s: Saga, order: Order) -> str:
+        return await s.write(buy, order, undo=free)
+
+    monkeypatch.setattr(PostgresStore, "write", away)
+    await world.start(Order("A-1"), buying)
+    async with world.working(begin) as store:
+        assert await world.told(store, "A-1", buying) == "A-1"
+    assert (len(calls), len(refused), await world.purchases()) == (1, 1, ["A-1"])
+    assert "is not known yet" in caplog.text
+
+
+async def test_a_record_that_is_there_is_followed(
+    world: SagaWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step whose record is there writes nothing; its run comes back, and goes on behind it."""
+    calls: list[str] = []
+    has_committed = False
+
+    async def unseen(*_: object) -> bool:
+        return False
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[AsyncSession]:
+        nonlocal has_committed
+        async with world.sessions.begin() as session:
+            yield session
+        if not has_committed:
+            has_committed = True
+            raise ConnectionResetError
+
+    async def buy(session: AsyncSession, order: Order) -> str:
+        calls.append(order.id)
+        session.add(Purchase(id=f"{order.id} {len(calls)}", qty=1))
+        return order.id
+
+    @world.shop.saga(Order, deadline="24h", policy=SOON)
+    async def buying(s: Saga, order: Order) -> str:
+        return await s.write(buy, order)
+
+    monkeypatch.setattr(SessionSteps, "_is_there", unseen)
+    await world.start(Order("A-1"), buying)
+    async with world.working(begin) as store:
+        await until(lambda: "leaves memory" in caplog.text)
+        world.shop.look()
+        assert await world.told(store, "A-1", buying) == "A-1"
+    assert (calls, await world.purchases()) == (["A-1"] * 2, ["A-1 1"])
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_step_comes_again_after_a_kill(world: SagaWorld) -> None:

@@ -12,16 +12,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
-from synchromesh.alone.borrowed import state_of_any
+from synchromesh.alone.borrowed import DUPLICATE, state_of_any
 from synchromesh.alone.unit import LOCK, AloneUnit
 from synchromesh.context import CallContext
 from synchromesh.errors import (
     ContractError,
     Shed,
+    StoreError,
     StoreUnavailable,
     SynchromeshError,
     UnitTooLong,
 )
+from synchromesh.saga.shards import fenced
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Store, Unit
 
@@ -36,6 +38,24 @@ _THERE = "select 1 from sm_saga_record where saga = ? and seq = ?"
 # Classes of states: connection, conflict, resources, refused for now, the server's own trouble.
 _PASSING_KINDS = ("OperationalError", "TimeoutError")  # also where the pool has none to give
 _PASSING = ("08", "40", "53", "55", "57", "58")
+_DRIVERS = ("sqlalchemy", "asyncpg", "psycopg")
+_PAUSE_S = 0.5
+
+
+class _Attempt:
+    """One transaction of a step: its session, and how far it came.
+
+    Attributes:
+        has_raised: the user's function did: what was raised may be its own.
+    """
+
+    __slots__ = ("has_begun", "has_raised", "limit", "session")
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit = asyncio.timeout(limit_s)
+        self.session: Any = None
+        self.has_begun = False
+        self.has_raised = False
 
 
 class SessionSteps:
@@ -62,7 +82,7 @@ class SessionSteps:
         self._opens = opens
         self._limit_s = limit_s
         self._gate = asyncio.Semaphore(at_once_max)
-        self._sessions: dict[str, Any] = {}
+        self._attempts: dict[str, _Attempt] = {}
 
     async def run(
         self,
@@ -71,40 +91,60 @@ class SessionSteps:
         body: Callable[[Any], Awaitable[R]],
     ) -> R:
         """Run a function of the user's on the session of a unit."""
-        return await body(self._sessions[unit.unit_id])
+        attempt = self._attempts[unit.unit_id]
+        try:
+            return await body(attempt.session)
+        except Exception:
+            attempt.has_raised = True
+            raise
 
     async def write(self, row: SagaRow, last: int, body: Callable[[Unit], Awaitable[R]]) -> R:
-        """Commit what the body does, as `StepWriter` says."""
+        """Commit what the body does, as `StepWriter` says.
+
+        Raises:
+            Fenced: another engine has the run, or has written what this one was to follow.
+            Shed, StoreUnavailable, UnitTooLong: the database was away, or busy; nothing was done.
+        """
         written: list[R] = []
-        has_begun = False
+        attempt = _Attempt(self._limit_s)
         try:
             async with (
                 self._gate,
-                asyncio.timeout(self._limit_s),
+                attempt.limit,
                 self._begins() as session,
                 self._opens(session) as unit,
             ):
                 await unit.execute(_GUARD, _IDLE_MS)
                 await unit.lock(f"step/{row.id}")
-                has_begun = True
-                self._sessions[unit.unit_id] = session
+                attempt.has_begun, attempt.session = True, session
+                self._attempts[unit.unit_id] = attempt
                 try:
                     written.append(await body(unit))
                 finally:
-                    del self._sessions[unit.unit_id]
+                    del self._attempts[unit.unit_id]
         except Exception as error:
             if not written or not await self._is_there(row, last):
-                told = self._told(error, has_begun=has_begun)
-                if not has_begun:
-                    # It is no fault of the run, which is not to be undone for it.
-                    is_passing = isinstance(told, Shed | StoreUnavailable)
-                    level = logging.WARNING if is_passing else logging.ERROR
-                    _log.log(level, "a step of saga %r waits for a transaction: %s", row.id, told)
-                    raise Shed("no transaction could be begun for the step") from error
+                told = self._judged(error, attempt, row, is_written=bool(written))
                 if told is error:
                     raise
                 raise told from error
         return written[0]
+
+    def _judged(
+        self, error: Exception, attempt: _Attempt, row: SagaRow, *, is_written: bool
+    ) -> Exception:
+        """Return what is raised of an attempt of which nothing stands."""
+        told = self._told(error, attempt)
+        if not attempt.has_begun:
+            # It is no fault of the run, which is not to be undone for it.
+            is_passing = isinstance(told, Shed | StoreUnavailable)
+            level = logging.WARNING if is_passing else logging.ERROR
+            _log.log(level, "a step of saga %r waits for a transaction: %s", row.id, told)
+            return Shed("no transaction could be begun for the step")
+        if not attempt.has_raised and not is_written and state_of_any(error) == DUPLICATE:
+            # Beside the function only the run's records are written there.
+            return fenced(row.id)
+        return told
 
     def _begins(self) -> AbstractAsyncContextManager[Any]:
         if self._begin is None:
@@ -115,23 +155,36 @@ class SessionSteps:
         return self._begin()
 
     async def _is_there(self, row: SagaRow, last: int) -> bool:
-        """Return whether what was written is committed, once that is certain."""
+        """Return whether what was written is committed, once that is certain.
+
+        Outages are waited for: a further attempt would meet the record of this one.
+        """
 
         async def wait(unit: Unit) -> None:
             await unit.execute(LOCK, f"{unit.service}/step/{row.id}")
 
-        await self._store.write(wait, name=f"saga {row.name} outcome")
-        return bool(await self._store.read(_THERE, row.id, last))
+        while True:
+            try:
+                await self._store.write(wait, name=f"saga {row.name} outcome")
+                return bool(await self._store.read(_THERE, row.id, last))
+            except (StoreError, Shed) as error:
+                _log.warning("what became of a step of saga %r is not known yet: %s", row.id, error)
+            await asyncio.sleep(_PAUSE_S)
 
-    def _told(self, error: Exception, *, has_begun: bool) -> Exception:
-        """Return what is told of an error: that nothing was done, where another time helps."""
+    def _told(self, error: Exception, attempt: _Attempt) -> Exception:
+        """Return what is told of an error: that nothing was done, where another time helps.
+
+        The function's own error is told as it is, whatever its class is called.
+        """
         if isinstance(error, SynchromeshError):
             return error
-        if isinstance(error, TimeoutError):
-            if not has_begun:
+        if isinstance(error, TimeoutError) and attempt.limit.expired():
+            if not attempt.has_begun:
                 return Shed(f"none could be begun within {self._limit_s:g} s")
             return UnitTooLong(f"the step did not end within {self._limit_s:g} s: it was undone")
         state, kinds = state_of_any(error), {each.__name__ for each in type(error).__mro__}
+        if state[:2] not in _PASSING and attempt.has_raised and not _is_of_driver(error):
+            return error
         is_passing = isinstance(error, OSError) or not kinds.isdisjoint(_PASSING_KINDS)
         if is_passing or state[:2] in _PASSING:
             return Shed(f"the database refused it for now ({state or type(error).__name__})")
@@ -140,4 +193,13 @@ class SessionSteps:
         return error
 
     def __repr__(self) -> str:
-        return f"<SessionSteps {len(self._sessions)} under way>"
+        return f"<SessionSteps {len(self._attempts)} under way>"
+
+
+def _is_of_driver(error: Exception) -> bool:
+    """Return whether a driver has raised it, also one that is named after the language's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = type(error).__module__, str(trace and trace.tb_frame.f_globals.get("__name__"))
+    return not {each.partition(".")[0] for each in where}.isdisjoint(_DRIVERS)
