@@ -165,7 +165,8 @@ def test_a_page_is_sent_again_when_it_has_changed(running: Running, browser: Bro
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/services/nobody", 404), ("/traces/0", 400), ("/sagas/none", 404), ("/nothing", 404),
+        ("/services/nobody", 404), ("/traces/0", 400), ("/sagas/notes:none", 404),
+        ("/sagas/none", 400), ("/nothing", 404),
         ("/services/", 404), ("/traces?least_ms=soon", 400), ("/sagas?status=odd", 400),
         ("/static/../server.py", 404), ("/static/server.py", 404),
         ("/?" + "&".join(f"a{i}=1" for i in range(30)), 400),
@@ -196,7 +197,7 @@ def test_hostile_names_and_payloads_are_text(
     paths = [
         "/services/notes",
         "/databases/notes",
-        f"/sagas/{run['id']}",
+        f"/sagas/{run['service']}:{run['id']}",
         f"/traces/{run['trace_id']}",
     ]
     for path in [*(f"/{name}" for name in PAGES), *paths, "/messages/notes:1"]:
@@ -332,10 +333,12 @@ def test_sessions_end_and_cannot_be_made_up() -> None:
 
 def test_verbs_are_requests_of_the_command_line() -> None:
     """Who and why go with each action; what is left out is named."""
-    made = request_of("saga.retry", {"id": "a/b", "why": "seen", "not_done": "yes"}, who="me")
+    made = request_of(
+        "saga.retry", {"service": "s", "id": "a/b", "why": "seen", "not_done": "yes"}, who="me"
+    )
     assert made.path == "/actions/saga.retry"
-    assert made.body == {"id": "a/b", "not_done": True, "who": "me", "why": "seen"}
-    assert made.back == "/sagas/a%2Fb"
+    assert made.body == {"service": "s", "id": "a/b", "not_done": True, "who": "me", "why": "seen"}
+    assert made.back == "/sagas/s%3Aa%2Fb"
     parked = {"service": "s", "name": "open", "position": "7", "generation": "2", "why": "x"}
     made = request_of("projection.skip", parked, who="me")
     assert made.body == {
@@ -349,7 +352,7 @@ def test_verbs_are_requests_of_the_command_line() -> None:
         request_of("db.drop", {"why": "x"}, who="me")
     with pytest.raises(BadRequest, match="no number"):
         request_of("messages.drop", {"service": "s", "number": "1e3", "why": "x"}, who="me")
-    with pytest.raises(BadRequest, match="has no 'id'"):
+    with pytest.raises(BadRequest, match="has no 'service'"):
         request_of("saga.undo", {"why": "x"}, who="me")
 
 

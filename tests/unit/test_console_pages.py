@@ -128,7 +128,7 @@ def test_each_verb_reaches_a_running_system(
 
     assert do("restart", name="quotes#1") == (303, "/services/quotes")
     for verb in ("retry", "skip", "undo", "cancel"):
-        status, said = do(f"saga.{verb}", id="plan-p2")
+        status, said = do(f"saga.{verb}", service="notes", id="plan-p2")
         assert (status, "it has ended, completed" in said) == (409, True), said
     for verb in ("replay", "drop"):
         status, said = do(f"messages.{verb}", service="notes", number="1")
@@ -291,14 +291,17 @@ async def test_a_long_saga_is_a_short_page_that_does_not_hold_the_loop() -> None
             assert path == "/actions/saga.show"
             return told
 
-    asked = PageQuery("long")
+    asked = PageQuery("shop:long")
     story = await fetch_saga(Answers([]), asked)
     assert "c-17" not in json.dumps(story)
     page = render_saga(story, asked)
     assert len(page) < PAGE_BYTES_MAX
     read = Markup(page)
     hidden = 2 * Run.steps - LINES_MAX
-    assert f"{hidden} earlier records are not drawn; synchromesh saga show long" in read.text
+    assert (
+        f"{hidden} earlier records are not drawn; synchromesh saga show long --service shop"
+        in read.text
+    )
     assert sum(tag == "circle" for tag, _ in read.tags) == LINES_MAX
     assert read.text.count(MASKED) == LINES_MAX // 2 + 1
     assert "and 4950 more" in read.text  # of what would be undone

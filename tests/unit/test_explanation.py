@@ -60,7 +60,7 @@ def test_what_failed_first_and_what_followed() -> None:
 def test_a_saga_tells_what_was_undone() -> None:
     """Its own time counts where it is what is asked for; what it did after the answer as well."""
     explained = explain(ORDER, "s")
-    assert explained.sagas == ("A-1",)
+    assert explained.sagas == ("orders:A-1",)
     assert explained.undone == ("inventory.reserve#1 was undone",)
     assert parts(explained) == [
         ("the saga between its calls", "orders", 86.0),

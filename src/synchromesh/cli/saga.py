@@ -16,6 +16,10 @@ from synchromesh.errors import ConfigError
 FINDING = 1
 NEED_PERSON = ("stuck", "waiting")
 
+service_option = click.option(
+    "--service", default="", help="Whose run is meant, where several services have one of this id."
+)
+
 
 @click.group()
 def saga() -> None:
@@ -24,15 +28,16 @@ def saga() -> None:
 
 @saga.command("list")
 @click.option("--status", default="", help="Only runs of this status, such as stuck.")
+@click.option("--service", default="", help="Only those of this service.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
+def list_runs(folder: Path, status: str, service: str, limit: int, is_json: bool) -> int:
     """List the runs of sagas, the newest first.
 
     Exits 1 when one is stuck, or waits for code.
     """
-    runs = _newest(folder, status, limit)
+    runs = _newest(folder, status, service, limit)
     if is_json:
         print_json(runs)
     elif not runs:
@@ -46,19 +51,20 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
 
 @saga.command("show")
 @click.argument("saga_id", metavar="ID|last")
+@service_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
+def show_run(folder: Path, saga_id: str, service: str, is_json: bool) -> int:
     """Show one run: each step, attempt and undo, and why.
 
     Exits 1 when it is stuck, or waits for code.
     """
     if saga_id == "last":
-        newest = _newest(folder, "", 1)
+        newest = _newest(folder, "", service, 1)
         if not newest:
             raise ConfigError("no saga has run yet")
-        saga_id = newest[0]["id"]
-    (story,) = actions.read(folder, "saga.show", id=saga_id).values()
+        saga_id, service = newest[0]["id"], newest[0]["service"]
+    (story,) = actions.read(folder, "saga.show", id=saga_id, service=service).values()
     if is_json:
         print_json(story)
     else:
@@ -68,8 +74,8 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
     return FINDING if story["status"] in NEED_PERSON else 0
 
 
-def _newest(folder: Path, status: str, limit: int) -> list[dict[str, Any]]:
-    answers = actions.read(folder, "saga.list", status=status, limit=limit)
+def _newest(folder: Path, status: str, service: str, limit: int) -> list[dict[str, Any]]:
+    answers = actions.read(folder, "saga.list", status=status, service=service, limit=limit)
     found = [run for runs in answers.values() for run in runs]
     return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
 
@@ -85,11 +91,12 @@ _not_done_option = click.option(
 
 @saga.command("impact")
 @_id_argument
+@service_option
 @_json_option
 @click.pass_obj
-def show_impact(folder: Path, saga_id: str, is_json: bool) -> int:
+def show_impact(folder: Path, saga_id: str, service: str, is_json: bool) -> int:
     """Show what each action would do with a run. Changes nothing."""
-    (impacts,) = actions.read(folder, "saga.impact", id=saga_id).values()
+    (impacts,) = actions.read(folder, "saga.impact", id=saga_id, service=service).values()
     if is_json:
         print_json(impacts)
         return 0
@@ -101,22 +108,30 @@ def show_impact(folder: Path, saga_id: str, is_json: bool) -> int:
 
 @saga.command("retry")
 @_id_argument
+@service_option
 @_not_done_option
 @actions.why_option
 @_json_option
 @click.pass_obj
-def retry_run(folder: Path, saga_id: str, not_done: bool, why: str, is_json: bool) -> int:
+def retry_run(
+    folder: Path, saga_id: str, service: str, not_done: bool, why: str, is_json: bool
+) -> int:
     """Try again what a stuck run is stuck at."""
-    return _repair(folder, "saga.retry", why, is_json, id=saga_id, not_done=not_done)
+    return _repair(
+        folder, "saga.retry", why, is_json, id=saga_id, service=service, not_done=not_done
+    )
 
 
 @saga.command("skip")
 @_id_argument
+@service_option
 @click.option("--result", default="", help="What the step returns, as JSON; null where left out.")
 @actions.why_option
 @_json_option
 @click.pass_obj
-def skip_step(folder: Path, saga_id: str, result: str, why: str, is_json: bool) -> int:
+def skip_step(
+    folder: Path, saga_id: str, service: str, result: str, why: str, is_json: bool
+) -> int:
     """Take the step of a stuck run as done by hand, or as undone."""
     try:
         given = msgspec.json.decode(result) if result else None
@@ -125,28 +140,34 @@ def skip_step(folder: Path, saga_id: str, result: str, why: str, is_json: bool) 
             f"--result is no JSON: {error}; a text needs quotes: '\"A-1\"'"
         ) from error
     more = {"result": given} if result else {}
-    return _repair(folder, "saga.skip", why, is_json, id=saga_id, **more)
+    return _repair(folder, "saga.skip", why, is_json, id=saga_id, service=service, **more)
 
 
 @saga.command("undo")
 @_id_argument
+@service_option
 @_not_done_option
 @actions.why_option
 @_json_option
 @click.pass_obj
-def undo_run(folder: Path, saga_id: str, not_done: bool, why: str, is_json: bool) -> int:
+def undo_run(
+    folder: Path, saga_id: str, service: str, not_done: bool, why: str, is_json: bool
+) -> int:
     """Undo a stuck run; only before its pivot."""
-    return _repair(folder, "saga.undo", why, is_json, id=saga_id, not_done=not_done)
+    return _repair(
+        folder, "saga.undo", why, is_json, id=saga_id, service=service, not_done=not_done
+    )
 
 
 @saga.command("cancel")
 @_id_argument
+@service_option
 @actions.why_option
 @_json_option
 @click.pass_obj
-def cancel_run(folder: Path, saga_id: str, why: str, is_json: bool) -> int:
+def cancel_run(folder: Path, saga_id: str, service: str, why: str, is_json: bool) -> int:
     """Undo a run that goes on, or waits; only before its pivot."""
-    return _repair(folder, "saga.cancel", why, is_json, id=saga_id)
+    return _repair(folder, "saga.cancel", why, is_json, id=saga_id, service=service)
 
 
 def _repair(folder: Path, name: str, why: str, is_json: bool, **request: Any) -> int:
@@ -155,7 +176,8 @@ def _repair(folder: Path, name: str, why: str, is_json: bool, **request: Any) ->
         print_json(story)
     else:
         print_line(f"saga {story['id']} is {story['status']}: {story['reason']}")
-        print_line(f"follow it with: synchromesh saga show {story['id']}")
+        of = f" --service {request['service']}" if request["service"] else ""
+        print_line(f"follow it with: synchromesh saga show {story['id']}{of}")
     return 0
 
 

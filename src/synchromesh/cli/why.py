@@ -12,7 +12,7 @@ import click
 
 from synchromesh.cli import actions
 from synchromesh.cli.output import print_json
-from synchromesh.cli.saga import FINDING, NEED_PERSON
+from synchromesh.cli.saga import FINDING, NEED_PERSON, service_option
 from synchromesh.cli.trace import spans_of
 from synchromesh.errors import SynchromeshError
 
@@ -32,9 +32,10 @@ _TOLD = ("rejected", "turned", "undone", "stuck", "repaired")
 
 @click.command()
 @click.argument("wanted", metavar="TRACE|SAGA|last")
+@service_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def why(folder: Path, wanted: str, is_json: bool) -> int:
+def why(folder: Path, wanted: str, service: str, is_json: bool) -> int:
     """Explain a request by its trace, or a run of a saga by its id, on one screen.
 
     Where the time went, what failed first and what followed from it, what stood in, and what was
@@ -45,15 +46,16 @@ def why(folder: Path, wanted: str, is_json: bool) -> int:
     """
     story: dict[str, Any] | None = None
     if wanted != "last" and not _TRACE_ID.fullmatch(wanted):
-        (story,) = actions.read(folder, "saga.show", id=wanted).values()
+        (story,) = actions.read(folder, "saga.show", id=wanted, service=service).values()
     spans = _spans(folder, wanted if story is None else story["trace_id"], story)
-    explained = _explained(spans, wanted if story is not None else "")
+    explained = _explained(spans, story)
     stories = [] if story is None else [story]
-    for saga_id in () if explained is None else explained.sagas[:SAGAS_MAX]:
-        if all(saga_id != told["id"] for told in stories):
+    for each in () if explained is None else explained.sagas[:SAGAS_MAX]:
+        of, _, saga_id = each.partition(":")
+        if all((of, saga_id) != (told["service"], told["id"]) for told in stories):
             # Its database may be of another day than the spans.
             with suppress(SynchromeshError):
-                stories += actions.read(folder, "saga.show", id=saga_id).values()
+                stories += actions.read(folder, "saga.show", id=saga_id, service=of).values()
     if is_json:
         told = [{**each, "failed_first": first_failure(each["lines"])} for each in stories]
         print_json({"trace": explained, "sagas": told})
@@ -74,12 +76,13 @@ def _spans(folder: Path, trace_id: str, story: dict[str, Any] | None) -> list[Sp
         return []
 
 
-def _explained(spans: Sequence[SpanRecord], saga_id: str) -> Explanation | None:
-    from synchromesh.telemetry.explanation import explain
+def _explained(spans: Sequence[SpanRecord], story: dict[str, Any] | None) -> Explanation | None:
+    from synchromesh.telemetry.explanation import explain, saga_of
 
     if not spans:
         return None
-    lives = [s for s in spans if s.kind == "saga" and s.attributes.get("id") == saga_id]
+    run = f"{story['service']}:{story['id']}" if story is not None else None
+    lives = [span for span in spans if run is not None and saga_of(span) == run]
     return explain(spans, max(lives, key=lambda life: life.took_us).span_id if lives else "")
 
 

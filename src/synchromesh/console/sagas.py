@@ -22,6 +22,7 @@ from synchromesh.console.parts import (
 )
 from synchromesh.console.payloads import shown_payload
 from synchromesh.console.source import Source, Told, read
+from synchromesh.errors import BadRequest
 
 LISTED_MAX = 100
 # More would make the page longer than 200 kB; the command line shows all.
@@ -57,7 +58,7 @@ def render_sagas(told: Told, _: PageQuery) -> Markup:
     rows = [
         (
             clock(run["started_at"]),
-            link("/sagas", run["id"], f"{run['service']}.{run['name']}"),
+            link("/sagas", f"{run['service']}:{run['id']}", f"{run['service']}.{run['name']}"),
             state(run["status"]),
             run["reason"],
             run["owner"],
@@ -77,11 +78,18 @@ def render_sagas(told: Told, _: PageQuery) -> Markup:
 
 
 async def fetch_saga(source: Source, asked: PageQuery) -> Told:
-    """Return the newest part of a run's story, and what each verb would do with it.
+    """Return the newest part of the story of a run, such as "orders:A-1", and what verbs would do.
 
     Personal values of what it was given and gave are not among it.
+
+    Raises:
+        BadRequest: it is no run of a service.
+        SynchromeshError: there is no such run.
     """
-    wanted = {"id": asked.name, "lines": LINES_MAX, "payloads": True, "impacts": True}
+    service, _, id = asked.name.partition(":")  # noqa: A001
+    if not (service and id):
+        raise BadRequest(f"{asked.name[:80]!r} is no saga; expected one such as orders:A-1")
+    wanted = {"service": service, "id": id, "lines": LINES_MAX, "payloads": True, "impacts": True}
     (story,) = await read(source, "saga.show", **wanted)
     return {"story": _shown(story)}
 
@@ -117,7 +125,8 @@ def render_saga(told: Told, asked: PageQuery) -> Markup:
         for line, given in zip(lines, payloads["steps"], strict=True)
     ]
     left_out = story["records"] - len(lines)
-    more = f"{left_out} earlier records are not drawn; synchromesh saga show {story['id']} has them"
+    shown_by = f"synchromesh saga show {story['id']} --service {story['service']}"
+    more = f"{left_out} earlier records are not drawn; {shown_by} has them"
     owed = [f"not undone: {step}" for step in story["not_undone"]]
     if hidden := story["not_undone_count"] - len(owed):
         owed.append(f"and {hidden} more")
@@ -185,7 +194,7 @@ def _verbs(told: Told, asked: PageQuery) -> list[Child]:
     allowed: list[Child] = [
         verb(
             asked, f"saga.{each['verb']}", _LABELS.get(each["verb"], each["verb"]),
-            {"id": story["id"]}, effects=each["effects"],
+            {"service": story["service"], "id": story["id"]}, effects=each["effects"],
             more=not_done if each["verb"] in ("retry", "undo") else None,
         )
         for each in impacts if each["is_allowed"]

@@ -45,11 +45,11 @@ def request_of(name: str, form: Form, *, who: str) -> VerbRequest:
 
 
 def _saga(name: str, form: Form) -> VerbRequest:
-    saga_id = _field(form, "id")
-    body: dict[str, object] = {"id": saga_id}
+    service, saga_id = _field(form, "service"), _field(form, "id")
+    body: dict[str, object] = {"service": service, "id": saga_id}
     if form.get("not_done"):
         body["not_done"] = True
-    return VerbRequest(f"/actions/{name}", body, f"/sagas/{quote(saga_id, safe='')}")
+    return VerbRequest(f"/actions/{name}", body, f"/sagas/{quote(f'{service}:{saga_id}', safe='')}")
 
 
 def _message(name: str, form: Form) -> VerbRequest:

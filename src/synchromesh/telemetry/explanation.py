@@ -89,7 +89,7 @@ class Explanation(msgspec.Struct, frozen=True):
         also_failed: what failed besides.
         stood_in: what answered in place of what failed, and what was asked again.
         undone: the steps of sagas that were undone, in order of time.
-        sagas: the ids of the sagas that the trace is about.
+        sagas: the runs of sagas that the trace is about, such as "orders:A-1".
         spans: how many there are.
         missing: what is not known, in words.
     """
@@ -111,6 +111,13 @@ class Explanation(msgspec.Struct, frozen=True):
     sagas: tuple[str, ...]
     spans: int
     missing: tuple[str, ...]
+
+
+def saga_of(span: SpanRecord) -> str | None:
+    """Return the run that a span is a life of, with its service: ids are of a service each."""
+    if span.kind != "saga" or "id" not in span.attributes:
+        return None
+    return f"{span.service.partition('#')[0]}:{span.attributes['id']}"
 
 
 def explain(spans: Sequence[SpanRecord], root_id: str = "") -> Explanation:
@@ -153,8 +160,7 @@ def explain(spans: Sequence[SpanRecord], root_id: str = "") -> Explanation:
         stood_in=tuple(dict.fromkeys(_stood_in(tree, everything)))[:LISTED_MAX],
         undone=tuple(_undone(everything))[:LISTED_MAX],
         sagas=tuple(dict.fromkeys(
-            span.attributes["id"] for span in everything
-            if span.kind == "saga" and "id" in span.attributes
+            run for span in everything if (run := saga_of(span)) is not None
         ))[:LISTED_MAX],
         spans=len(spans),
         missing=tree.missing,

@@ -25,7 +25,6 @@ from synchromesh.context import check_key
 from synchromesh.errors import (
     BadRequest,
     ConfigError,
-    ConnectFailed,
     SynchromeshError,
     Unauthenticated,
     UnknownOperation,
@@ -36,7 +35,15 @@ from synchromesh.identity import Principal, checked
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.action_table import find_action
-from synchromesh.system.control.actions import OWN, Answers, RepairAction, parse_request
+from synchromesh.system.control.actions import (
+    OWN,
+    Action,
+    Answers,
+    RepairAction,
+    act,
+    joined,
+    parse_request,
+)
 from synchromesh.system.control.arguments import CallRequest, arguments_from_texts
 from synchromesh.system.control.contract_book import (
     ContractBook,
@@ -376,20 +383,15 @@ class Control:
             self._known(wanted.service)
         if isinstance(action, RepairAction) and action.check is not None:
             action.check(self._taken(), wanted)
-        found = await asyncio.gather(
-            self._local.act(action, wanted, request.body),
-            *(act_of(each, action, wanted, request.body) for each in self._by_service()),
-        )
-        answers = {service: own for each in found for service, own in each.answers.items()}
-        silent = [name for each in found for name in each.silent]
-        # What a process that starts or hangs has is not unknown.
-        if not answers and silent and (action.unknown is not None or wanted.service):
-            raise ConnectFailed(
-                f"{', '.join(silent)} did not answer; look at status, and try again"
-            )
-        if not answers and action.unknown is not None and request.query != OWN:
-            raise action.unknown(wanted)
-        return Answers(answers, silent)
+        if request.query == OWN:
+            return await self._ask_all(action, wanted, request.body)
+        return await act(action, wanted, request.body, self._ask_all)
+
+    async def _ask_all(self, action: Action, wanted: Any, body: bytes) -> Answers:
+        return joined(await asyncio.gather(
+            self._local.act(action, wanted, body),
+            *(act_of(each, action, wanted, body) for each in self._by_service()),
+        ))  # fmt: skip
 
     def _by_service(self) -> list[list[RemoteProcess]]:
         found: dict[str, list[RemoteProcess]] = {}

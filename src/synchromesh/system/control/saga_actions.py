@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from synchromesh.errors import SynchromeshError, UnknownSaga
+from synchromesh.errors import BadRequest, SynchromeshError, UnknownSaga
 from synchromesh.saga.history import SagaHistory
 from synchromesh.saga.inspection import impact_of, list_runs, told_run
 from synchromesh.saga.records import RepairVerb
@@ -116,12 +116,28 @@ def _unknown(wanted: AskSaga | RepairSaga) -> UnknownSaga:
     return UnknownSaga(f"no saga has the id {wanted.id[:80]!r}; synchromesh saga list shows them")
 
 
+def _several(wanted: AskSaga, services: list[str]) -> BadRequest:
+    """Ids are of a service each, and many are the number of what a run is about."""
+    return BadRequest(
+        f"{' and '.join(services)} each have a saga with the id {wanted.id[:80]!r}; say which is "
+        f"meant, as in: --service {services[0]}"
+    )
+
+
+_SHOW = ReadAction("saga.show", ShowSaga, _show, _unknown, several=_several)
+
+
+def _look(wanted: RepairSaga) -> tuple[ReadAction[ShowSaga], ShowSaga]:
+    """Ask for its story, which is told of a run that nobody can judge, too."""
+    return _SHOW, ShowSaga(id=wanted.id, lines=1)
+
+
 ACTIONS: tuple[Action, ...] = (
     ReadAction("saga.list", ListSagas, _list),
-    ReadAction("saga.show", ShowSaga, _show, _unknown),
-    ReadAction("saga.impact", AskSaga, _impact, _unknown),
+    _SHOW,
+    ReadAction("saga.impact", AskSaga, _impact, _unknown, several=_several),
     *(
-        RepairAction(f"saga.{verb.value}", RepairSaga, _repair(verb), _unknown)
+        RepairAction(f"saga.{verb.value}", RepairSaga, _repair(verb), _unknown, look=_look)
         for verb in RepairVerb
     ),
 )

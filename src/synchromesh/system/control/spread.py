@@ -44,6 +44,8 @@ from synchromesh.system.control.actions import (
     Action,
     Answers,
     RepairAction,
+    act,
+    joined,
     parse_request,
 )
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
@@ -173,15 +175,11 @@ class AllReplicas:
             raise UnknownOperation(
                 f"there is no service {wanted.service!r}; there are {', '.join(known)}"
             )
-        asked = [wanted.service] if wanted.service else known
-        found = await asyncio.gather(*(self._act_of(each, action, body) for each in asked))
-        answers = {service: own for each in found for service, own in each.answers.items()}
-        silent = [name for each in found for name in each.silent]
-        if not answers and silent and (action.unknown is not None or wanted.service):
-            raise ConnectFailed(f"{'; '.join(silent)}; look at status, and try again")
-        if not answers and action.unknown is not None:
-            raise action.unknown(wanted)
-        return Answers(answers, silent)
+        return await act(action, wanted, body, self._ask_all)
+
+    async def _ask_all(self, action: Action, wanted: Any, body: bytes) -> Answers:
+        asked = [wanted.service] if wanted.service else list(self._config.services)
+        return joined(await asyncio.gather(*(self._act_of(each, action, body) for each in asked)))
 
     async def _act_of(self, service: str, action: Action, body: bytes) -> Answers:
         """Run an action at one replica of a service, the first that answers.

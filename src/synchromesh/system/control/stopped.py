@@ -21,7 +21,7 @@ from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.action_table import find_action
-from synchromesh.system.control.actions import Answers, ReadAction, parse_request
+from synchromesh.system.control.actions import Answers, ReadAction, check_several, parse_request
 from synchromesh.system.control.spans import LAST
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 from synchromesh.telemetry import ASKING, kept_calls, kept_spans
@@ -134,6 +134,7 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
                 answers[service] = msgspec.json.decode(msgspec.json.encode(answer))
     if not answers and action.unknown is not None:
         raise action.unknown(wanted)
+    check_several(action, wanted, answers)
     return Answers(answers)
 
 
