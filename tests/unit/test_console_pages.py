@@ -264,6 +264,23 @@ class Run:
         ]  # fmt: skip
 
 
+class LongRun(Run):
+    """Reads a run of which each other step gave much."""
+
+    steps = LINES_MAX // 2
+
+    async def read(self, sql: str, *_: object) -> list[Any]:
+        """Return the run, or its records."""
+        rows = await super().read(sql)
+        if "sm_saga_record" not in sql:
+            return rows
+        much = json.dumps([GIVEN.decode()] * 2_000).encode()
+        return [
+            (*row[:5], much, *row[6:]) if row[1] == "done" and row[0] % 4 == 0 else row
+            for row in rows
+        ]
+
+
 GIVEN = b'{"id":"A-1","email":{"$personal":"c-17","sealed":"AbCd"}}'
 
 
@@ -305,3 +322,38 @@ async def test_a_long_saga_is_a_short_page_that_does_not_hold_the_loop() -> None
     assert sum(tag == "circle" for tag, _ in read.tags) == LINES_MAX
     assert read.text.count(MASKED) == LINES_MAX // 2 + 1
     assert "and 4950 more" in read.text  # of what would be undone
+
+
+async def test_what_a_step_gave_at_length_is_neither_sent_nor_decoded() -> None:
+    """A page shows little of it, and all of it would hold the loop: its length is told."""
+    (action,) = (each for each in ACTIONS if each.name == "saga.show")
+    wanted = ShowSaga(id="long", lines=LINES_MAX, payloads=True, impacts=True)
+    answer = msgspec.json.encode(await action.run(LongRun(), wanted))  # type: ignore[arg-type]
+    assert len(answer) < 100_000
+    told = json.loads(answer)
+    long = LINES_MAX // 4
+    (length,) = set(told["payloads"]["left_out"]) - {0}
+    assert told["payloads"]["left_out"].count(length) == long
+
+    class Answers(Told):
+        async def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+            return {"answers": {"shop": told}}
+
+    turns, asked = 0, PageQuery("shop:long")
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    page = Markup(render_saga(await fetch_saga(Answers([]), asked), asked))
+    counting.cancel()
+    said = f"{length} characters, too long to be shown here"
+    assert (page.text.count(said), page.text.count(MASKED)) == (long, long + 1)
+    assert turns >= long
+    # Also where it is sent: of what is no JSON that would be said.
+    told["payloads"]["steps"][0] = "x" * 5_000
+    page = Markup(render_saga(await fetch_saga(Answers([]), asked), asked))
+    assert "5000 characters, too long to be shown here" in page.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from synchromesh.console.parts import (
     table,
     verb,
 )
-from synchromesh.console.payloads import shown_payload
+from synchromesh.console.payloads import shown_payload, too_long
 from synchromesh.console.source import Source, Told, read
 from synchromesh.errors import BadRequest
 
@@ -29,6 +30,8 @@ LISTED_MAX = 100
 LINES_MAX = 200
 NAMED_MAX = 20
 STEP_CHARS_MAX = 200
+# The control API leaves out what is longer.
+STEP_DECODED_MAX = 4_096
 STATUSES = (
     "", "queued", "running", "compensating", "waiting", "sleeping", "completed", "undone", "stuck",
 )  # fmt: skip
@@ -91,12 +94,19 @@ async def fetch_saga(source: Source, asked: PageQuery) -> Told:
         raise BadRequest(f"{asked.name[:80]!r} is no saga; expected one such as orders:A-1")
     wanted = {"service": service, "id": id, "lines": LINES_MAX, "payloads": True, "impacts": True}
     (story,) = await read(source, "saga.show", **wanted)
-    return {"story": _shown(story)}
+    return {"story": await _shown(story)}
 
 
-def _shown(story: Told) -> Told:
-    payloads = story["payloads"]
-    steps = [shown_payload(each, STEP_CHARS_MAX) if each else "" for each in payloads["steps"]]
+async def _shown(story: Told) -> Told:
+    payloads, steps = story["payloads"], list[str]()
+    for each, left_out in zip(payloads["steps"], payloads["left_out"], strict=True):
+        if left_out:
+            steps.append(too_long(left_out))
+        elif each:
+            steps.append(shown_payload(each, STEP_CHARS_MAX, decoded_max=STEP_DECODED_MAX))
+            await asyncio.sleep(0)
+        else:
+            steps.append("")
     return {
         **story,
         "not_undone": story["not_undone"][:NAMED_MAX],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from synchromesh.errors import BadRequest, SynchromeshError, UnknownSaga
-from synchromesh.saga.history import SagaHistory
+from synchromesh.saga.history import SagaHistory, SagaPayloads
 from synchromesh.saga.inspection import impact_of, list_runs, told_run
 from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairImpact, RepairWish
@@ -24,6 +24,10 @@ from synchromesh.system.control.actions import (
 
 if TYPE_CHECKING:
     from synchromesh.service import ServiceInstance
+
+
+# What of a step is told; a page shows 200 characters of it, and may have hundreds of steps.
+STEP_CHARS_MAX = 4_096
 
 
 class ListSagas(ReadRequest, frozen=True):
@@ -44,7 +48,8 @@ class ShowSaga(AskSaga, frozen=True, kw_only=True):
 
     Attributes:
         lines: how many records are told, the newest; 0 is all of them.
-        payloads: whether it is told what the run and its steps were given and gave.
+        payloads: whether it is told what the run and its steps were given and gave; of what is
+            longer than `STEP_CHARS_MAX` a step's length alone.
         impacts: whether it is told what each verb would do, or why none can be judged.
     """
 
@@ -65,13 +70,22 @@ async def _show(reader: StoreReader, wanted: ShowSaga) -> dict[str, Any] | None:
     story = teller.history()
     told = _story(reader.service, story)
     if wanted.payloads:
-        told["payloads"] = story.payloads
+        told["payloads"] = _bounded(story.payloads)
     if wanted.impacts:
         try:
             told["impacts"], told["not_judged"] = teller.impacts(), ""
         except (SynchromeshError, ValueError) as error:
             told["impacts"], told["not_judged"] = [], str(error)
     return told
+
+
+def _bounded(payloads: SagaPayloads) -> dict[str, Any]:
+    """Return payloads without the long ones of steps, whose lengths are in "left_out", else 0."""
+    lengths = [len(each) if len(each) > STEP_CHARS_MAX else 0 for each in payloads.steps]
+    steps = ["" if long else each for each, long in zip(payloads.steps, lengths, strict=True)]
+    return {
+        "input": payloads.input, "result": payloads.result, "steps": steps, "left_out": lengths
+    }  # fmt: skip
 
 
 def _story(service: str, story: SagaHistory) -> dict[str, Any]:
