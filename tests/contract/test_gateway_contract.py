@@ -388,6 +388,7 @@ def test_a_body_says_that_it_is_json(content_type: str) -> None:
     async def main(plant: Plant) -> None:
         answer = await plant.ask("POST /orders", PLACE, headers={"content-type": content_type})
         assert answer.status == 415
+        assert [(s.kind, s.status) for s in plant.system.spans] == [("gateway", "bad_request")]
         assert plant.asked == []
         right = {"content-type": "Application/JSON; charset=utf-8"}
         assert (await plant.ask("POST /orders", PLACE, headers=right)).status == 200

@@ -145,6 +145,28 @@ def test_a_page_is_written_and_is_what_was_seen() -> None:
     assert write_page(page, [KILLED, STALLED]) == page
 
 
+def test_what_was_not_tried_this_time_is_kept() -> None:
+    """A drill of one way, or of the running system, leaves the other columns as they are."""
+    page = write_page("", [KILLED, STALLED])
+    assert write_page(page, [STALLED], is_all=False) == page
+    assert "| what | stalled |" in write_page(page, [STALLED])
+    failing = column("failing", ToldAnswer("stale, timed_out", 0.01), STALLED.seen[GET].then)
+    page = write_page(page, [failing], is_all=False)
+    assert "| what | killed | stalled | failing |" in page
+    assert differences(read_tables(page), [KILLED, STALLED, failing]) == []
+
+
+def test_what_is_never_whole_again_is_what_was_seen() -> None:
+    """It is told where it is written, and no difference afterwards."""
+    lost = column("killed", KILLED.seen[GET].first, KILLED.seen[GET].then, math.inf)
+    page = write_page("", [lost])
+    assert "| whole again | > 60 s |" in page
+    assert differences(read_tables(page), [lost]) == []
+    assert [each.row for each in differences(read_tables(PAGE), [lost], is_all=False)] == [
+        "whole again"
+    ]
+
+
 def test_what_people_wrote_is_kept() -> None:
     """Their prose, their rows, and a cell that still holds as they have put it."""
     mine = "# Ours\n\n## `shop` is off\n\nIt is.\n" + PAGE.partition("is off\n")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -57,8 +58,8 @@ def drill(
     columns = (_live if is_live else _simulated)(config, folder, probes, parts, ways, is_json)
     page = folder / probes.page
     written = _read(page)
+    is_all = not (parts or ways or is_live)
     if is_check:
-        is_all = not (parts or ways or is_live)
         found = differences(read_tables(written), columns, is_all=is_all)
         if is_json:
             print_json({"differences": [each._asdict() for each in found]})
@@ -71,7 +72,7 @@ def drill(
                 else f"{page} is what was seen, in {len(columns)} columns"
             )
         return FINDING if found else 0
-    _write(page, write_page(written, columns))
+    _write(page, write_page(written, columns, is_all=is_all))
     if is_json:
         print_json({"page": str(page), "columns": [_told(each) for each in columns]})
     else:
@@ -226,5 +227,7 @@ def _print_tables(columns: Sequence[Column]) -> None:
         for row, became in column.became.items():
             table.add_row(off, row, became)
             off = ""
-        table.add_row(off, "whole again", f"{column.whole_s:.1f} s")
+        is_whole = column.whole_s != math.inf
+        whole = f"{column.whole_s:.1f} s" if is_whole else "never; do probes use something up?"
+        table.add_row(off, "whole again", whole)
     console().print(table)

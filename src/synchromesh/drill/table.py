@@ -67,13 +67,20 @@ def read_tables(page: str) -> Tables:
     return found
 
 
-def write_page(page: str, columns: Sequence[Column]) -> str:
-    """Return a page with the tables of what was seen; sections that are new are put at its end."""
+def write_page(page: str, columns: Sequence[Column], *, is_all: bool = True) -> str:
+    """Return a page with the tables of what was seen; sections that are new are put at its end.
+
+    Args:
+        is_all: the columns are all that there are: a way of a part that is not among them is gone.
+    """
     page = page or HEAD
     before = read_tables(page)
     for part in dict.fromkeys(column.part for column in columns):
         own = [column for column in columns if column.part == part]
-        table = "\n".join(_lines(own, before.get(part, {}))) + "\n"
+        cells = _cells(own, before.get(part, {}))
+        if not is_all:
+            cells = _beside(cells, before.get(part, {}))
+        table = "\n".join(_lines(cells)) + "\n"
         section = _section_of(page, part)
         if section is None:
             page = f"{page.rstrip()}\n\n## `{part}` is off\n\n{table}"
@@ -135,10 +142,10 @@ def _compared(
         yield row, (cell, became, set(became.split(" or ")) <= set(cell.split(" or ")))
     cell, opened = cells.get(BREAKERS, ""), ", ".join(column.breakers) or "none"
     yield BREAKERS, (cell, opened, cell == opened)
-    cell = cells.get(WHOLE, "")
+    cell, seen_s = cells.get(WHOLE, ""), bound_of(column.whole_s)
     matched = re.fullmatch(r"≤ ([\d.]+) s", cell)
-    is_met = matched is not None and column.whole_s <= float(matched[1])
-    yield WHOLE, (cell, bound_of(column.whole_s), is_met)
+    is_met = cell == seen_s or (matched is not None and column.whole_s <= float(matched[1]))
+    yield WHOLE, (cell, seen_s, is_met)
 
 
 def _fits(cell: str, seen: Seen) -> bool:
@@ -174,12 +181,14 @@ def _section_of(page: str, part: str) -> re.Match[str] | None:
     return next((each for each in _SECTION.finditer(page) if each[1] == part), None)
 
 
-def _lines(columns: Sequence[Column], before: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield the lines of a table; rows of people's own stay, before the breakers."""
+def _cells(
+    columns: Sequence[Column], before: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Return the cells of a table by way and row; rows of people's own stay, before breakers."""
     ways = [column.way for column in columns]
     rows: dict[str, list[str]] = {}
     for route in columns[0].seen:
-        rows[f"`{route}`"] = [
+        rows[route] = [
             _kept(before.get(column.way, {}), route, column.seen[route]) for column in columns
         ]
     always = [AS_ALWAYS] * len(columns)
@@ -197,7 +206,30 @@ def _lines(columns: Sequence[Column], before: Mapping[str, Mapping[str, str]]) -
             named[row] = [before.get(way, {}).get(row, "") for way in ways]
     named[BREAKERS] = [", ".join(column.breakers) or "none" for column in columns]
     named[WHOLE] = [bound_of(max(1.0, column.whole_s)) for column in columns]
-    yield f"| what | {' | '.join(ways)} |"
-    yield "|---" * (len(ways) + 1) + "|"
-    for row, cells in named.items():
-        yield f"| {row} | {' | '.join(cells)} |"
+    return {
+        way: {row: cells[number] for row, cells in named.items()} for number, way in enumerate(ways)
+    }
+
+
+def _beside(
+    cells: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Return the cells with those of ways that were not tried this time, as they are written."""
+    tried = next(iter(cells.values()))
+    rest = list(dict.fromkeys(row for each in before.values() for row in each))
+    routes = [row for row in rest if " /" in row and row not in tried]
+    rows = [*routes, *tried, *(row for row in rest if row not in (*routes, *tried))]
+    rows.sort(key=lambda row: (row == BREAKERS) + 2 * (row == WHOLE))
+    return {
+        way: {row: each.get(row, each.get(REST, "") if " /" in row else "") for row in rows}
+        for way, each in {**before, **cells}.items()
+    }
+
+
+def _lines(cells: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    yield f"| what | {' | '.join(cells)} |"
+    yield "|---" * (len(cells) + 1) + "|"
+    for row in next(iter(cells.values())):
+        name = f"`{row}`" if " /" in row else row
+        yield f"| {name} | {' | '.join(each[row] for each in cells.values())} |"

@@ -435,11 +435,9 @@ class GatewayEngine:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if request.body and kind != "application/json":
             # Its own status, that no error class has.
-            return problem_response(
-                415,
-                "the body has to be JSON; send content-type: application/json",
-                headers=asked.headers,
-            )
+            refused = BadRequest("the body has to be JSON; send content-type: application/json")
+            asked.span.fail(refused)
+            return problem_response(415, refused.message, headers=asked.headers)
         try:
             if operation.is_command:
                 key = key_of(request.headers) or context.key

@@ -171,7 +171,8 @@ class ApplicationPart:
         try:
             await registration.run()
         except StaleIncarnation as error:
-            raise Superseded(str(error)) from error
+            if not self._is_draining:  # else its successor is listed, as it has to be
+                raise Superseded(str(error)) from error
         await asyncio.Event().wait()
 
     async def _listen(self) -> socket:

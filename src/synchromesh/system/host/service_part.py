@@ -265,7 +265,8 @@ class ServicePart:
         try:
             await registration.run()
         except StaleIncarnation as error:
-            raise Superseded(str(error)) from error
+            if not self._is_leaving:  # else its successor is listed, as it has to be
+                raise Superseded(str(error)) from error
         await asyncio.Event().wait()
 
     async def _follow(self, registration: Registration) -> None:
