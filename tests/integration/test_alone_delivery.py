@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from alone_world import (
+    WAIT_S,
     OrderPaid,
     OrderPlaced,
     Purchase,
@@ -18,6 +20,7 @@ from alone_world import (
     made_database,
     running,
     until,
+    until_there,
 )
 from postgres_server import empty_database
 from synchromesh.alone import (
@@ -25,13 +28,16 @@ from synchromesh.alone import (
     AloneOptions,
     Delivered,
     DeliverOptions,
+    LoggedEvent,
     downgrade_statements,
     include_name,
+    sweeping,
     upgrade_statements,
 )
 from synchromesh.alone.sweeping import sweep
 from synchromesh.errors import BadRequest, ContractError, StoreBroken
 from synchromesh.events import Checkpoint, read
+from synchromesh.saga import Saga
 
 pytestmark = pytest.mark.anyio
 
@@ -253,6 +259,70 @@ async def test_what_everybody_has_got_is_swept_after_its_time(world: World) -> N
         assert len(await read(store, after=Checkpoint(store.log_id), limit=9)) == 1
 
 
+async def test_a_name_that_is_not_used_any_more_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is kept for it is said to be; messages and runs go once a person has forgotten it."""
+    shop = world.shop
+
+    async def refuse(message: Delivered) -> None:
+        raise ValueError("out of paper")
+
+    async def take(message: Delivered) -> None:
+        pass
+
+    async def count(session: AsyncSession, event: LoggedEvent) -> None:
+        pass
+
+    @shop.saga(int, deadline="24h")
+    async def quick(s: Saga, number: int) -> int:
+        return number
+
+    async def passed(name: str) -> bool:
+        last = "(select max(position) from sm_event where is_public = 1)"
+        where = f"where name = '{name}' and position >= {last}"
+        return bool(await world.rows(f"select name from sm_checkpoint {where}"))
+
+    async def kept() -> tuple[object, ...]:
+        counted = "count(*) from sm_event where is_public = 1), (select count(*) from sm_saga)"
+        return (await world.rows(f"select (select {counted}, (select count(*) from sm_parked)"))[0]
+
+    async with shop.open(world.url, options=OFTEN) as store:
+        async with (
+            running(lambda: shop.deliver(store, "mail", refuse, options=SOON)),
+            running(lambda: shop.project(store, "sold", world.sessions.begin, count)),
+        ):
+            await world.place("A-1")
+            await until_there(lambda: shop.set_aside(store))
+            await until_there(lambda: passed("alone/sold"))
+            with pytest.raises(BadRequest, match="'mail' is not gone"):
+                await shop.forget(store, "mail", who="ada", why="renamed")
+        async with (
+            running(lambda: shop.deliver(store, "mailer", take, options=SOON)),
+            running(lambda: shop.run_sagas(store)),
+        ):
+            await world.place("A-2")
+            async with world.sessions.begin() as session, shop.unit(session) as unit:
+                await unit.start(quick, 1, id="R-1")
+            assert await shop.runs(store).result(quick, "R-1", within_s=WAIT_S) == 1
+            await until_there(lambda: passed("relay/mailer"))
+        assert await sweep(store, ran_s=1.0, keep_s=-1.0) >= {"alone/sold"}
+        assert await kept() == (1, 1, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(sweeping, "EVERY_S", 0.01)
+            async with running(lambda: sweeping.sweep_for_ever(store, keep_s=-1.0)):
+                await until(lambda: "Alone.forget(store, 'sold', who=..., why=...)" in caplog.text)
+        for name, who in (("sold", " "), ("unknown", "ada")):
+            with pytest.raises(BadRequest, match=r"say who|nothing is kept for 'unknown'"):
+                await shop.forget(store, name, who=who, why="renamed")
+        for name in ("sold", "mail"):
+            await shop.forget(store, name, who="ada", why="renamed")
+        assert await sweep(store, ran_s=1.0, keep_s=-1.0) == set()
+        assert await kept() == (0, 0, 0)
+    told = await world.rows("select body from sm_event where name = 'shop.subscriber_forgotten'")
+    assert [b"renamed" in each for (each,) in told if isinstance(each, bytes)] == [True, True]
+
+
 async def test_a_database_without_tables_or_of_another_is_not_opened(anyio_backend: str) -> None:
     """The message says which statements are to be run; nothing is made by looking."""
     url = await empty_database("alone_none")
@@ -269,8 +339,11 @@ async def test_a_database_without_tables_or_of_another_is_not_opened(anyio_backe
                 await connection.execute(statement)
         with pytest.raises(StoreBroken, match="is the database of service 'shop'"):
             await Alone("store", OrderPaid).open(url).__aenter__()
-        async with Alone("shop").open(url.replace("postgresql:", "postgresql+asyncpg:")):
-            pass
+        as_sqlalchemy = url.replace("postgresql:", "postgresql+asyncpg:")
+        as_sqlalchemy += f"{'&' if '?' in url else '?'}ssl=prefer&prepared_statement_cache_size=0"
+        for address in (as_sqlalchemy, as_sqlalchemy.split("ssl=")[0] + "application_name=shop"):
+            async with Alone("shop").open(address):
+                pass
         async with connection.transaction():
             for statement in downgrade_statements(1):
                 await connection.execute(statement)

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, urlencode
 from weakref import WeakKeyDictionary, WeakSet
 
 from synchromesh.alone.borrowing import borrow
@@ -21,7 +22,7 @@ from synchromesh.alone.runs import AloneRuns
 from synchromesh.alone.saga_work import RunSagasOptions, SagaWork
 from synchromesh.alone.session_steps import SessionSteps
 from synchromesh.alone.set_aside import ParkedMessage, drop_set_aside, list_set_aside
-from synchromesh.alone.sweeping import sweep_for_ever
+from synchromesh.alone.sweeping import forget, sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
 from synchromesh.alone.unit import WEEK_S, AloneUnit
 from synchromesh.errors import (
@@ -51,6 +52,14 @@ S = TypeVar("S")
 
 # As SQLAlchemy writes it, with the driver.
 _DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)")
+# Arguments of SQLAlchemy's dialect, and of asyncpg's function: the server knows nothing of them.
+_ARGUMENTS = frozenset(
+    {
+        "async_creator_fn", "async_fallback", "command_timeout", "max_cacheable_statement_size",
+        "max_cached_statement_lifetime", "prepared_statement_cache_size",
+        "prepared_statement_name_func", "statement_cache_size", "timeout",
+    }
+)  # fmt: skip
 # Where the log is of no use before a person has looked at it.
 _FINAL = (LogReplaced, LogGap, StoreBroken)
 _PAUSE_S = 1.0
@@ -191,7 +200,7 @@ class Alone:
             StoreUnavailable: the server cannot be reached.
             MissingExtra: asyncpg is not installed.
         """
-        store = await self._open(_DRIVER.sub(r"\1", url), options)
+        store = await self._open(_plain(url), options)
         self._opened[store] = _Opened(asyncio.get_running_loop(), options)
         sweeping = asyncio.get_running_loop().create_task(
             store.owners.run("sweep", partial(sweep_for_ever, store, keep_s=options.keep_s)),
@@ -256,6 +265,18 @@ class Alone:
             BadRequest: nothing is set aside under that number, or it is not said who, or why.
         """
         return await drop_set_aside(store, number, who=who, why=why)
+
+    async def forget(self, store: Store, name: str, *, who: str, why: str) -> None:
+        """Forget a name under which nobody delivers, or projects, any more.
+
+        What it had not got is kept for it no longer, and what it had set aside is gone. Who did it
+        and why is an event of the log, in the same commit. A name that is used again is a new one.
+
+        Raises:
+            BadRequest: somebody delivers under it, or nothing is kept for it, or it is not said
+                who, or why.
+        """
+        await forget(store, name, who=who, why=why)
 
     async def project(
         self,
@@ -447,3 +468,17 @@ class Alone:
 
     def __repr__(self) -> str:
         return f"<Alone {self.name}: {', '.join(self.names) or 'no events'}>"
+
+
+def _plain(url: str) -> str:
+    """Return the address that SQLAlchemy writes as the server's own."""
+    plain, had_driver = _DRIVER.subn(r"\1", url)
+    if not had_driver:
+        return url
+    place, _, query = plain.partition("?")
+    kept = [
+        ("sslmode" if name == "ssl" else name, value)
+        for name, value in parse_qsl(query)
+        if name not in _ARGUMENTS
+    ]
+    return f"{place}?{urlencode(kept)}" if kept else place

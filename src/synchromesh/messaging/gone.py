@@ -120,25 +120,38 @@ async def forget_subscriber(
     """
 
     async def body(unit: Unit) -> Forgotten | None:
-        name = f"{RELAY_PREFIX}{subscriber}"
         sql = "select 1 from sm_subscription where subscriber = ? and is_wanted = 1 limit 1"
         if await unit.execute(sql, subscriber):
             raise still_declared(subscriber, unit.service)
-        positions = await fetch_as(
-            unit, int, "delete from sm_checkpoint where name = ? returning position", (name,)
-        )
-        letters = await unit.execute(
-            "delete from sm_parked where subscriber = ? returning 1", subscriber
-        )
-        if not positions and not letters:
-            return None
-        await unit.execute("delete from sm_subscription where subscriber = ?", subscriber)
-        told = Forgotten(subscriber, sum(positions), len(letters), who, why)
-        event = NewEvent(f"{unit.service}.subscriber_forgotten", encode(told))
-        await append(unit, name, [event], expected=None)
-        return told
+        return await forget_in(unit, subscriber, who=who, why=why)
 
     return await store.write(body, name="forget a subscriber")
+
+
+async def forget_in(
+    unit: Unit, subscriber: str, *, who: str, why: str, prefix: str = RELAY_PREFIX
+) -> Forgotten | None:
+    """Forget, within a unit, one that is gone as the caller knows; None where there is none.
+
+    Args:
+        prefix: how the name of its checkpoint begins: one of those that are no relay's, and read
+            the log in order, has refused nothing.
+    """
+    name, letters = f"{prefix}{subscriber}", list[object]()
+    positions = await fetch_as(
+        unit, int, "delete from sm_checkpoint where name = ? returning position", (name,)
+    )
+    if prefix == RELAY_PREFIX:
+        letters += await unit.execute(
+            "delete from sm_parked where subscriber = ? returning 1", subscriber
+        )
+        await unit.execute("delete from sm_subscription where subscriber = ?", subscriber)
+    if not positions and not letters:
+        return None
+    told = Forgotten(subscriber, sum(positions), len(letters), who, why)
+    event = NewEvent(f"{unit.service}.subscriber_forgotten", encode(told))
+    await append(unit, name, [event], expected=None)
+    return told
 
 
 def still_declared(subscriber: str, publisher: str) -> BadRequest:
