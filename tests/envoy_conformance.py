@@ -359,15 +359,10 @@ CASES: Final[Mapping[str, Case]] = {
     "a failure that is not repeated": passes(
         "POST /app/status/502\nContent-Length: 0", "POST /status/502", status=502, text=INTERNAL
     ),
-    "an upstream that is busy": passes(
-        "POST /app/status/503\nContent-Length: 0",
-        "POST /status/503",
-        status=503,
-        times=3,
-        text=INTERNAL,
-        behind={"times": 2},
+    "an upstream that is away": passes(
+        "POST /app/status/503\nContent-Length: 0", "POST /status/503", status=503, text=INTERNAL
     ),
-    "an upstream that is busy, with a body": passes(
+    "an upstream that is away, with a body": passes(
         "POST /app/status/503?b\nContent-Length: 1",
         "POST /status/503?b",
         status=503,

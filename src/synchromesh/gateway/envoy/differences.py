@@ -32,8 +32,10 @@ DIFFERENCES: Final = (
     ),
     EngineDifference(
         "retries",
-        "within the deadline and the budget, as long as there is time",
-        "as many as fit when each attempt takes its whole timeout",
+        "within the deadline and the budget, as long as there is time; of a `POST`, too, that was "
+        "answered 503 with `Retry-After`",
+        "as many as fit when each attempt takes its whole timeout; a `POST` only where nothing was "
+        "sent",
     ),
     EngineDifference(
         "nobody is listed",

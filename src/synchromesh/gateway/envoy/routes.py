@@ -154,13 +154,9 @@ def _direct(
     }
     some = {"name": "content-length", "range_match": length}
     ways_to_try = (
-        # What may be sent again: all of it; what was not run; what was not even sent.
+        # What may be sent again: all of it; what was not even sent.
         (repeated, none, "5xx,reset,connect-failure"),
-        (
-            [] if set(methods) <= IDEMPOTENT else methods,
-            none,
-            "connect-failure,retriable-status-codes",
-        ),
+        ([] if set(methods) <= IDEMPOTENT else methods, none, "connect-failure"),
         (methods if entry.passage.body_bytes_max else [], some, "connect-failure"),
     )
     for who in asked:
@@ -238,8 +234,6 @@ def _retries(policy: Policy, deadline_s: float, retry_on: str) -> dict[str, Any]
     attempts = min(attempts, max(1, int((deadline_s + _SPARE_S) / try_s)))
     return {
         "retry_on": retry_on,
-        # What an upstream answers that has not run a request.
-        "retriable_status_codes": [503],
         "num_retries": attempts - 1,
         "per_try_timeout": seconds(try_s),
         "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
