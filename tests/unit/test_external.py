@@ -22,7 +22,12 @@ class Child:
     """A shell script as an external service, and the URLs it was moved to."""
 
     def __init__(
-        self, folder: Path, script: str, *, ready_within_s: float = 5.0, stop_within_s: float = 2.0
+        self,
+        folder: Path,
+        script: str,
+        *,
+        ready_within_s: float = 60.0,
+        stop_within_s: float = 60.0,
     ) -> None:
         self.urls: list[str] = []
         self.log = folder / "child.log"
