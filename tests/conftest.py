@@ -59,6 +59,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_setup() -> None:
+    """Undo what a process did to signals as it ended: here a test follows, and its children."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+
+
 def pytest_sessionfinish() -> None:
     """Stop the engines of this process, if a test has started them."""
     if (postgres := sys.modules.get("postgres_server")) is not None:
