@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable
+import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from synchromesh.errors import ConfigError
 
@@ -44,38 +44,103 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def refuse_no_numbers(
-    what: str,
-    options: DataclassInstance,
-    *,
-    counts: Container[str],
-    maybe_none: Container[str] = (),
-) -> None:
-    """Refuse options whose values are no numbers; of those in `counts`, no whole ones.
+class Range(NamedTuple):
+    """The numbers that an option may be; each is finite, unless `most` is not.
+
+    Attributes:
+        least, most: the bounds, which are both included.
+        is_above: the least is not included.
+        is_below: the most is not included.
+    """
+
+    least: float
+    most: float = sys.float_info.max
+    is_above: bool = False
+    is_below: bool = False
+
+    def has(self, value: float) -> bool:
+        """Say whether a number is within it.
+
+        Example:
+            >>> [ABOVE_0.has(each) for each in (0.0, 0.1, math.inf)]
+            [False, True, False]
+        """
+        is_high = value > self.least if self.is_above else value >= self.least
+        return is_high and (value < self.most if self.is_below else value <= self.most)
+
+    def __str__(self) -> str:
+        least = f"above {self.least:g}" if self.is_above else f"{self.least:g} or more"
+        if self.most >= sys.float_info.max:
+            return least
+        if not self.is_above and not self.is_below:
+            return f"from {self.least:g} to {self.most:g}"
+        least = least if self.is_above else f"at least {self.least:g}"
+        return f"{least} and {'below' if self.is_below else 'at most'} {self.most:g}"
+
+
+ABOVE_0 = Range(0.0, is_above=True)
+FROM_0 = Range(0.0)
+FROM_1 = Range(1.0)
+SHARE = Range(0.0, 1.0)
+SHARE_ABOVE_0 = Range(0.0, 1.0, is_above=True)
+BELOW_1 = Range(0.0, 1.0, is_below=True)
+FOR_EVER = Range(0.0, math.inf, is_above=True)
+
+
+def refuse_wrong_number(name: str, value: object, span: Range, kind: str = "float") -> None:
+    """Refuse a value that is no number, or is outside its range.
+
+    Args:
+        name: what it is, as the message begins; `_s` at its end says that it is a time.
+        kind: its annotation: int is a whole number, and a union with None may be None.
 
     Raises:
-        ConfigError: one is of the wrong type; the text names it: `what` is "breaker option".
+        ConfigError: it is none.
+
+    Example:
+        >>> refuse_wrong_number("poll_s", "1", ABOVE_0)
+        Traceback (most recent call last):
+        synchromesh.errors.ConfigError: poll_s is '1'; make it a number of seconds above 0
     """
-    for name in (each.name for each in fields(options)):
-        value, is_whole = getattr(options, name), name in counts
-        if value is None and name in maybe_none:
-            continue
-        if not (is_count(value) if is_whole else is_number(value)):
-            kind = "whole number" if is_whole else "number"
-            raise ConfigError(f"{what} {name} is {value!r}; make it a {kind}")
+    may_be_none = "None" in kind
+    if value is None and may_be_none:
+        return
+    is_whole = kind.startswith("int")
+    if (is_count(value) if is_whole else is_number(value)) and span.has(value):  # type: ignore[arg-type]
+        return
+    what = "a whole number" if is_whole else "a number"
+    what += " of seconds" if name.endswith("_s") else ""
+    words = str(span)
+    comma = "" if words.startswith(("above", "from")) else ","
+    raise ConfigError(
+        f"{name} is {value!r:.80}; make it {what}{comma} {words}{', or None' * may_be_none}"
+    )
 
 
-def refuse_out_of_range(
-    what: str, options: DataclassInstance, checks: Iterable[tuple[str, bool, str]]
-) -> None:
-    """Refuse options outside their range: the name of each, whether it is right, and what would be.
+def refuse_wrong_numbers(options: DataclassInstance, *ranges: tuple[Range, str]) -> None:
+    """Refuse options that are no numbers, or outside their ranges: each with the names it is of.
+
+    Whether one is a whole number, or may be None, is told by its annotation.
 
     Raises:
-        ConfigError: one is outside its range.
+        ConfigError: one is; the message names the class, the option, the value, and what is right.
     """
-    for name, is_right, expected in checks:
-        if not is_right:
-            raise ConfigError(f"{what} {name} is {getattr(options, name)!r}; make it {expected}")
+    kinds = {each.name: str(each.type) for each in fields(options)}
+    for span, names in ranges:
+        for name in names.split():
+            what = f"{type(options).__name__}: {name}"
+            refuse_wrong_number(what, getattr(options, name), span, kinds[name])
+
+
+def refuse_misfit(options: DataclassInstance, name: str, is_right: bool, expected: str) -> None:
+    """Refuse an option by another rule than the range of a number.
+
+    Raises:
+        ConfigError: it is not right; the message is as that of `refuse_wrong_numbers`.
+    """
+    if not is_right:
+        what = f"{type(options).__name__}: {name}"
+        raise ConfigError(f"{what} is {getattr(options, name)!r}; make it {expected}")
 
 
 def duration(text: object, option: str = "") -> float:

@@ -182,14 +182,14 @@ def test_what_is_no_option_is_refused(wrong: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"failures_in_row": 0}, "failures_in_row is 0; make it 1 or more"),
+        ({"failures_in_row": 0}, "failures_in_row is 0; make it a whole number, 1 or more"),
         ({"failures_in_row": 2.5}, "failures_in_row is 2.5; make it a whole number"),
-        ({"failure_rate": 0}, "failure_rate is 0; make it above 0 and at most 1"),
+        ({"failure_rate": 0}, "failure_rate is 0; make it a number above 0 and at most 1"),
         ({"minimum_answers": True}, "minimum_answers is True; make it a whole number"),
-        ({"silent_for_s": 0}, "silent_for_s is 0; make it more than 0"),
+        ({"silent_for_s": 0}, "silent_for_s is 0; make it a number of seconds above 0"),
         ({"eject_for_s": "1s"}, "eject_for_s is '1s'; make it a number"),
         ({"eject_for_max_s": 0.1}, "eject_for_max_s is 0.1; make it at least eject_for_s"),
-        ({"ejected_max": 1.5}, "ejected_max is 1.5; make it at least 0 and at most 1"),
+        ({"ejected_max": 1.5}, "ejected_max is 1.5; make it a number from 0 to 1"),
     ],
 )
 def test_what_is_no_outlier_option_is_refused(wrong: dict[str, Any], message: str) -> None:

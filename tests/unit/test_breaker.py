@@ -466,5 +466,5 @@ def test_its_repr_shows_what_matters_in_each_state(breaker: Breaker) -> None:
 )
 def test_an_option_outside_its_range_is_named(field: str, value: float) -> None:
     """A wrong option is an error at once, with its name and its range."""
-    with pytest.raises(ConfigError, match=f"breaker option {field} is"):
+    with pytest.raises(ConfigError, match=f"BreakerOptions: {field} is"):
         BreakerOptions(**{field: value})  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class Dice:
         ({"errors": 1.01}, "fails 1.01 of all attempts; make it 0 to 1"),
         ({"errors": -0.1}, "fails -0.1 of all attempts"),
         ({"errors": float("nan")}, "fails nan of all attempts"),
-        ({"latency_s": -1.0}, "-1 s late; make it 0 or more"),
+        ({"latency_s": -1.0}, "-1.0 s late; make it 0 or more"),
         ({"latency_s": float("inf")}, "inf s late"),
         ({"latency_s": float("nan")}, "nan s late"),
     ],

@@ -273,7 +273,7 @@ def test_an_absence_that_nobody_saw_begins_anew() -> None:
 )
 def test_options_outside_their_range_are_refused(words: dict[str, float]) -> None:
     """The message names what would be right."""
-    with pytest.raises(ConfigError, match="share 0 to 1"):
+    with pytest.raises(ConfigError, match=r"HoldOptions: .*; make it a"):
         HoldOptions(**words)  # type: ignore[arg-type]
 
 
@@ -282,5 +282,5 @@ def test_options_outside_their_range_are_refused(words: dict[str, float]) -> Non
 def test_options_that_are_no_numbers_are_refused(name: str, wrong: Any) -> None:
     """NaN passes every comparison that says what is wrong; the message names the option."""
     kind = "whole number" if name == "held_max" else "number"
-    with pytest.raises(ConfigError, match=f"hold option {name} is .*; make it a {kind}"):
+    with pytest.raises(ConfigError, match=f"HoldOptions: {name} is .*; make it a {kind}"):
         HoldOptions(**{name: wrong})

@@ -38,6 +38,6 @@ def test_what_is_of_the_wrong_type_is_named(wrong: dict[str, Any], told: str) ->
 @pytest.mark.parametrize("wrong", ["x", 1, {}])
 def test_outliers_of_a_balancer_are_options(wrong: Any) -> None:
     """Or None, for none."""
-    with pytest.raises(ConfigError, match=r"outliers is .*; make it OutlierOptions, or None"):
+    with pytest.raises(ConfigError, match=r"outliers is .*; make it OutlierOptions.*, or None"):
         BalancerOptions(outliers=wrong)
     assert BalancerOptions(outliers=None).outliers is None

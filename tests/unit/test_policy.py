@@ -773,7 +773,7 @@ def test_explain_names_the_layers_that_are_on() -> None:
 )
 def test_an_adaptive_limit_outside_its_range_is_named(field: str, value: float) -> None:
     """A wrong option is an error at once, with its name and its range."""
-    with pytest.raises(ConfigError, match=f"adaptive limit option {field} is"):
+    with pytest.raises(ConfigError, match=f"AdaptiveLimitOptions: {field} is"):
         AdaptiveLimitOptions(**{field: value})  # type: ignore[arg-type]
 
 

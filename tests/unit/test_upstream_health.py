@@ -94,7 +94,7 @@ def test_what_is_listed_is_up_or_everything(checks: list[tuple[str, bool]]) -> N
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     """With the option's name."""
-    with pytest.raises(ConfigError, match="health option"):
+    with pytest.raises(ConfigError, match="HealthOptions: "):
         HealthOptions(**wrong)
     with pytest.raises(ConfigError, match="has the weight 0"):
         Endpoint("a", "shop", "http://a", weight=0)

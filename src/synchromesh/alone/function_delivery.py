@@ -12,6 +12,7 @@ import msgspec
 
 from synchromesh.alone.unit import KEYLESS
 from synchromesh.context import CallContext
+from synchromesh.durations import ABOVE_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import RemoteFailed
 from synchromesh.events import EventTypes, StoredEvent
 from synchromesh.messaging import Message
@@ -64,6 +65,13 @@ class DeliverOptions:
     attempts_max: int = 5
     in_flight_max: int = 32
     poll_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (ABOVE_0, "timeout_s poll_s"),
+            (FROM_1, "attempts_max in_flight_max"),
+        )
 
 
 class FunctionDelivery:

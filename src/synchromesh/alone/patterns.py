@@ -25,6 +25,7 @@ from synchromesh.alone.set_aside import ParkedMessage, drop_set_aside, list_set_
 from synchromesh.alone.sweeping import forget, sweep_for_ever
 from synchromesh.alone.tables import SCHEMAS, VERSION, check_name
 from synchromesh.alone.unit import WEEK_S, AloneUnit
+from synchromesh.durations import ABOVE_0, refuse_wrong_number, refuse_wrong_numbers
 from synchromesh.errors import (
     ContractError,
     LogGap,
@@ -86,6 +87,9 @@ class AloneOptions:
 
     look_every_s: float = 0.25
     keep_s: float = WEEK_S
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(self, (ABOVE_0, "look_every_s keep_s"))
 
 
 class _Opened(NamedTuple):
@@ -302,9 +306,11 @@ class Alone:
 
         Raises:
             ContractError: the name is none, or a class was not given to `Alone`.
+            ConfigError: `poll_s` is no time.
             LogReplaced, LogGap, StoreBroken: a person has to look at the log first.
         """
         check_name(name)
+        refuse_wrong_number("poll_s", poll_s, ABOVE_0)
         projection = LogProjection(
             store,
             name,

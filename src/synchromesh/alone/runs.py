@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from synchromesh.clock import loop_now
 from synchromesh.codec import encode
+from synchromesh.durations import FROM_0, refuse_wrong_number
 from synchromesh.errors import BadRequest
 from synchromesh.saga import SagaDefinition, elsewhere, tables
 from synchromesh.saga.handle import Conclusion, result_of
@@ -45,7 +46,9 @@ class AloneRuns:
             SagaUndone: it was undone for a technical reason, or cancelled.
             Stuck: it needs a person.
             UnknownSaga: no run has this id: its start is not committed, or it ended long ago.
+            ConfigError: `within_s` is no time.
         """
+        refuse_wrong_number("within_s", within_s, FROM_0)
         until_s = loop_now() + within_s
         while True:
             row = await self._stored.find(id)

@@ -16,6 +16,7 @@ from typing import Any, Never
 from synchromesh.alone.session_steps import SessionSteps
 from synchromesh.calls import Operation
 from synchromesh.context import CallContext
+from synchromesh.durations import ABOVE_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import ContractError, Shed, StoreError
 from synchromesh.runtime import Runtime
 from synchromesh.saga import Engine, EngineOptions, SagaVersions
@@ -44,6 +45,13 @@ class RunSagasOptions:
     in_flight_max: int = 256
     sessions_max: int = 4
     session_limit_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "in_flight_max sessions_max"),
+            (ABOVE_0, "session_limit_s"),
+        )
 
 
 class SagaWork:

@@ -369,12 +369,13 @@ class Contract(Protocol):
         cls, *, service: str = "", version: str = "", external: bool = False, **more: Any
     ) -> None:
         super().__init_subclass__(**more)
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", service):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", str(service)):
             raise ContractError(
                 f"contract {cls.__name__} names the service {service!r}; expected lower-case "
                 'letters, digits and _, such as service="inventory"'
             )
-        if not re.fullmatch(r"\d+\.\d+", version):
+        given: object = version
+        if not isinstance(given, str) or not re.fullmatch(r"\d+\.\d+", given):
             raise ContractError(
                 f'contract {cls.__name__} has version {version!r}; expected "major.minor"'
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synchromesh.chance import Chance
+from synchromesh.durations import FROM_0, SHARE, is_number
 from synchromesh.errors import BadRequest
 
 
@@ -39,10 +40,10 @@ class Fault:
     is_stall: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.errors <= 1:
-            raise BadRequest(f"a fault fails {self.errors:g} of all attempts; make it 0 to 1")
-        if not 0 <= self.latency_s < float("inf"):
-            raise BadRequest(f"a fault is {self.latency_s:g} s late; make it 0 or more")
+        if not is_number(self.errors) or not SHARE.has(self.errors):
+            raise BadRequest(f"a fault fails {self.errors!r} of all attempts; make it 0 to 1")
+        if not is_number(self.latency_s) or not FROM_0.has(self.latency_s):
+            raise BadRequest(f"a fault is {self.latency_s!r} s late; make it 0 or more")
         if not (self.errors or self.latency_s or self.is_stall):
             raise BadRequest("a fault does nothing; give it errors, latency or a stall")
 

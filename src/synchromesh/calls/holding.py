@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synchromesh.durations import refuse_no_numbers
-from synchromesh.errors import ConfigError
+from synchromesh.durations import FROM_0, SHARE, refuse_wrong_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,7 @@ class HoldOptions:
     restart_max_s: float = 10.0
 
     def __post_init__(self) -> None:
-        refuse_no_numbers("hold option", self, counts={"held_max"})
-        least = min(self.hold_max_s, self.held_max, self.restart_max_s)
-        if least < 0 or not 0 <= self.share <= 1:
-            raise ConfigError(
-                f"hold options {self} are wrong; make hold_max_s, held_max and restart_max_s 0 or "
-                "more and share 0 to 1"
-            )
+        refuse_wrong_numbers(self, (FROM_0, "hold_max_s held_max restart_max_s"), (SHARE, "share"))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.holding import HoldOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.discovery import BalancerOptions
-from synchromesh.durations import is_count
+from synchromesh.durations import Range, refuse_wrong_numbers
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import HedgeOptions, Policy, RetryOptions
 from synchromesh.resilience.policy_layers import refuse_wrong_layers
@@ -68,12 +68,7 @@ class Policies:
     balancers: Mapping[str, BalancerOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        attempts = self.attempts_per_tree
-        if not is_count(attempts) or not 0 <= attempts <= ATTEMPTS_LEFT_MAX:
-            raise ConfigError(
-                f"attempts_per_tree is {attempts!r}; make it a whole number, 0 to "
-                f"{ATTEMPTS_LEFT_MAX}"
-            )
+        refuse_wrong_numbers(self, (Range(0.0, ATTEMPTS_LEFT_MAX), "attempts_per_tree"))
         for name, value, kind in (
             ("default", self.default, Policy),
             ("hold", self.hold, HoldOptions),

@@ -22,8 +22,8 @@ from synchromesh.chance import Chance
 from synchromesh.discovery.endpoint import Endpoint
 from synchromesh.discovery.member import CallEnd, Member
 from synchromesh.discovery.outliers import UNANSWERED_MIN, Ejection, OutlierOptions, Outliers
-from synchromesh.durations import is_count, is_number, refuse_out_of_range
-from synchromesh.errors import ConfigError, NoInstance
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_misfit, refuse_wrong_numbers
+from synchromesh.errors import NoInstance
 
 # An instance that has never answered, and the first one at all, cost this much.
 _LEAST_S = 1e-6
@@ -80,25 +80,13 @@ class BalancerOptions:
     outliers: OutlierOptions | None = field(default_factory=OutlierOptions)
 
     def __post_init__(self) -> None:
-        if self.by not in ("peak_ewma", "round_robin"):
-            raise ConfigError(
-                f'balancer option by is {self.by!r}; make it "peak_ewma" or "round_robin"'
-            )
-        if not isinstance(self.outliers, OutlierOptions | None):
-            raise ConfigError(
-                f"balancer option outliers is {self.outliers!r}; make it OutlierOptions, or None"
-            )
-        decay_s, warm_up_s, answers = self.decay_s, self.warm_up_s, self.warm_up_answers
-        numbers = (
-            ("decay_s", is_number(decay_s) and decay_s > 0, "a number of seconds above 0"),
-            (
-                "warm_up_s",
-                is_number(warm_up_s) and warm_up_s >= 0,
-                "a number of seconds, 0 or more",
-            ),
-            ("warm_up_answers", is_count(answers) and answers >= 1, "a whole number, 1 or more"),
+        is_known = self.by in ("peak_ewma", "round_robin")
+        refuse_misfit(self, "by", is_known, '"peak_ewma" or "round_robin"')
+        are_outliers = isinstance(self.outliers, OutlierOptions | None)
+        refuse_misfit(self, "outliers", are_outliers, "OutlierOptions(...), or None")
+        refuse_wrong_numbers(
+            self, (ABOVE_0, "decay_s"), (FROM_0, "warm_up_s"), (FROM_1, "warm_up_answers")
         )
-        refuse_out_of_range("balancer option", self, numbers)
 
 
 class Balancer:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from synchromesh.discovery.endpoint import Endpoint
-from synchromesh.durations import is_count, is_number, refuse_out_of_range
+from synchromesh.durations import ABOVE_0, FROM_1, refuse_misfit, refuse_wrong_numbers
 
 # The fact of an endpoint that says how often it has come back.
 TERM = "term"
@@ -45,15 +45,8 @@ class HealthOptions:
     up_after: int = 2
 
     def __post_init__(self) -> None:
-        every_s, timeout_s = self.every_s, self.timeout_s
-        is_time = is_number(timeout_s) and is_number(every_s) and 0 < timeout_s <= every_s
-        checks = (
-            ("every_s", is_number(every_s) and every_s > 0, "a number of seconds above 0"),
-            ("timeout_s", is_time, "a number of seconds above 0, and no more than every_s"),
-            ("down_after", is_count(self.down_after) and self.down_after >= 1, "1 or more"),
-            ("up_after", is_count(self.up_after) and self.up_after >= 1, "1 or more"),
-        )
-        refuse_out_of_range("health option", self, checks)
+        refuse_wrong_numbers(self, (ABOVE_0, "every_s timeout_s"), (FROM_1, "down_after up_after"))
+        refuse_misfit(self, "timeout_s", self.timeout_s <= self.every_s, "no more than every_s")
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
-from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, UnknownInstance
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, SHARE, refuse_wrong_numbers
+from synchromesh.errors import DiscoveryError, StaleIncarnation, UnknownInstance
 
 # Below this number a dead registry cannot be told from one or two dead instances: the clock wins.
 GUARDED_MIN = 3
@@ -99,15 +100,13 @@ class LeaseOptions:
     instances_max: int = 1024
 
     def __post_init__(self) -> None:
-        if self.ttl_s <= 0 or self.guard_s < 0 or self.instances_max < 1:
-            raise ConfigError(
-                f"lease options {self} are wrong; make ttl_s more than 0, guard_s 0 or more and "
-                "instances_max 1 or more"
-            )
-        if not 0 <= self.mass_expiry_max <= 1:
-            raise ConfigError(
-                f"lease option mass_expiry_max is {self.mass_expiry_max}; make it 0 to 1"
-            )
+        refuse_wrong_numbers(
+            self,
+            (ABOVE_0, "ttl_s"),
+            (SHARE, "mass_expiry_max"),
+            (FROM_0, "guard_s"),
+            (FROM_1, "instances_max"),
+        )
 
 
 class LeaseTable:

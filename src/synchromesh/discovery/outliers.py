@@ -24,7 +24,14 @@ from dataclasses import dataclass
 
 from synchromesh.discovery.endpoint import Endpoint
 from synchromesh.discovery.member import CallEnd, Member
-from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
+from synchromesh.durations import (
+    ABOVE_0,
+    FROM_1,
+    SHARE,
+    SHARE_ABOVE_0,
+    refuse_misfit,
+    refuse_wrong_numbers,
+)
 
 # A success as old as this still shows that an instance is well, whatever the rate of calls.
 _FRESH_S = 1.0
@@ -70,18 +77,19 @@ class OutlierOptions:
     ejected_max: float = 0.5
 
     def __post_init__(self) -> None:
-        counts = {"failures_in_row", "minimum_answers"}
-        refuse_no_numbers("outlier option", self, counts=counts)
-        checks = (
-            ("failures_in_row", self.failures_in_row >= 1, "1 or more"),
-            ("failure_rate", 0 < self.failure_rate <= 1, "above 0 and at most 1"),
-            ("minimum_answers", self.minimum_answers >= 1, "1 or more"),
-            ("silent_for_s", self.silent_for_s > 0, "more than 0"),
-            ("eject_for_s", self.eject_for_s > 0, "more than 0"),
-            ("eject_for_max_s", self.eject_for_max_s >= self.eject_for_s, "at least eject_for_s"),
-            ("ejected_max", 0 <= self.ejected_max <= 1, "at least 0 and at most 1"),
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "failures_in_row minimum_answers"),
+            (SHARE_ABOVE_0, "failure_rate"),
+            (ABOVE_0, "silent_for_s eject_for_s eject_for_max_s"),
+            (SHARE, "ejected_max"),
         )
-        refuse_out_of_range("outlier option", self, checks)
+        refuse_misfit(
+            self,
+            "eject_for_max_s",
+            self.eject_for_max_s >= self.eject_for_s,
+            "at least eject_for_s",
+        )
 
 
 @dataclass(frozen=True, slots=True)

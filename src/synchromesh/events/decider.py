@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from synchromesh.durations import FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import ContractError
 
 S = TypeVar("S")
@@ -72,6 +73,9 @@ class Decider(Generic[S, C, R]):
     version: int = 1
     state: Any = None
     snapshot_every: int = 100
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(self, (FROM_1, "version"), (FROM_0, "snapshot_every"))
 
     def fold(self, events: Iterable[object]) -> S:
         """Fold events into a state."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
+
 
 @dataclass(frozen=True, slots=True)
 class ProjectionOptions:
@@ -28,6 +30,14 @@ class ProjectionOptions:
     attempts_max: int = 5
     backoff_s: float = 0.1
     backoff_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "batch_max attempts_max"),
+            (ABOVE_0, "poll_s"),
+            (FROM_0, "backoff_s backoff_max_s"),
+        )
 
 
 class EventAttempts:

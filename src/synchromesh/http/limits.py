@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.http.pace import Patience
 
 # How many clients it takes at least to fill all streams.
@@ -58,6 +59,14 @@ class Limits:
     connections_max: int = 1024
     client_connections_max: int | None = None
 
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "head_bytes_max pipeline_max connections_max client_connections_max"),
+            (FROM_0, "headers_max body_bytes_max body_bytes_min write_bytes_min linger_s"),
+            (ABOVE_0, "head_s body_s idle_s write_s write_most_s"),
+        )
+
     @property
     def patience(self) -> Patience:
         """How slowly a client may take what was written."""
@@ -100,6 +109,14 @@ class PoolLimits:
     interim_max: int = 8
     stall_s: float = 10.0
     quiet_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "connections_max head_bytes_max"),
+            (FROM_0, "waiting_max idle_s headers_max body_bytes_max interim_max"),
+            (ABOVE_0, "connect_s stall_s quiet_s"),
+        )
 
     @property
     def patience(self) -> Patience:

@@ -15,6 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from synchromesh.discovery.nats_connection import NatsAddress, client_of, end
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -72,6 +73,14 @@ class JetStreamOptions:
     backoff_base_s: float = 0.1
     backoff_cap_s: float = 5.0
     replicas: int = 1
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "waiting_max asked_max replicas"),
+            (ABOVE_0, "connect_s timeout_s ack_wait_s heartbeat_s ask_s taken_every_s"),
+            (FROM_0, "backoff_base_s backoff_cap_s"),
+        )
 
 
 class JetStreamConnection:

@@ -23,6 +23,7 @@ import msgspec
 
 from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext, new_span_id, new_trace_id
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -92,6 +93,14 @@ class RelayOptions:
     poll_s: float = 1.0
     backoff_base_s: float = 0.1
     backoff_cap_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "in_flight_max held_max batch_max"),
+            (FROM_0, "refused_max backoff_base_s backoff_cap_s"),
+            (ABOVE_0, "poll_s"),
+        )
 
 
 class Relay:

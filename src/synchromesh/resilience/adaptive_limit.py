@@ -34,7 +34,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_misfit, refuse_wrong_numbers
 from synchromesh.resilience.latency import SAMPLE_EVERY_S, LatencyTracker
 
 _WINDOW_S = 0.1
@@ -94,17 +94,16 @@ class AdaptiveLimitOptions:
     wait_max_s: float = 0.5
 
     def __post_init__(self) -> None:
-        counts = {"initial", "limit_min", "limit_max", "room_max", "queue_max"}
-        refuse_no_numbers("adaptive limit option", self, counts=counts)
-        checks = (
-            ("limit_min", self.limit_min >= 1, "1 or more"),
-            ("limit_max", self.limit_max >= self.limit_min, "at least limit_min"),
-            ("initial", self.limit_min <= self.initial <= self.limit_max, "between the two"),
-            ("room_max", self.room_max >= 1, "1 or more"),
-            ("queue_max", self.queue_max >= 0, "0 or more"),
-            ("wait_max_s", self.wait_max_s > 0, "more than 0"),
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "initial limit_min limit_max room_max"),
+            (FROM_0, "queue_max"),
+            (ABOVE_0, "wait_max_s"),
         )
-        refuse_out_of_range("adaptive limit option", self, checks)
+        refuse_misfit(self, "limit_max", self.limit_max >= self.limit_min, "at least limit_min")
+        refuse_misfit(
+            self, "initial", self.limit_min <= self.initial <= self.limit_max, "between the two"
+        )
 
 
 class _Slowdown:

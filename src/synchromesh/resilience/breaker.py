@@ -30,7 +30,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from synchromesh.chance import Chance
-from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
+from synchromesh.durations import (
+    ABOVE_0,
+    BELOW_1,
+    FROM_0,
+    FROM_1,
+    SHARE_ABOVE_0,
+    refuse_misfit,
+    refuse_wrong_numbers,
+)
 from synchromesh.errors import CircuitOpen
 from synchromesh.resilience.breaker_window import OutcomeWindow
 
@@ -122,22 +130,13 @@ class BreakerOptions:
     probe_lease_s: float = 0.7
 
     def __post_init__(self) -> None:
-        counts = {"minimum_calls", "probes_max"}
-        refuse_no_numbers("breaker option", self, counts=counts, maybe_none={"slow_after_s"})
-        checks = (
-            ("window_s", self.window_s > 0, "more than 0"),
-            ("minimum_calls", self.minimum_calls >= 1, "1 or more"),
-            ("failure_rate", 0 < self.failure_rate <= 1, "above 0 and at most 1"),
-            ("slow_after_s", self.slow_after_s is None or self.slow_after_s > 0, "None or above 0"),
-            ("slow_rate", 0 < self.slow_rate <= 1, "above 0 and at most 1"),
-            ("open_for_s", self.open_for_s > 0, "more than 0"),
-            ("open_for_max_s", self.open_for_max_s >= self.open_for_s, "at least open_for_s"),
-            ("open_jitter", 0 <= self.open_jitter < 1, "at least 0 and below 1"),
-            ("probes_max", self.probes_max >= 1, "1 or more"),
-            ("ramp_s", self.ramp_s >= 0, "0 or more"),
-            ("probe_lease_s", self.probe_lease_s > 0, "more than 0"),
-        )
-        refuse_out_of_range("breaker option", self, checks)
+        refuse_wrong_numbers(
+            self, (FROM_1, "minimum_calls probes_max"), (SHARE_ABOVE_0, "failure_rate slow_rate"),
+            (ABOVE_0, "window_s slow_after_s open_for_s open_for_max_s probe_lease_s"),
+            (BELOW_1, "open_jitter"), (FROM_0, "ramp_s"),
+        )  # fmt: skip
+        is_fit = self.open_for_max_s >= self.open_for_s
+        refuse_misfit(self, "open_for_max_s", is_fit, "at least open_for_s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from synchromesh.durations import is_number
+from synchromesh.durations import (
+    ABOVE_0,
+    FROM_1,
+    SHARE,
+    is_number,
+    refuse_misfit,
+    refuse_wrong_numbers,
+)
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.retry import AttemptsLeft, BudgetOptions, RetryBudget
 
@@ -48,17 +55,10 @@ class HedgeOptions:
 
     def __post_init__(self) -> None:
         is_quantile = isinstance(self.after, str) and self.after in _QUANTILES
-        if not is_quantile and not (is_number(self.after) and 0 < float(self.after) < math.inf):
-            raise ConfigError(
-                f'hedge option after is {self.after!r}; make it "p90", "p95", "p99" or a number of '
-                "seconds above 0"
-            )
-        if not is_number(self.ratio) or not 0 <= self.ratio <= 1:
-            raise ConfigError(f"hedge option ratio is {self.ratio!r}; make it a number from 0 to 1")
-        if not is_number(self.tokens_max) or self.tokens_max < 1:
-            raise ConfigError(
-                f"hedge option tokens_max is {self.tokens_max!r}; make it a number, 1 or more"
-            )
+        is_time = is_number(self.after) and ABOVE_0.has(self.after)  # type: ignore[arg-type]
+        right = '"p90", "p95", "p99" or a number of seconds above 0'
+        refuse_misfit(self, "after", is_quantile or is_time, right)
+        refuse_wrong_numbers(self, (SHARE, "ratio"), (FROM_1, "tokens_max"))
 
     def check(self, operation: str, *, is_command: bool) -> None:
         """Refuse to hedge a command: both attempts may take effect, and one is cancelled.

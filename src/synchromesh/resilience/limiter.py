@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from synchromesh.clock import loop_clock
-from synchromesh.durations import is_count
-from synchromesh.errors import ConfigError, Shed
+from synchromesh.durations import FROM_0, FROM_1, refuse_wrong_numbers
+from synchromesh.errors import Shed
 from synchromesh.priority import Priority
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.deadlines import DeadlinePassed, within
@@ -50,12 +50,7 @@ class LimitOptions:
     queue_max: int = 0
 
     def __post_init__(self) -> None:
-        are_counts = is_count(self.in_flight_max) and is_count(self.queue_max)
-        if not are_counts or self.in_flight_max < 1 or self.queue_max < 0:
-            raise ConfigError(
-                f"limit options in_flight_max and queue_max are {self.in_flight_max!r} and "
-                f"{self.queue_max!r}; make them whole numbers, 1 or more, and 0 or more"
-            )
+        refuse_wrong_numbers(self, (FROM_1, "in_flight_max"), (FROM_0, "queue_max"))
 
 
 class Limiter:

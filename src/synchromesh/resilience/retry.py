@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synchromesh.chance import Chance
-from synchromesh.durations import is_count, is_number
-from synchromesh.errors import ConfigError
+from synchromesh.durations import FROM_0, FROM_1, SHARE, refuse_misfit, refuse_wrong_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +40,8 @@ class RetryOptions:
     cap_s: float = 2.0
 
     def __post_init__(self) -> None:
-        if not is_count(self.attempts_max) or self.attempts_max < 1:
-            raise ConfigError(
-                f"retry option attempts_max is {self.attempts_max!r}; make it 1 (no retry) or more"
-            )
-        are_numbers = is_number(self.base_s) and is_number(self.cap_s)
-        if not are_numbers or not 0 <= self.base_s <= self.cap_s:
-            raise ConfigError(
-                f"retry options base_s and cap_s are {self.base_s!r} and {self.cap_s!r}; "
-                "make them numbers of seconds with 0 <= base_s <= cap_s"
-            )
+        refuse_wrong_numbers(self, (FROM_1, "attempts_max"), (FROM_0, "base_s cap_s"))
+        refuse_misfit(self, "cap_s", self.cap_s >= self.base_s, "at least base_s")
 
     def backoff_s(self, attempt: int, rng: Chance) -> float:
         """Return the backoff with full jitter after attempt number `attempt`, which starts at 1.
@@ -88,12 +79,7 @@ class BudgetOptions:
     tokens_max: float = 10.0
 
     def __post_init__(self) -> None:
-        values = (self.ratio, self.floor_per_s, self.tokens_max)
-        if not all(is_number(value) and value >= 0 for value in values) or self.ratio > 1:
-            raise ConfigError(
-                f"retry budget {self} is wrong; make ratio a number from 0 to 1, the others 0 or "
-                "more"
-            )
+        refuse_wrong_numbers(self, (SHARE, "ratio"), (FROM_0, "floor_per_s tokens_max"))
 
 
 class RetryBudget:

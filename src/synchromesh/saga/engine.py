@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from synchromesh.calls import Sender
 from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext, span_ids
+from synchromesh.durations import FOR_EVER, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import Fenced, SagaError, Shed
 from synchromesh.runtime import Runtime
@@ -56,6 +57,14 @@ class EngineOptions:
     in_flight_max: int = 1024
     queue_max: int = 10_000
     keep_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "in_flight_max"),
+            (FROM_0, "queue_max"),
+            (FOR_EVER, "keep_s"),
+        )
 
 
 DEFAULTS = EngineOptions()

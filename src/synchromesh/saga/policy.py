@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from synchromesh.durations import is_number, refuse_out_of_range
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_misfit, refuse_wrong_numbers
 from synchromesh.priority import priority_of
 from synchromesh.resilience.retry import RetryOptions
 
@@ -41,14 +40,15 @@ class SagaPolicy:
     priority: str = "saga"
 
     def __post_init__(self) -> None:
-        times = ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s")
-        checks = (
-            (name, is_number(value) and 0 < value < math.inf, "a number of seconds above 0")
-            for name, value in ((name, getattr(self, name)) for name in times)
+        refuse_wrong_numbers(
+            self,
+            (ABOVE_0, "step_timeout_s undo_deadline_s after_pivot_deadline_s"),
+            (FROM_1, "attempts_max"),
+            (FROM_0, "backoff_base_s backoff_cap_s"),
         )
-        refuse_out_of_range("saga policy", self, checks)
+        is_fit = self.backoff_cap_s >= self.backoff_base_s
+        refuse_misfit(self, "backoff_cap_s", is_fit, "at least backoff_base_s")
         priority_of(self.priority)
-        RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)
 
     @property
     def backoff(self) -> RetryOptions:

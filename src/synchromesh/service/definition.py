@@ -18,6 +18,7 @@ from synchromesh.calls.contract import (
     events_of,
     operations_of,
 )
+from synchromesh.durations import is_count
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
 from synchromesh.messaging import DELIVER
@@ -87,7 +88,7 @@ class Service:
         migrations: Sequence[Migration] = (),
         ignored: Sequence[PublicEvent[Any]] = (),
     ) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
             raise ContractError(
                 f"a service is named {name!r}; expected lower-case letters, digits and _, "
                 'such as "inventory"'
@@ -284,9 +285,9 @@ class Service:
         """
         declared = GenerationTables(name, tables)
         kinds = _of_kind(events, type, f"events= of projection {name!r}")
-        if version < 1 or (version > 1 and not tables):
+        if not is_count(version) or version < 1 or (version > 1 and not tables):
             raise ContractError(
-                f"projection {name!r} of {self.name} has version {version} and "
+                f"projection {name!r} of {self.name} has version {version!r} and "
                 f"{'tables' if tables else 'no tables'}; versions are 1, 2, 3, ..., and only one "
                 "with tables= can be built beside another"
             )

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from synchromesh.chance import Chance
-from synchromesh.errors import ConfigError
+from synchromesh.durations import ABOVE_0, FROM_0, refuse_wrong_numbers
 
 # What was given up counts as running only once it has run for so long.
 TRIAL_S = 5.0
@@ -51,11 +51,11 @@ class RestartOptions:
     retry_cap_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.restarts_max < 0 or self.window_s <= 0:
-            raise ConfigError(
-                f"restarts_max is {self.restarts_max} and window_s {self.window_s}; make them "
-                "0 or more, and above 0"
-            )
+        refuse_wrong_numbers(
+            self,
+            (FROM_0, "restarts_max pause_base_s pause_cap_s retry_base_s retry_cap_s"),
+            (ABOVE_0, "window_s"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

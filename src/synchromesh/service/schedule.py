@@ -52,6 +52,14 @@ class Schedule:
     """
 
     def __init__(self, expression: str, zone: str = "UTC") -> None:
+        given: tuple[tuple[str, object, str], ...] = (
+            ("expression", expression, "0 9 * * mon-fri"), ("zone", zone, "Europe/Berlin"),
+        )  # fmt: skip
+        for what, text, right in given:
+            if not isinstance(text, str):
+                raise ContractError(
+                    f"the {what} of a schedule is {text!r:.80}; make it a text, such as {right!r}"
+                )
         self.expression, self.zone = expression, zone
         if len(expression.split()) != 5:
             raise ContractError(

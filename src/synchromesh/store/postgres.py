@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from synchromesh.durations import ABOVE_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
 from synchromesh.store import (
@@ -104,6 +105,13 @@ class PostgresOptions:
     backlog_max: int = 10_000
     look_every_s: float = 1.0
     lease_s: float = 6.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "connections_max readers_max backlog_max"),
+            (ABOVE_0, "unit_limit_s look_every_s lease_s"),
+        )
 
 
 class PostgresStore(UnitStore):

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import StoreBroken, StoreLocked, StoreUnavailable
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import health, inbox, writer
@@ -71,6 +72,14 @@ class StoreOptions:
     busy_wait_s: float = 0.25
     backlog_max: int = 10_000
     pages_max: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_0, "owner_wait_s busy_wait_s pages_max"),
+            (ABOVE_0, "unit_limit_s"),
+            (FROM_1, "backlog_max"),
+        )
 
 
 class SqliteStore(UnitStore):

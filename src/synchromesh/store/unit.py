@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from synchromesh.durations import FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys, SubjectRecord, Vault
 from synchromesh.store.backup import Backup
@@ -449,6 +450,7 @@ class Migration:
     readable_by_min: int
 
     def __post_init__(self) -> None:
+        refuse_wrong_numbers(self, (FROM_1, "version"), (FROM_0, "readable_by_min"))
         what = f"migration {self.version}: statements"
         statements = to_tuple(self.statements, what)
         odd = [each for each in statements if not isinstance(each, str)]

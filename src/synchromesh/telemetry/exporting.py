@@ -24,6 +24,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from synchromesh.chance import Chance
+from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 
 T = TypeVar("T")
 
@@ -57,6 +58,14 @@ class ExportOptions:
     cap_s: float = 30.0
     attempts_max: int = 20
     after_max_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (FROM_1, "items_max batch_max attempts_max"),
+            (FROM_0, "every_s base_s cap_s after_max_s"),
+            (ABOVE_0, "timeout_s"),
+        )
 
 
 class Verdict(Enum):

@@ -6,6 +6,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+from synchromesh.durations import FROM_0, SHARE, refuse_wrong_numbers
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkFaults:
@@ -33,6 +35,13 @@ class NetworkFaults:
     latency_max_s: float = 0.002
     io_s: float = 0.002
     skew_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_wrong_numbers(
+            self,
+            (SHARE, "loss duplication tail"),
+            (FROM_0, "tail_s latency_min_s latency_max_s io_s skew_s"),
+        )
 
 
 CALM = NetworkFaults()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from synchromesh.durations import FROM_0, refuse_wrong_numbers
 from synchromesh.errors import ConfigError
 
 # What is waited for beyond the stages, where something is wrong. A process that was killed: only
@@ -71,6 +72,8 @@ class StopBudget:
     hurry_s: float = 0.5
 
     def __post_init__(self) -> None:
+        times = " ".join(each.name for each in fields(self) if each.name.endswith("_s"))
+        refuse_wrong_numbers(self, (FROM_0, times))
         # A process that starts meanwhile is ended before the others.
         stages = (
             self.unready_s, self.gateway_s, self.services_s * (1 + self.has_applications),
