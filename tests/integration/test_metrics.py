@@ -24,7 +24,9 @@ from synchromesh.http import HttpPool
 from synchromesh.system.control.catalogue import (
     EJECTED,
     EVERY,
+    READS_WAITING,
     SCHEDULE_FAILED,
+    STORE_PLACES,
 )
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.metrics_page import OPENMETRICS, TEXT
@@ -33,8 +35,11 @@ from synchromesh.telemetry.exposition import label_name, prometheus_name
 pytestmark = pytest.mark.anyio
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
-# What this system has no occasion for; test_metrics_collected shows them.
-ABSENT = {prometheus_name(metric) for metric in (EJECTED, SCHEDULE_FAILED)}
+# What this system has no occasion for: test_metrics_collected shows them, and a test of a system
+# on PostgreSQL.
+ABSENT = {
+    prometheus_name(metric) for metric in (EJECTED, SCHEDULE_FAILED, READS_WAITING, STORE_PLACES)
+}
 ASKED = {OPENMETRICS: "application/openmetrics-text", TEXT: "text/plain"}
 
 

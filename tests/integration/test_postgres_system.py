@@ -28,7 +28,9 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.postgres_connection import NO_MARK, connect
 from synchromesh.store.postgres_databases import PostgresDatabases, check_mark
+from synchromesh.store.unit_store import UnitStore
 from synchromesh.system import System, load_config
+from synchromesh.system.control.metrics import Collector
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +107,36 @@ async def test_a_service_that_writes_has_replicas(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
         await sell(system)
         assert await sold(system) == 3
+
+
+async def test_its_metrics_tell_of_groups_sizes_and_places(tmp_path: Path) -> None:
+    """What is told of a SQLite file, and the connections that are taken, with reads that wait."""
+    async with running(tmp_path / "a", "measured") as system:
+        await asyncio.gather(*(sell(system) for _ in range(8)))
+        store, host = system.instances["shop"].store, system._host
+        collector = Collector(host.local, host.name, remotes={}, lag=host.lag)
+        told = {
+            (family.metric.name.removeprefix("synchromesh.store."), *sample.labels[2:]): sample
+            for family in await collector.own()
+            for sample in family.samples
+            if family.metric.name.startswith("synchromesh.store.")
+        }
+        groups = told["group",]
+        assert sum(groups.counts) == told["commits",].value
+        assert groups.value >= 8
+        (size,) = await store.read("select pg_database_size(current_database())")
+        assert told["file", "database"].value == pytest.approx(size[0], rel=0.5)
+        for use, places in (("units", 4), ("reads", 2)):
+            shown = [told["places", use, state].value for state in ("busy", "free")]
+            assert sum(shown) == places
+        assert told["reads.waiting",].value == 0
+        reading = [asyncio.ensure_future(store.read("select pg_sleep(1)")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert isinstance(store, UnitStore)
+        reads = store.load().places["reads"]
+        assert (reads.busy, reads.places) == (2, 2)
+        assert reads.waiting >= 1
+        await asyncio.gather(*reading)
 
 
 async def sell(system: System) -> None:

@@ -18,8 +18,6 @@ import sqlite3
 from synchromesh.store.sqlite_unit import SqliteUnit
 
 BEGIN = "begin immediate"
-# Bounds by which the sizes of groups are counted, in units.
-SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class NeedsSavepoint(Exception):

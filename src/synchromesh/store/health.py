@@ -106,6 +106,16 @@ class _Applied(msgspec.Struct):
     statements: str
 
 
+async def bytes_of(reader: StoreReader) -> int:
+    """Return the bytes of all of a database, as its engine counts them.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    (size,) = await fetch_as(reader, _Size, reader.dialect.size, ())
+    return size.used
+
+
 async def contents_of(reader: StoreReader, *, now_us: int) -> Contents:
     """Return what a database holds; it counts all rows, which takes a while where there are many.
 

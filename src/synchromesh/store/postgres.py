@@ -213,11 +213,12 @@ class PostgresStore(UnitStore):
     @property
     def commits(self) -> int:
         """The number of commits."""
-        return self._units.commits
+        return sum(self._units.sizes.counts)
 
     def load(self) -> StoreLoad:
         """Return what was committed, and what waits for it."""
-        return StoreLoad(self.commits, self._units.waiting)
+        places = {"units": self._units.places, "reads": self._readers.places}
+        return StoreLoad(self._units.waiting, self._units.sizes, places)
 
     @property
     def broken(self) -> str | None:

@@ -37,6 +37,7 @@ from synchromesh.store.postgres_keys import AbsentKeys
 from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.statements import refuse
 from synchromesh.store.unit import Fetched, Row, SqlValue
+from synchromesh.store.unit_store import PoolPlaces
 
 _OTHERS = (
     f"select datname from pg_database where shobj_description(oid, 'pg_database') like '{MARK} %' "
@@ -69,9 +70,17 @@ class Readers:
         self._plans = plans
         self._path = path
         self._limit_s = limit_s
+        self._connections_max = connections_max
         self._places = asyncio.Semaphore(connections_max)
+        self._asked = 0
         self._idle: deque[Connection] = deque()
         self._is_closed = False
+
+    @property
+    def places(self) -> PoolPlaces:
+        """The connections, and how many reads wait for one."""
+        busy = min(self._asked, self._connections_max)
+        return PoolPlaces(busy, self._connections_max, self._asked - busy)
 
     async def query(
         self, sql: str, values: tuple[SqlValue, ...], *, has_columns: bool = False
@@ -89,6 +98,7 @@ class Readers:
         while True:
             tries += 1
             try:
+                self._asked += 1
                 return await self._run(plan, values, has_columns)
             except PostgresFault as error:
                 is_learnt = is_untyped(error) and plan.learn(values)
@@ -101,6 +111,8 @@ class Readers:
                         path=self._path,
                     ) from error
                 raise translate(error, path=self._path, sql=sql) from error
+            finally:
+                self._asked -= 1
 
     async def close(self) -> None:
         """Close the connections; those that are in use when they come back. Idempotent."""

@@ -53,6 +53,8 @@ from synchromesh.store.postgres_transaction import (
 from synchromesh.store.postgres_unit import PostgresUnit, drive
 from synchromesh.store.turns import Turns
 from synchromesh.store.unit import Once, Unit
+from synchromesh.store.unit_store import GROUP_SIZES, PoolPlaces
+from synchromesh.telemetry import Histogram
 
 _SWEEP_EVERY = 1000
 
@@ -76,7 +78,7 @@ class Units:
 
     Attributes:
         outage: whether the server can be reached.
-        commits: how many commits there were, each of a unit or of a group.
+        sizes: counts the commits by how many units each was of.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Units:
         self._loop = asyncio.get_running_loop()
         self.plans = Translations(options.logs)
         self.outage = Outage(options.path)
-        self.commits = 0
+        self.sizes = Histogram(GROUP_SIZES)
         self._sweep_at = _SWEEP_EVERY
         self._life_id = options.life_id
         self._number = 0
@@ -118,17 +120,18 @@ class Units:
         self._is_empty.set()
         self._is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
-        self._lanes = [
-            self._loop.create_task(
-                self._lane(), name=f"store of {self._service}, connection {number}"
-            )
-            for number in range(options.connections_max)
-        ]
+        name, lanes = f"store of {options.service}, connection", range(options.connections_max)
+        self._lanes = [self._loop.create_task(self._lane(), name=f"{name} {n}") for n in lanes]
 
     @property
     def waiting(self) -> int:
         """How many units wait or run."""
         return len(self._pending)
+
+    @property
+    def places(self) -> PoolPlaces:
+        """The connections that write."""
+        return PoolPlaces(len(self._lanes) - len(self._idle), len(self._lanes))
 
     def submit(
         self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
@@ -194,8 +197,8 @@ class Units:
                     await self._serve(work, lane)
                     if lane.connection is not None and work.has_session:
                         lane.connection = await clear(lane.connection, self._options.limit_s)
-                if lane.connection is not None and self.commits >= self._sweep_at:
-                    self._sweep_at = self.commits + _SWEEP_EVERY
+                if lane.connection is not None and self._number >= self._sweep_at:
+                    self._sweep_at = self._number + _SWEEP_EVERY
                     lane.connection = await self._sweep(lane.connection)
         finally:
             lane.drop()
@@ -240,8 +243,7 @@ class Units:
                 raise
             for job in group.jobs:
                 job.error = error
-        for job in group.jobs:
-            self._settle(job)
+        self._settle(*group.jobs)
         for job in group.singles:
             self._grouping.saw(job.name, is_lone=False)
             self._turns.add(job)
@@ -261,7 +263,6 @@ class Units:
                     is_over = await group.attempt(connection, mark, self._runtime.wall_us())
                 lane.is_used = group.is_used
                 if is_over:
-                    self.commits += 1
                     break
             except Lost as lost:
                 lane.lose(lost, self._path)
@@ -272,12 +273,15 @@ class Units:
         for job in group.jobs:
             job.is_durable = job.error is None
 
-    def _settle(self, job: UnitJob) -> None:
-        """Answer a unit that is over: one that appended once its events have positions."""
-        if job.has_appended and job.error is None:
-            self._number_logs(partial(self._conclude, job))
-        else:
-            self._conclude(job)
+    def _settle(self, *jobs: UnitJob) -> None:
+        """Count a commit, and answer its units: those that appended once events have positions."""
+        if count := sum(job.is_durable for job in jobs):
+            self.sizes.observe(count)
+        for job in jobs:
+            if job.has_appended and job.error is None:
+                self._number_logs(partial(self._conclude, job))
+            else:
+                self._conclude(job)
 
     async def _run(self, job: UnitJob, lane: UnitLane) -> None:
         """Run a unit on the connection of a lane until it is over."""
@@ -379,7 +383,6 @@ class Units:
             is_so = await foretell(job, self._begun(job), lane, connection)
         if is_so is not None:
             self._foresight.saw(is_so=is_so)
-            self.commits += is_so
         return bool(is_so)
 
     async def _attempt(self, job: UnitJob, lane: UnitLane, connection: Connection) -> None:
@@ -440,7 +443,6 @@ class Units:
             job.error = translate(error, path=self._path, sql="commit")
             return
         job.is_durable = True
-        self.commits += 1
 
     def _expire(self, unit: PostgresUnit) -> None:
         """Time a unit out: it is refused its next statement, and one that runs ends soon."""
@@ -459,9 +461,7 @@ class Units:
 
     async def _is_durable(self, connection: Connection, mark: str) -> bool:
         """Look up whether a commit took effect that had no answer (I3)."""
-        is_durable = await look_up(connection, mark, self._runtime.wall_us(), self._options.limit_s)
-        self.commits += is_durable
-        return is_durable
+        return await look_up(connection, mark, self._runtime.wall_us(), self._options.limit_s)
 
     async def _connected(self, lane: UnitLane) -> Connection:
         """Connect a lane; where the server is away, refuse what waits, and try again."""

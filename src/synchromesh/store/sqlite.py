@@ -204,7 +204,7 @@ class SqliteStore(UnitStore):
 
     def load(self) -> StoreLoad:
         """Return what was committed, and what waits for it."""
-        return StoreLoad(self.commits, self._writer.pending, self._writer.sizes)
+        return StoreLoad(self._writer.pending, self._writer.sizes)
 
     @property
     def broken(self) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
 
 from synchromesh.clock import loop_clock
 from synchromesh.context import new_span_id
@@ -18,6 +18,9 @@ from synchromesh.telemetry import Histogram, Record, SpanContext, Tracer, curren
 
 T = TypeVar("T")
 
+# Bounds by which the sizes of groups are counted, in units.
+GROUP_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
 # Units have a few dozen names; whoever makes new ones up makes no leak.
 _RECORDERS_MAX = 1024
 # How often a unit may ask for work before it.
@@ -26,16 +29,34 @@ _PREPARED_MAX = 32
 _log = logging.getLogger("synchromesh.store")
 
 
+class PoolPlaces(NamedTuple):
+    """A bounded number of connections: how many are at work, of how many, and who waits for one.
+
+    `waiting` is 0 where that is counted elsewhere.
+    """
+
+    busy: int
+    places: int
+    waiting: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class StoreLoad:
     """What a store has committed since it was opened, and how many units wait or run.
 
-    `sizes` are those of the groups, where it commits units in groups.
+    Attributes:
+        sizes: counts its commits by how many units of work each was of.
+        places: its connections to a server, by what they are for; none where it has a file.
     """
 
-    commits: int
     waiting: int
-    sizes: Histogram | None = None
+    sizes: Histogram
+    places: Mapping[str, PoolPlaces] = field(default_factory=dict)
+
+    @property
+    def commits(self) -> int:
+        """How many commits there were."""
+        return sum(self.sizes.counts)
 
 
 class UnitStore:

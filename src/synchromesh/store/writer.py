@@ -34,12 +34,13 @@ from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime
 from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
-from synchromesh.store.group import BEGIN, SIZES, Group, NeedsSavepoint
+from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
 from synchromesh.store.jobs import HeldUnits, Queued, answer, refuse
 from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLACED, Outage
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+from synchromesh.store.unit_store import GROUP_SIZES
 from synchromesh.store.vault import SqliteVault, vault_path
 from synchromesh.telemetry import Histogram
 
@@ -113,8 +114,7 @@ class Writer:
         self._running: SqliteUnit | None = None
         self._watched: SqliteUnit | None = None
         self._watched_s = 0.0
-        self._careful = 0
-        self._fatals = 0
+        self._careful = self._fatals = 0
         # Whoever makes another lock file is let in as an owner beside this one.
         self._file_id = runtime.disk.file_id
         self._file_paths = [f"{path}{suffix}" for suffix in ("", "-wal", ".lock")]
@@ -125,7 +125,7 @@ class Writer:
         self._reopening: asyncio.TimerHandle | None = None
         self._is_trying = False
         self._held = HeldUnits()
-        self.sizes = Histogram(SIZES)
+        self.sizes = Histogram(GROUP_SIZES)
         self._worker = runtime.worker(f"synchromesh-store-{service}", self._work)
 
     # -- on the loop -----------------------------------------------------------------------------

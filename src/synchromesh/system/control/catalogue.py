@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from synchromesh.gateway.traffic import BRANCH_TOOK, BRANCHES, LOG_DROPPED, OUTCOMES, REQUESTS
 from synchromesh.gateway.traffic import IN_FLIGHT as GATEWAY_IN_FLIGHT
-from synchromesh.store.group import SIZES
+from synchromesh.store.unit_store import GROUP_SIZES
 from synchromesh.telemetry.metrics import COUNTER, GAUGE, HISTOGRAM, INSTANCE, WORK, Metric
 
 # How late the event loop comes to what is due. Past the last bound it is named in the log.
@@ -149,7 +149,7 @@ COMMITS = Metric(
 )  # fmt: skip
 GROUPS = Metric(
     "synchromesh.store.group", HISTOGRAM, "{unit}",
-    "Units of work in a commit of a SQLite file.", INSTANCE, SIZES,
+    "Units of work in a commit.", INSTANCE, GROUP_SIZES,
 )  # fmt: skip
 UNITS_WAITING = Metric(
     "synchromesh.store.waiting", GAUGE, "{unit}",
@@ -157,7 +157,17 @@ UNITS_WAITING = Metric(
 )  # fmt: skip
 FILE_SIZE = Metric(
     "synchromesh.store.file", GAUGE, "By",
-    "Size of a SQLite database, its write-ahead log (wal) and its keys.", (*INSTANCE, "file"),
+    "Size of a database; of one in a SQLite file also of its write-ahead log (wal) and its keys.",
+    (*INSTANCE, "file"),
+)  # fmt: skip
+STORE_PLACES = Metric(
+    "synchromesh.store.places", GAUGE, "{connection}",
+    "Connections of an instance to its database on PostgreSQL, for units and for reads, that are "
+    "busy or free.", (*INSTANCE, "use", "state"),
+)  # fmt: skip
+READS_WAITING = Metric(
+    "synchromesh.store.reads.waiting", GAUGE, "{read}",
+    "Reads of a database on PostgreSQL that wait for a connection.", INSTANCE,
 )  # fmt: skip
 
 STATE = (
@@ -165,6 +175,7 @@ STATE = (
     POOL_WAITING, CHILD_UP, CHILD_RESTARTS, READY, LIMIT, IN_FLIGHT, WAITING, BREAKER,
     BREAKER_CHANGES, EJECTED, HELD, HOLDS, SAGAS, SAGA_AGE, SAGA_EVENTS, RELAY_LAG, PROJECTION_LAG,
     PROJECTION_PARKED, SET_ASIDE, SCHEDULE_FAILED, COMMITS, GROUPS, UNITS_WAITING, FILE_SIZE,
+    STORE_PLACES, READS_WAITING,
 )  # fmt: skip
 GATEWAY = (REQUESTS, OUTCOMES, BRANCHES, BRANCH_TOOK, GATEWAY_IN_FLIGHT, LOG_DROPPED)
 EVERY = (*GATEWAY, *WORK.values(), *STATE)

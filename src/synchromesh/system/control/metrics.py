@@ -19,6 +19,8 @@ from synchromesh.calls import Caller, HttpTransport
 from synchromesh.errors import StoreError, SynchromeshError
 from synchromesh.resilience import BreakerState, Limiter
 from synchromesh.service import ServiceInstance
+from synchromesh.store.dialect import SQLITE
+from synchromesh.store.health import bytes_of
 from synchromesh.store.unit_store import UnitStore
 from synchromesh.store.vault import vault_path
 from synchromesh.system.control import catalogue as of
@@ -253,11 +255,18 @@ async def _of_instance(board: Board, name: str, instance: ServiceInstance, now_u
     load = store.load()
     board.add(of.COMMITS, load.commits, *who)
     board.add(of.UNITS_WAITING, load.waiting, *who)
-    if load.sizes is not None:
-        board.take(of.GROUPS, load.sizes.sample(*who))
+    board.take(of.GROUPS, load.sizes.sample(*who))
+    for use, (busy, places, waiting) in load.places.items():
+        board.add(of.STORE_PLACES, busy, *who, use, "busy")
+        board.add(of.STORE_PLACES, places - busy, *who, use, "free")
+        if use == "reads":
+            board.add(of.READS_WAITING, waiting, *who)
+    if instance.store.dialect is SQLITE:
         for file, size in _sizes(store.place):
             board.add(of.FILE_SIZE, size, *who, file)
     try:
+        if instance.store.dialect is not SQLITE:
+            board.add(of.FILE_SIZE, await bytes_of(instance.store), *who, "database")
         oldest = await instance.oldest_sagas()
         for status in _AGEING:
             age_s = (now_us - oldest.get(status, now_us)) / 1e6
@@ -267,7 +276,7 @@ async def _of_instance(board: Board, name: str, instance: ServiceInstance, now_u
 
 
 def _sizes(path: str) -> Iterator[tuple[str, int]]:
-    """Yield the sizes of the files of a database, as far as they are there."""
+    """Yield the sizes of the files of a SQLite database, as far as they are there."""
     paths = {"database": path, "wal": f"{path}-wal", "keys": vault_path(path)}
     for name, each in paths.items():
         try:
