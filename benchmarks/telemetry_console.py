@@ -27,12 +27,12 @@ from synchromesh.console import Console, Sessions
 from synchromesh.console.site import PAGES
 from synchromesh.http import Headers, HttpRequest
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga.inspection import told_run
 from synchromesh.store import Row, StoreReader
 from synchromesh.system import load_config
 from synchromesh.system.control import catalogue
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.rates import CALLS, OPERATIONS, ROUTES
+from synchromesh.system.control.saga_actions import ShowSaga, show
 from synchromesh.system.control.spans import Spans, find_spans, first_of
 from synchromesh.system.control.status import (
     BreakerStatus,
@@ -182,13 +182,7 @@ class Town:
     async def _act(self, name: str, wanted: Mapping[str, Any]) -> object:
         at = to_datetime(1)
         if name == "saga.show":
-            teller = await told_run(self._reader, wanted["id"], wanted["lines"])
-            assert teller is not None
-            story = teller.history()
-            summary = {"service": NAMES[0], **msgspec.to_builtins(story.summary)}
-            lines = {"lines": story.lines, "not_undone": story.not_undone}
-            told = {"payloads": story.payloads, "impacts": teller.impacts(), "not_judged": ""}
-            return {**summary, **lines, **told}
+            return await show(self._reader, msgspec.convert(wanted, ShowSaga))
         if name == "saga.list":
             run = {
                 "service": NAMES[0], "id": "long", "name": "order", "status": "stuck", "owner": "",
@@ -280,7 +274,7 @@ async def main() -> None:
 
         targets = [f"/{'' if name == 'now' else name}" for name in PAGES if name != "advice"]
         targets += ["/map?group=team0", f"/map?focus={NAMES[0]}", f"/services/{NAMES[0]}"]
-        targets += [f"/traces/{TRACE}", f"/traces/{100:032x}", "/sagas/long"]
+        targets += [f"/traces/{TRACE}", f"/traces/{100:032x}", f"/sagas/{NAMES[0]}:long"]
         results = await in_turn_async(
             {
                 target: lambda target=target: measure(console, page(target))  # type: ignore[misc]

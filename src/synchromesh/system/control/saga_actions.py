@@ -63,7 +63,8 @@ async def _list(reader: StoreReader, wanted: ListSagas) -> list[dict[str, Any]]:
     return [{"service": reader.service, **asdict(run)} for run in runs]
 
 
-async def _show(reader: StoreReader, wanted: ShowSaga) -> dict[str, Any] | None:
+async def show(reader: StoreReader, wanted: ShowSaga) -> dict[str, Any] | None:
+    """Return a run, told as it is asked for; None where there is no such run."""
     teller = await told_run(reader, wanted.id, wanted.lines or None)
     if teller is None:
         return None
@@ -138,7 +139,7 @@ def _several(wanted: AskSaga, services: list[str]) -> BadRequest:
     )
 
 
-_SHOW = ReadAction("saga.show", ShowSaga, _show, _unknown, several=_several)
+_SHOW = ReadAction("saga.show", ShowSaga, show, _unknown, several=_several)
 
 
 def _look(wanted: RepairSaga) -> tuple[ReadAction[ShowSaga], ShowSaga]:

@@ -10,7 +10,9 @@ refuses. It ends with its supervisor, and what it has forked ends with it.
 from __future__ import annotations
 
 import atexit
+import encodings.idna  # noqa: F401  what resolves a name needs it: imported here, it is shared
 import gc
+import hashlib
 import os
 import signal
 import socket
@@ -39,8 +41,6 @@ TASKS = "/proc/self/task"
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BLOCKED = (*_IGNORED, signal.SIGCHLD)
 
-Stamps = dict[str, tuple[int, int, int]]
-
 
 def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
     """Fork the fork server off this process; None where there cannot be one.
@@ -57,7 +57,8 @@ def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
     except OSError:
         return None
     loop_factory(loop)
-    stamps, die = _stamps(), die_with_parent()
+    files = _files()
+    stamp, die = _stamp(files), die_with_parent()
     sys.path_importer_cache.clear()  # what is in the folders is looked up anew in each process
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
@@ -75,7 +76,7 @@ def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
         if die is not None:
             die()
         ours.close()
-        _serve(theirs, stamps)
+        _serve(theirs, files, stamp)
         code = process.main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -85,7 +86,7 @@ def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
         _end(code)
 
 
-def _serve(control: socket.socket, stamps: Stamps) -> None:
+def _serve(control: socket.socket, files: str, stamp: bytes) -> None:
     """Fork what is asked for; return in a forked process only."""
     die = die_with_parent()
     for number in _IGNORED:
@@ -98,7 +99,7 @@ def _serve(control: socket.socket, stamps: Stamps) -> None:
         # An end is reported after what it is the end of; no signal is lost in the new process.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
-            pid = 0 if (reason := _reason_against(stamps)) else os.fork()
+            pid = 0 if (reason := _reason_against(files, stamp)) else os.fork()
         except OSError as error:
             pid, reason = 0, f"{error.strerror}"
         if not pid and not reason:
@@ -156,9 +157,9 @@ def _say(control: socket.socket, what: Forked | NotForked | Exited) -> None:
         control.send(msgspec.json.encode(what))
 
 
-def _reason_against(stamps: Stamps) -> str:
+def _reason_against(files: str, stamp: bytes) -> str:
     """Return why a fork would not be what a new interpreter is; "" where it would be."""
-    if _stamps() != stamps:
+    if _stamp(files) != stamp:
         return (
             "code that was imported before the fork has changed since; restart the system to fork "
             "again"
@@ -166,13 +167,23 @@ def _reason_against(stamps: Stamps) -> str:
     return ""
 
 
-def _stamps() -> Stamps:
-    """Return what shows that the file of a module has been replaced or changed."""
-    found: Stamps = {}
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path:
-            with suppress(OSError):
-                stat = os.stat(path)
-                found[path] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    return found
+def _files() -> str:
+    """Return the paths of all modules, each ended by a zero byte.
+
+    One string of their own: who looks at a module counts a reference, and so writes to the page it
+    is on, which no fork before shares with the next one from then on.
+    """
+    paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return "".join(f"{path}\0" for path in paths if path)
+
+
+def _stamp(files: str) -> bytes:
+    """Return what changes when the file of a module is replaced or changed, or is no more."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in files.split("\0")[:-1]:
+        try:
+            stat = os.stat(path)
+            found.update(b"%d %d %d\0" % (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.update(b"\0")
+    return found.digest()
