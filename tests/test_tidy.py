@@ -304,6 +304,32 @@ def test_the_front_door_offers_what_the_rooms_have() -> None:
         _ = synchromesh.Sagga  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("name", "room"),
+    [
+        ("RetryOptions", "resilience"),
+        ("Cache", "gateway"),
+        ("SagaPolicy", "saga"),
+        ("Personal", "personal"),
+        ("Shed", "errors"),
+        ("DeliverOptions", "alone"),
+        ("survive", "testing"),
+    ],
+)
+def test_the_front_door_says_which_room_has_a_name(name: str, room: str) -> None:
+    """What is not there is an ImportError that has the line to write."""
+    said = f"write: from synchromesh.{room} import {name}$"
+    with pytest.raises(ImportError, match=said):
+        exec(f"from synchromesh import {name}")
+
+
+def test_the_front_door_lets_rooms_and_nothing_through() -> None:
+    """A room is imported by its name, and a slip is told by Python, with the name it is like."""
+    exec("from synchromesh import alone")
+    with pytest.raises(ImportError, match="cannot import name 'Polizy'"):
+        exec("from synchromesh import Polizy")
+
+
 def test_tests_state_their_claim_and_cannot_be_skipped() -> None:
     """Every test says in its docstring what it claims; none is skipped, excused or sleeps."""
     excuses = re.compile(r"pytest\.(skip|xfail|importorskip)|mark\.(skip|xfail)|\btime\.sleep\(")

@@ -57,6 +57,11 @@ _ROOMS = {
     "store": "Migration",
     "system.client": "Client SyncClient",
 }
+# Where names are that are not here, those first that most people look for.
+_OTHERS = (
+    "resilience gateway saga personal errors service events store messaging calls alone testing "
+    "discovery telemetry http"
+)
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = sorted(_ROOM_OF)
@@ -67,10 +72,33 @@ if not TYPE_CHECKING:  # a type checker that saw this would take any name for a 
     def __getattr__(name: str) -> object:
         room = _ROOM_OF.get(name)
         if room is None:
-            raise AttributeError(f"synchromesh has no public name {name!r}")
+            raise _not_here(name)
         value = getattr(import_module(f"synchromesh.{room}"), name)
         globals()[name] = value  # the next use is a plain attribute
         return value
+
+
+def _not_here(name: str) -> Exception:
+    """Return the error that a name is not here; of one that a room has, it says which.
+
+    That is an ImportError: of an AttributeError `from synchromesh import ...` does not show a word.
+    """
+    from importlib.util import find_spec  # it is seldom needed
+
+    if name[:1].isalpha() and find_spec(f"synchromesh.{name}") is None:
+        for room in _OTHERS.split():
+            try:
+                module = import_module(f"synchromesh.{room}")
+            except Exception:  # noqa: BLE001, S112  an extra of it is not installed
+                continue
+            public = getattr(module, "__all__", ())
+            found = getattr(module, name, None)
+            if name in public or getattr(found, "__module__", "") == module.__name__:
+                return ImportError(
+                    f"synchromesh has no {name!r} at its front door; write: from "
+                    f"{module.__name__} import {name}"
+                )
+    return AttributeError(f"synchromesh has no public name {name!r}")
 
 
 def __dir__() -> list[str]:

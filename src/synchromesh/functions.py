@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from functools import wraps
 from inspect import signature
 from types import FunctionType, MethodType, SimpleNamespace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 from weakref import ref
+
+from synchromesh.errors import ContractError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _NOBODY: Final = object()
 
@@ -58,6 +63,41 @@ def there(key: Weakly) -> Callable[..., Any]:
     function = key()
     assert function is not None, "it is asked for while it is there"
     return function
+
+
+def with_arguments(written: str) -> Callable[[F], F]:
+    """Have a decorator that needs arguments say so where it stands over a function without them.
+
+    Args:
+        written: the arguments, as one may write them.
+
+    Example:
+        >>> @with_arguments('"POST /orders"')
+        ... def command(route: str) -> Callable[[F], F]:
+        ...     return lambda function: function
+        >>> @command
+        ... def place() -> None: ...
+        Traceback (most recent call last):
+        synchromesh.errors.ContractError: @command stands over place without its arguments; write \
+such as @command("POST /orders")
+    """
+
+    def around(decorator: F) -> F:
+        @wraps(decorator)
+        def asked(*args: Any, **named: Any) -> Any:
+            owner, given = args if len(args) == 2 else (None, args[0] if args else None)
+            if not named and len(args) <= 2 and isinstance(given, FunctionType):
+                of = f"{getattr(owner, 'name', '')}." if owner is not None else ""
+                name = f"@{of}{decorator.__name__}"
+                raise ContractError(
+                    f"{name} stands over {given.__name__} without its arguments; write such as "
+                    f"{name}({written})"
+                )
+            return decorator(*args, **named)
+
+        return cast("F", asked)
+
+    return around
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:

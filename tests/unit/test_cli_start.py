@@ -12,7 +12,8 @@ import click
 import pytest
 
 from cli_runs import Run, runner
-from synchromesh.cli.main import LazyCommand, synchromesh
+from synchromesh.cli.groups import ALSO, LazyCommand
+from synchromesh.cli.main import synchromesh
 
 HEAVY = ("asyncio", "sqlite3", "ssl", "httptools", "rich")
 
@@ -78,6 +79,7 @@ def test_the_list_of_commands_imports_none_of_them(words: list[str]) -> None:
     assert [name for name in modules if name.startswith("synchromesh")] == [
         "synchromesh",
         "synchromesh.cli",
+        "synchromesh.cli.groups",
         "synchromesh.cli.main",
         "synchromesh.cli.output",
         "synchromesh.errors",
@@ -113,7 +115,7 @@ def test_the_list_says_of_a_command_what_its_help_says_first(name: str) -> None:
     assert listed.split()[0] == sentence.split()[0]
 
 
-def test_a_word_that_is_no_command_gets_the_commands_that_are_like_it(
+def test_a_word_that_is_no_command_gets_the_commands_that_are_like_it_or_do_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Exit 2, and no traceback."""
@@ -122,11 +124,23 @@ def test_a_word_that_is_no_command_gets_the_commands_that_are_like_it(
         (["stats"], "'status'"),
         (["sagas"], "'saga'"),
         (["saga", "lst"], "'list'"),
+        (["explain"], "synchromesh config explain, synchromesh gateway explain, synchromesh why"),
+        (["retry"], "synchromesh projection retry, synchromesh saga retry"),
+        (["start"], "what does it: synchromesh dev, synchromesh run"),
+        (["config", "values"], "synchromesh config has: check, explain"),
+        (["gateway", "key", "drop"], "gateway key has: add, import, list, remove"),
     ):
         ran = run(tmp_path, *words)
         assert (ran.code, ran.out) == (2, "")
         assert f"No such command '{words[-1]}'" in ran.err
         assert like in ran.err
+
+
+def test_what_else_a_command_may_be_called_leads_to_one_that_is_there() -> None:
+    """None of the words is a command, and each of those that do it is."""
+    there = {" ".join(words) for words in down(synchromesh)}
+    assert not set(ALSO) & there
+    assert {each for found in ALSO.values() for each in found} <= there
 
 
 def test_a_command_is_completed_without_importing_any(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import pytest
 
+from synchromesh.alone import Alone
 from synchromesh.calls import Contract, PublicEvent, command, event, query
 from synchromesh.errors import ContractError, ForeignAwait, Rejection
 from synchromesh.service import Context, Service, Transaction
@@ -46,6 +47,10 @@ async def in_context(ctx: Context, n: int) -> int:
 
 
 Refused = Callable[[], object]
+
+ANY_COMMAND: Any = command
+ANY_QUERY: Any = query
+ANY_ALONE: Any = Alone
 
 TUPLES: list[tuple[Refused, str]] = [
     (
@@ -112,11 +117,36 @@ PAIRINGS: list[tuple[Refused, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("define", "said"), [*TUPLES, *PAIRINGS])
+# As `@command` stands over a function, without parentheses.
+BARE: list[tuple[Refused, str]] = [
+    (
+        lambda: ANY_COMMAND(in_context),
+        r'@command stands over in_context without .*; write such as @command\("POST /reservations"',
+    ),
+    (lambda: ANY_QUERY(in_context), r'write such as @query\("GET /stock/{sku}"\)'),
+    (lambda: service().writes(in_transaction), r"not called: @a\.writes\(Inventory\.reserve\)"),
+    (lambda: service().handles(in_context), r"not called: @a\.handles\(Inventory\.reserve\)"),
+    (lambda: service().on(in_transaction), "give it a public event of a contract, such as"),
+    (lambda: service().saga(in_context), r'such as @a\.saga\(PlaceOrder, deadline="10m"\)'),
+    (lambda: service().projection(in_context), r'@a\.projection\("sold", events=\(Sold,\)\)'),
+    (lambda: service().schedule(in_context), r'@a\.schedule\("0 9 \* \* mon-fri"\)'),
+    (lambda: ANY_ALONE("b").saga(in_context), r"@b\.saga stands over in_context without"),
+]
+
+
+@pytest.mark.parametrize(("define", "said"), [*TUPLES, *PAIRINGS, *BARE])
 def test_what_is_declared_wrong_is_refused_where_it_is_declared(define: Refused, said: str) -> None:
     """Not at the first call, and with what is to be written instead."""
     with pytest.raises(ContractError, match=said):
         define()
+
+
+@pytest.mark.parametrize(("kind", "how"), [("command", "writes"), ("query", "handles")])
+def test_a_service_says_where_operations_are_declared(kind: str, how: str) -> None:
+    """Who looks for `@service.command` is told of the contract; any other name is none."""
+    with pytest.raises(AttributeError, match=rf"such as by @{kind}, .* @a\.{how}\("):
+        getattr(service(), kind)
+    assert not hasattr(service(), "commands")
 
 
 def test_a_list_is_as_good_as_a_tuple() -> None:

@@ -36,6 +36,7 @@ from synchromesh.errors import (
 )
 from synchromesh.events import EventTypes
 from synchromesh.events.appending import TOPIC
+from synchromesh.functions import with_arguments
 from synchromesh.messaging import Relay, RelayOptions
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaVersions, timetable
@@ -322,6 +323,7 @@ class Alone:
         )
         await self._keep(store, projection.checkpoint_name, projection.run)
 
+    @with_arguments('PlaceOrder, deadline="10m"')
     def saga(
         self,
         _input: type[I],

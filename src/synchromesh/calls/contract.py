@@ -31,12 +31,12 @@ import msgspec
 from msgspec.structs import asdict
 
 from synchromesh.calls.http_arguments import read_arguments
-from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
+from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature, rejections_of
 from synchromesh.calls.texts import to_text
 from synchromesh.codec import NO_FIT, NO_JSON, digest, encode, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
+from synchromesh.functions import with_arguments
 from synchromesh.personal_types import PersonalFields, personal_fields
-from synchromesh.tuples import to_tuple
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,7 +125,7 @@ class Operation(Generic[P, R_co]):
         self.places: tuple[str, ...] = tuple(_PLACE.findall(self.path))
         if len(set(self.places)) < len(self.places):
             raise ContractError(f"operation {stub.__name__!r} names a place twice: {route!r}")
-        self.raises = _rejections(raises, stub.__name__)
+        self.raises = rejections_of(raises, stub.__name__)
         self.name = stub.__name__
         self.service = ""
         self.full_name = f".{self.name}"
@@ -397,17 +397,6 @@ class Contract(Protocol):
                 routes[route] = name
 
 
-def _rejections(raises: object, name: str) -> tuple[type[Rejection], ...]:
-    kinds = to_tuple(raises, f"raises= of {name!r}")
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, Rejection)):
-            raise ContractError(
-                f"raises= of {name!r} has {kind!r:.60}; give classes of Rejection, such as "
-                'class OutOfStock(Rejection, code="out_of_stock")'
-            )
-    return kinds
-
-
 def version_of(contract: type[object]) -> str:
     """Return the version of a contract, such as "1.0"; "" of what is none."""
     return _VERSIONS.get(contract, "")
@@ -443,6 +432,7 @@ def _members(contract: type[object]) -> Mapping[str, object]:
     return vars(contract)
 
 
+@with_arguments('"POST /reservations"')
 def command(
     route: str, *, raises: tuple[type[Rejection], ...] = ()
 ) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Command[P, R]]:
@@ -462,6 +452,7 @@ def command(
     return lambda stub: Command(stub, route, raises)
 
 
+@with_arguments('"GET /stock/{sku}"')
 def query(
     route: str, *, raises: tuple[type[Rejection], ...] = ()
 ) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Query[P, R]]:

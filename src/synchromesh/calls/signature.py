@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from synchromesh.codec import decoder_of, encoder_of, to_json, writer_of
-from synchromesh.errors import ContractError
+from synchromesh.errors import ContractError, Rejection
 from synchromesh.personal_types import PersonalFields, personal_fields
+from synchromesh.tuples import to_tuple
 
 BODILESS = frozenset({"GET", "DELETE"})
 
@@ -147,3 +148,19 @@ def misfit(shape: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> s
 
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or is_dataclass(kind))
+
+
+def rejections_of(raises: object, name: str) -> tuple[type[Rejection], ...]:
+    """Return the rejections that an operation declares.
+
+    Raises:
+        ContractError: they are no classes of `Rejection`.
+    """
+    kinds = to_tuple(raises, f"raises= of {name!r}")
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, Rejection)):
+            raise ContractError(
+                f"raises= of {name!r} has {kind!r:.60}; give classes of Rejection, such as "
+                'class OutOfStock(Rejection, code="out_of_stock")'
+            )
+    return kinds

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from synchromesh.cli.actions import say_why, why_option
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.operating import control_of, say_silent
 from synchromesh.cli.output import print_json, print_line
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def breaker() -> None:
     """Isolate an edge by hand, and release it."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.actions import say_why, why_option
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DAYS = 90
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def client() -> None:
     """Make, list and revoke credentials for calls from outside."""
 

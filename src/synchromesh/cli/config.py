@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError
 
@@ -28,7 +29,7 @@ def settings_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def config() -> None:
     """Explain and check the configuration."""
 

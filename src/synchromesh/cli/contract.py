@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError
 
@@ -31,7 +32,7 @@ def place_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def contract() -> None:
     """Freeze the contracts of a release, and check what a change of them breaks for whom."""
 

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
@@ -18,7 +19,7 @@ _AT_REST = ("completed", "undone", "stuck")
 json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def db() -> None:
     """Look into the databases of services; back them up, restore and migrate them."""
 

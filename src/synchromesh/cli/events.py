@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import OutputClosed, print_json, print_line
 from synchromesh.errors import ConfigError
 
@@ -18,7 +19,7 @@ _stream = click.option("--stream", default="", help="Only those of this stream."
 _name = click.option("--name", default="", help="Only those of this name: inventory.reserved.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def events() -> None:
     """Read the events of services."""
 

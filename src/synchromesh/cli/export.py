@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.runtime import RealRuntime
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FOLLOW_EVERY_S = 1.0
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def export() -> None:
     """Write a system down for other tools."""
 

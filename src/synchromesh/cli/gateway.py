@@ -12,6 +12,7 @@ import click
 
 from synchromesh.cli.actions import say_why, why_option
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.mirror import mirror
 from synchromesh.cli.operating import control_of
 from synchromesh.cli.output import print_json, print_line
@@ -33,7 +34,7 @@ RELOAD_WITHIN_S = 90.0
 EXPIRES_MAX_S = 100 * 365 * 86_400.0
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def gateway() -> None:
     """Check and explain the gateway; manage its API keys."""
 

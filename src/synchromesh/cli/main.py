@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import click
 
+from synchromesh.cli.groups import CommandGroup, LazyCommand
 from synchromesh.cli.output import OutputClosed
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
@@ -19,32 +19,7 @@ USER_MISTAKE = 2
 INTERNAL = 3
 
 
-class LazyCommand(click.Command):
-    """A placeholder for a command in the list, so that only the one that runs is imported."""
-
-    def __init__(self, name: str, module: str, attribute: str, short_help: str) -> None:
-        super().__init__(name, short_help=short_help)
-        self._place = f"synchromesh.cli.{module}", attribute
-
-    def load(self) -> click.Command:
-        """Import and return the command."""
-        module, attribute = self._place
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-
-class LazyGroup(click.Group):
-    """Lists commands without importing them."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Import and return the command named by the first argument, and the other arguments."""
-        name, found, rest = super().resolve_command(ctx, args)
-        return name, found.load() if isinstance(found, LazyCommand) else found, rest
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),

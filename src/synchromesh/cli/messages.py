@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
@@ -16,7 +17,7 @@ FINDING = 1
 _REF = re.compile(r"([a-z][a-z0-9_]*):([1-9][0-9]{0,17})")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def messages() -> None:
     """Show, replay and drop messages that were set aside; forget a subscriber that is gone.
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
@@ -18,7 +19,7 @@ WITHIN_S = 600.0
 json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def personal() -> None:
     """Show whose personal data services keep; erase a person's.
 

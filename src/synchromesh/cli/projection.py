@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError
 
@@ -18,7 +19,7 @@ _generation = click.option("--generation", default=0, help="Which, where both ar
 _json = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def projection() -> None:
     """List, repair and rebuild the projections of services."""
 

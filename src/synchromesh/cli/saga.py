@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.cli.saga_check import check, record
 from synchromesh.errors import ConfigError
@@ -21,7 +22,7 @@ service_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def saga() -> None:
     """Show the runs of sagas, repair them, and check a change of their code."""
 

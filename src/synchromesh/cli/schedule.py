@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from synchromesh.cli import actions
+from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def schedule() -> None:
     """Show the schedules of services."""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from synchromesh.calls.contract import (
     Call,
@@ -21,6 +21,7 @@ from synchromesh.calls.contract import (
 from synchromesh.durations import is_count
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
+from synchromesh.functions import with_arguments
 from synchromesh.messaging import DELIVER
 from synchromesh.personal_types import personal_fields
 from synchromesh.saga import Saga as SagaSteps
@@ -226,6 +227,7 @@ class Service:
 
         return register
 
+    @with_arguments('PlaceOrder, deadline="10m"')
     def saga(
         self,
         _input: type[I],
@@ -265,6 +267,7 @@ class Service:
 
         return register
 
+    @with_arguments('"sold", events=(Sold,)')
     def projection(
         self, name: str, *, events: tuple[type, ...], tables: Sequence[str] = (), version: int = 1
     ) -> Callable[
@@ -308,6 +311,7 @@ class Service:
 
         return register
 
+    @with_arguments('"0 9 * * mon-fri"')
     def schedule(
         self, expression: str, *, zone: str = "UTC", missed: str = "last"
     ) -> Callable[[Callable[[dt.datetime], Call[R]]], Callable[[dt.datetime], Call[R]]]:
@@ -345,6 +349,17 @@ class Service:
             return function
 
         return register
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say what handles the kinds of operations that contracts declare."""
+            if how := {"command": "writes", "query": "handles", "event": "on"}.get(name):
+                raise AttributeError(
+                    f"operations and events are declared in a contract, such as by @{name}, and "
+                    f"handled by such as @{self.name}.{how}(Inventory.reserve)"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def published(self) -> list[PublicEvent[Any]]:
         """Return the public events that this service's contract declares."""
