@@ -182,6 +182,15 @@ urls = ["http://10.0.0.7:9000", "http://10.0.0.8:9000"]
 weights = [3, 1]
 health = { path = "/up", every = "2s", timeout = "1s", down_after = 2, up_after = 2 }
 
+[external.stock]               # wherever DNS says, or a file
+discover = { dns = "http://stock.internal:8080", every = "5s" }
+
+[external.parts]
+discover = { srv = "http://_parts._tcp.internal" }
+
+[external.bank]
+discover = { file = "bank.json" }
+
 [external.warehouse]           # by TLS, with an authority and a certificate of our own
 url = "https://10.0.0.7:8443"
 tls = { ca = "tls/own-ca.pem", certificate = "tls/us.pem", key = "tls/us.key" }

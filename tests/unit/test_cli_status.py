@@ -467,3 +467,35 @@ def test_urls_that_are_down_are_told_of(
             assert "bank: http://127.0.0.1:9 is down: cannot connect to 127.0.0.1:9" in out
             assert ("so requests go to all" in out) is not is_any_up
         up.shutdown()
+
+
+def test_what_is_found_in_a_file_is_told_and_so_is_why_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found last stays, and a finding says what is wrong; a start refuses the mistake."""
+    found = "[external.bank]\ndiscover = { file = 'bank.json', every = '50ms' }"
+    place = write_config(tmp_path, f"{TOML}\n{found}\n")
+    (place / "bank.json").write_text('["http://127.0.0.1:9", "http://127.0.0.1:10"]')
+
+    def told(wanted: str) -> tuple[list[str], int]:
+        until_s = time.monotonic() + 90
+        while time.monotonic() < until_s:
+            ran = runner(capsys)(place, "status", "--json")
+            said = json.loads(ran.out)
+            there = said["externals"]["bank"]
+            if wanted in there["unread"] if wanted else not there["unread"]:
+                break
+        return [each["url"] for each in there["instances"]], len(said["findings"])
+
+    with Running(place):
+        assert told("") == (["http://127.0.0.1:10", "http://127.0.0.1:9"], 0)
+        (place / "bank.json").write_text("[]")
+        assert told("has no URL") == (["http://127.0.0.1:10", "http://127.0.0.1:9"], 1)
+        out = " ".join(runner(capsys)(place, "status").out.split())
+        assert "bank goes on at what was found last: " in out
+        (place / "bank.json").write_text('["http://127.0.0.1:11"]')
+        assert told("") == (["http://127.0.0.1:11"], 0)
+    (place / "bank.json").unlink()
+    refused = pytest.raises(ConfigError, match=r"\[external\.bank\] discover\.file: .* cannot be")
+    with refused, Running(place):
+        pass

@@ -203,7 +203,7 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             "[retention] events.\"a.b\": '1' is not a duration",
         ),
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
-        (ONE + "[external.b]", "[external.b] needs either url, urls or command"),
+        (ONE + "[external.b]", "[external.b] needs either url, urls, discover or command"),
         (
             ONE + "[telemetry]\notlp = 'collector:4318'",
             "synchromesh.toml:6: [telemetry] otlp = 'collector:4318'; use http://...",
@@ -254,7 +254,7 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
         ),
         (
             ONE + "[external.b]\nurl = 'http://b'\ncommand = ['b']",
-            "[external.b] needs either url, urls or command",
+            "[external.b] needs either url, urls, discover or command",
         ),
         (ONE + "[external.b]\nurl = 'ftp://b'", "[external.b] url = 'ftp://b'; use http://..."),
         (ONE + "[external.b]\nurls = ['b']", "[external.b] urls = 'b'; use http://..."),
@@ -286,6 +286,23 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
         (
             ONE + "[external.b]\nurl = 'http://b'\nhealth = { path = '/up' }",
             "[external.b] has health, which is of use with several urls alone",
+        ),
+        *(
+            (ONE + f"[external.b]\ndiscover = {{ {discover} }}", f"[external.b] discover.{why}")
+            for discover, why in (
+                ("every = '1s'", "dns: discover needs either dns, srv or file, and has none"),
+                ("dns = 'http://b', file = 'b'", "dns: discover needs either"),
+                ("dns = 'b'", "dns: dns = 'b'; use http://..."),
+                ("dns = 'https://b'", "dns: dns = 'https://b'; what is found so is reached by"),
+                ("dns = 'http://_b._tcp.c'", "dns: dns = 'http://_b._tcp.c'; that is a name of"),
+                ("srv = 'http://b'", "srv: srv = 'http://b'; write the name of SRV records"),
+                ("srv = 'http://_b._tcp.c:80'", "srv: srv = 'http://_b._tcp.c:80'; SRV records"),
+                ("file = 'b', every = '0'", "every: '0' is not a duration"),
+            )
+        ),
+        (
+            ONE + "[external.b]\ndiscover = { file = 'b' }\nhealth = {}",
+            "[external.b] has health, which is of urls that are named",
         ),
         *(
             (

@@ -119,13 +119,13 @@ class MemoryRegistry:
         listed = {name: resolved for name, resolved in found.items() if resolved.endpoints}
         return {**listed, **self._fixed}
 
-    def fix(self, *endpoints: Endpoint) -> None:
+    def fix(self, *endpoints: Endpoint, is_stale: bool = False) -> None:
         """List endpoints of a service without leases, as of an external one that cannot renew any.
 
         They are the only ones of their service until others are put in their place.
         """
         ordered = sorted(endpoints, key=lambda each: each.instance)
-        self._fixed[endpoints[0].service] = Resolved(tuple(ordered))
+        self._fixed[endpoints[0].service] = Resolved(tuple(ordered), is_stale)
         self._note_change()
 
     def evict(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:

@@ -275,14 +275,14 @@ class NatsRegistry:
 
     # -- who supervises ------------------------------------------------------------------------
 
-    def fix(self, *endpoints: Endpoint) -> None:
+    def fix(self, *endpoints: Endpoint, is_stale: bool = False) -> None:
         """List endpoints of a service that nobody else registers, as of an external one.
 
         They are the only ones of their service until others are put in their place. `run` registers
         them for the other processes, for as long as it runs, unless another process has.
         """
         ordered = sorted(endpoints, key=lambda each: each.instance)
-        self._fixed[endpoints[0].service] = Resolved(tuple(ordered))
+        self._fixed[endpoints[0].service] = Resolved(tuple(ordered), is_stale)
         self._refixed.set()
         self._note_change()
 

@@ -9,6 +9,7 @@ import msgspec
 from synchromesh.discovery import Endpoint, HealthOptions
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
+from synchromesh.system.config.discover_section import DiscoverSection
 from synchromesh.system.config.tls_sections import ClientTlsSection
 from synchromesh.system.config.urls import path_fault, shown, url_fault
 
@@ -68,8 +69,8 @@ class HealthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[external.NAME]`: somebody else's service, at one URL or several, or as a child process.
 
-    It has either `url`, `urls` or `command`. A child prints one line of JSON with its `port` when
-    it is ready, such as `{"port": 8080}`, and ends on SIGTERM.
+    It has either `url`, `urls`, `discover` or `command`. A child prints one line of JSON with its
+    `port` when it is ready, such as `{"port": 8080}`, and ends on SIGTERM.
 
     Attributes:
         url: where it is: "http://HOST:PORT", or "https://HOST", which has to prove to be that host.
@@ -77,6 +78,7 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weights: the share of each of `urls`, in their order, such as [9, 1]; left out, requests go
             to who answers sooner.
         health: how it is found out which of `urls` are up; left out, by the requests alone.
+        discover: what says where it is, by DNS or in a file; read again and again.
         tls: whom we believe at an https:// URL, and what we show there.
         command: the program of a child process and its arguments; `{python}` stands for this
             interpreter and `{data}` for the folder of the databases.
@@ -87,6 +89,7 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     urls: list[str] = []
     weights: list[int] = []
     health: HealthSection | None = None
+    discover: DiscoverSection | None = None
     tls: ClientTlsSection = ClientTlsSection()
     command: list[str] = []
     env: dict[str, str] = {}
@@ -97,7 +100,9 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [self.url] if self.url else self.urls
 
     def instances(self, name: str) -> tuple[str, ...]:
-        """Return the names of the instances of the service of that name."""
+        """Return the names of its instances, as far as they are known before anything runs."""
+        if self.discover is not None:
+            return ()
         if not self.urls:
             return (name,)
         return tuple(f"{name}#{number}" for number in range(1, len(self.urls) + 1))
@@ -110,8 +115,10 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise a ConfigError for what is wrong; its message is "KEY: WHY", the key may be ""."""
-        if bool(self.url) + bool(self.urls) + bool(self.command) != 1:
-            raise ConfigError(": needs either url, urls or command")
+        given = self.url, self.urls, self.command, self.discover
+        if sum(map(bool, given)) != 1:
+            raise ConfigError(": needs either url, urls, discover or command")
+        self._check_discover()
         for key, url in (("url", self.url), *(("urls", each) for each in self.urls)):
             if (url or key == "urls") and (fault := url_fault(url)):
                 raise ConfigError(f"{key}: {key} = {shown(url)!r}; {fault}")
@@ -139,6 +146,20 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             url.startswith("https://") for url in self.addresses
         ):
             raise ConfigError("tls: has tls, which is of use at an https:// url alone")
+
+    def _check_discover(self) -> None:
+        if self.discover is None:
+            return
+        if self.health is not None:
+            raise ConfigError(
+                "health: has health, which is of urls that are named; of those that discover finds "
+                "whoever fails requests is passed over. Drop it"
+            )
+        try:
+            self.discover.check()
+        except ConfigError as error:
+            key = error.message.partition(":")[0]
+            raise ConfigError(f"discover.{key}: discover.{error.message}") from error
 
     def _check_weights(self) -> None:
         if self.weights and len(self.weights) != len(self.urls):

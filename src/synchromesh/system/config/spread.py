@@ -40,7 +40,7 @@ def check_spread(config: SystemConfig, services: Sequence[Service]) -> None:
                 "leave it out of [engine] sqlite"
             )
     for name, external in config.external.items():
-        if not external.addresses:
+        if external.command:
             raise ConfigError(
                 f"[external.{name}] is a command, which only synchromesh dev starts; run it by "
                 "itself, and write its url there"

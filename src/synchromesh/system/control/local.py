@@ -16,6 +16,7 @@ from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
 from synchromesh.clock import loop_now
 from synchromesh.discovery import Endpoint, UpstreamHealth
+from synchromesh.discovery.readers import FoundResolver
 from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
 from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
@@ -83,6 +84,7 @@ class LocalProcess:
         asgi: those of services that are ASGI applications.
         applications: return what is shown of the ASGI applications here, by service or instance.
         upstreams: of those whose URLs are checked, which of them are up.
+        found: what finds those that are told of elsewhere.
         supervisors: keep what belongs to no service.
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
@@ -111,6 +113,7 @@ class LocalProcess:
     asgi: Sequence[str] = ()
     applications: dict[str, Callable[[], LocalApplication]] = field(default_factory=dict)
     upstreams: dict[str, UpstreamHealth] = field(default_factory=dict)
+    found: dict[str, FoundResolver] = field(default_factory=dict)
     supervisors: Sequence[Supervisor] = ()
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
     clients: dict[str, Caller] = field(default_factory=dict)
@@ -250,7 +253,9 @@ class LocalProcess:
     async def _external(self, name: str) -> ExternalStatus:
         health = self.upstreams.get(name)
         if health is None:
-            return ExternalStatus(await self._listed(name))
+            found = self.found.get(name)
+            unread = "" if found is None else found.why_stale
+            return ExternalStatus(await self._listed(name), unread=unread)
         urls = {each.instance: each.url for each in health.endpoints}
         down = {urls[instance]: why for instance, why in health.down.items()}
         return ExternalStatus(await self._listed(name), down, len(urls))

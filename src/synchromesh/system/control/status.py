@@ -172,11 +172,13 @@ class ExternalStatus(msgspec.Struct, frozen=True):
         instances: where requests go.
         down: the URLs whose health check fails, and why.
         checked: how many URLs are checked; 0 for none.
+        unread: why it cannot be read where it is; "" where it can, or that is configured.
     """
 
     instances: list[ListedInstance]
     down: dict[str, str] = {}
     checked: int = 0
+    unread: str = ""
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -418,6 +420,9 @@ def _unhealthy(externals: Mapping[str, ExternalStatus]) -> Iterator[str]:
     for name, external in externals.items():
         for url, why in external.down.items():
             yield f"{name}: {url} is down: {why}"
+        if external.unread:
+            where = "goes on at what was found last" if external.instances else "is nowhere"
+            yield f"{name} {where}: {external.unread}"
         if external.down and len(external.down) == external.checked:
             yield f"{name}: none of its urls is up, so requests go to all; is health.path right?"
 

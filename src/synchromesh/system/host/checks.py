@@ -1,14 +1,19 @@
-"""Health checks of the URLs of an external service: asks each, and lists those that are up."""
+"""External services: which of their URLs are up, and where those are that others tell of."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from synchromesh.calls import HttpTransport, Transport
 from synchromesh.discovery import Endpoint, UpstreamHealth
-from synchromesh.errors import SynchromeshError
+from synchromesh.discovery.readers import FoundResolver, StaticFile
+from synchromesh.errors import ConfigError, DiscoveryError, SynchromeshError
+from synchromesh.service import Child, Supervisor
+from synchromesh.system.config.external_section import ExternalSection
+from synchromesh.system.control.local import LocalProcess
 
 _log = logging.getLogger("synchromesh.system")
 
@@ -85,3 +90,48 @@ class HealthChecks:
 
     def __repr__(self) -> str:
         return f"<HealthChecks of {self._name}: {self.health!r}>"
+
+
+async def list_external(
+    name: str,
+    section: ExternalSection,
+    folder: Path,
+    local: LocalProcess,
+    background: Supervisor,
+    fix: Callable[..., None],
+) -> dict[str, str]:
+    """List an external service that others run; return where it is, as far as it is configured.
+
+    What DNS does not know yet it may know later; a file that is wrong is a mistake.
+
+    Args:
+        fix: told its endpoints, now and whenever they are others.
+
+    Raises:
+        ConfigError: the file that says where it is is missing or wrong.
+        MissingExtra: its SRV records need the extra `dns`.
+    """
+    if section.discover is not None:
+        reader = section.discover.reader(folder)
+        if isinstance(reader, StaticFile):
+            try:
+                reader.there()
+            except DiscoveryError as error:
+                raise ConfigError(f"[external.{name}] discover.file: {error.message}") from error
+        found = local.found[name] = FoundResolver(
+            name,
+            reader,
+            every_s=section.discover.every_s,
+            listed=lambda each: fix(*each.endpoints, is_stale=each.is_stale),
+        )
+        await found.refresh()
+        background.start(Child(f"discover/{name}", found.run))
+        return {}
+    endpoints = section.endpoints(name)
+    fix(*endpoints)
+    if section.health is not None:
+        health = local.upstreams[name] = UpstreamHealth(endpoints, section.health.compile())
+        path, transports = section.health.path, local.deps.transports
+        checks = HealthChecks(name, health, path, transports, lambda up: fix(*up))
+        background.start(Child(f"health/{name}", checks.run))
+    return {each.instance: each.url for each in endpoints}

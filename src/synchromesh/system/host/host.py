@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
 from synchromesh.clients import ClientBook
-from synchromesh.discovery import Endpoint, Registry, UpstreamHealth
+from synchromesh.discovery import Endpoint, Registry
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.gateway.compiled import CompiledRoute
@@ -47,7 +47,7 @@ from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
-from synchromesh.system.host.checks import HealthChecks
+from synchromesh.system.host.checks import list_external
 from synchromesh.system.host.exporting import TelemetryExport, open_ring
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
@@ -186,7 +186,7 @@ class Host:
         signer: Signer,
         registry: Callable[[HttpPool], G],
         *,
-        fix: Callable[..., None] = lambda *_: None,
+        fix: Callable[..., None] = lambda *_, **__: None,
     ) -> G:
         """Build the dependencies of all parts, and return the registry.
 
@@ -390,16 +390,9 @@ class Host:
     async def _run_external(self, name: str) -> None:
         """Start an external service as a child process, or list its URLs."""
         section = self.config.external[name]
-        if section.addresses:
-            endpoints = section.endpoints(name)
-            self.urls.update({each.instance: each.url for each in endpoints})
-            self._fix(*endpoints)
-            if section.health is not None:
-                health = UpstreamHealth(endpoints, section.health.compile())
-                self.local.upstreams[name] = health
-                path, transports = section.health.path, self.deps.transports
-                checks = HealthChecks(name, health, path, transports, lambda up: self._fix(*up))
-                self.background.start(Child(f"health/{name}", checks.run))
+        if not section.command:
+            told = self.folder, self.local, self.background, self._fix
+            self.urls.update(await list_external(name, section, *told))
             return
 
         def filled(text: str) -> str:

@@ -157,7 +157,7 @@ class Process:
                 runtime=runtime,
             )
 
-        fix = shared.fix if shared is not None else lambda *_: None
+        fix = shared.fix if shared is not None else lambda *_, **__: None
         registry = await host.open(definitions, signer, registry_at, fix=fix)
         if isinstance(registry, RemoteRegistry):
             async with asyncio.timeout(REGISTRY_WITHIN_S):

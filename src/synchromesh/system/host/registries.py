@@ -22,7 +22,7 @@ KNOWN_WITHIN_S = 10.0
 class SupervisedRegistry(Registry, WatchableResolver, LeaseBackend, Protocol):
     """A registry as who starts and watches processes needs it."""
 
-    def fix(self, *endpoints: Endpoint) -> None:
+    def fix(self, *endpoints: Endpoint, is_stale: bool = False) -> None:
         """List endpoints of a service that nobody else registers."""
         ...
 
