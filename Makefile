@@ -16,6 +16,10 @@ MINUTES ?= 5
 S ?= 60
 EVENTS ?= 100000
 
+# Images of containers often forbid Python to keep what it has compiled. Each of the four workers would compile all tests
+# anew, 20 s of CPU each, and each process that a test starts what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test chromium coverage compiled lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
 
