@@ -270,6 +270,10 @@ class InProgress(NotExecuted):
 class TimedOut(CallError):
     """Raised when no answer came in time: the call may have run, may run still, or never.
 
+    Attributes:
+        limit: what cut it, as it is configured: 'policies."orders:billing".timeout = 2s'; "" where
+            that is not known here.
+
     Example:
         >>> TimedOut("billing did not answer within 0.3 s").is_retry_safe  # only under its key
         False
@@ -277,6 +281,7 @@ class TimedOut(CallError):
 
     code = "timed_out"
     status = 504
+    limit = ""
 
 
 class ConnectionLost(CallError):

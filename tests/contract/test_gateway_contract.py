@@ -473,6 +473,7 @@ def test_a_deadline_ends_the_answer_and_the_work(kind: str) -> None:
         began = now()
         answer = await plant.ask("GET /fleet/M-1", by="")
         assert (answer.status, json_of(answer)["code"]) == (504, "timed_out")
+        assert json_of(answer)["limit"] == "the deadline of this route, 1s"
         assert now() - began == pytest.approx(1.0, abs=0.01)
         await asyncio.sleep(0.01)
         assert ended == [pytest.approx(began + 1.0, abs=0.01)]

@@ -157,6 +157,54 @@ def test_a_crash_in_the_middle_is_an_attempt() -> None:
     run(main)
 
 
+def test_an_attempt_that_came_to_nothing_is_told_while_the_run_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What has begun the next one says what ended it, and so does a line of the log."""
+
+    async def main(runtime: SimRuntime) -> None:
+        provider, others = Provider(faults=[HANGS] * 9), Participants()
+        saga = paying(provider, timeout_s=1.0, attempts_max=3)
+        async with started(runtime, others, saga) as (engine, _):
+            await asyncio.sleep(1.5)
+            line = (await engine.show("A-1")).lines[-1]
+        assert (line.kind, line.attempt) == ("begun", 2)
+        late = "timed_out: pay#1 did not end within 1 s, the timeout_s of the step"
+        assert line.why == f"after {late}"
+        (logged,) = (each for each in caplog.records if each.levelname == "WARNING")
+        assert logged.getMessage() == (f"saga 'A-1': attempt 1 of pay#1: {late}; it is asked again")
+        assert logged.exc_info is None
+
+    run(main)
+
+
+def test_a_step_that_raises_the_same_again_has_its_traceback_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each later time is a line, with what was raised; the records tell its type alone."""
+
+    async def unreachable(key: str) -> str:
+        raise OSError(f"no way to {key}")
+
+    async def function(s: Saga, order: Order) -> str:
+        return await s.step(unreachable)
+
+    async def main(runtime: SimRuntime) -> None:
+        saga = SagaDefinition(function, "tries", deadline_s=60.0, policy=PATIENT)
+        async with started(runtime, Participants(), saga) as (engine, handle):
+            with pytest.raises(SagaUndone):
+                await handle.result(within_s=60.0)
+            lines = (await engine.show("A-1")).lines
+        assert [each.why for each in lines if each.kind == "begun" and each.attempt > 1] == [
+            "after OSError was raised; its text is in the log of the service"
+        ] * 2
+        logged = [each for each in caplog.records if "raised" in each.getMessage()]
+        assert [each.exc_info is not None for each in logged] == [True, False, False]
+        assert logged[1].getMessage().endswith("raised again: OSError: no way to A-1/unreachable#1")
+
+    run(main)
+
+
 def test_a_rejection_says_that_nothing_was_done() -> None:
     """It is not undone itself, and the client is told the rejection."""
 

@@ -223,6 +223,7 @@ def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
     for words in ("notes:write", "5/s, bursts of 7", "anybody", "  1. count", "notes.who()"):
         assert words in shown
     assert "notes /tags, bodies of at most 8MiB" in " ".join(shown.split())
+    assert "5s, 2s an attempt, 3 at most" in " ".join(shown.split())
     route, page, drawing = json.loads(run(folder, "gateway", "explain", "--json").out)
     assert (route["operation"], route["kind"], route["who"]) == (
         "notes.write",

@@ -96,6 +96,7 @@ def test_the_screen_of_an_order_that_was_undone(capsys: pytest.CaptureFixture[st
     [
         ("begun a#1|done a#1", None),
         ("begun a#1|begun a#1 2|done a#1", ("a#1", "attempt 1 had no outcome, and another was")),
+        ("begun a#1|begun a#1 2 after timed_out: late|done a#1", ("a#1", "timed_out: late")),
         ("begun a#1|done a#1|begun b#1|turned b#1: unknown: no answer", ("b#1", "unknown: no an")),
         ("begun a#1|begun b#1|turned b#1: lost", ("b#1", "lost")),
         ("begun a#1|turned", ("a#1", "no outcome of it was recorded, and no reason")),
@@ -113,13 +114,14 @@ def test_what_failed_first_is_told_by_what_was_recorded(
     for line in lines.split("|"):
         kind, _, rest = line.partition(" ")
         step, _, attempt = rest.partition(" ")
+        attempt, _, after = attempt.partition(" ")
         is_end = kind in ("turned", "stuck")
         records.append(
             {
                 "kind": kind,
                 "step": "" if is_end else step,
                 "attempt": int(attempt or 1) if not is_end else 0,
-                "why": rest if is_end else "",
+                "why": rest if is_end else after,
             }
         )
     found = first_failure(records)

@@ -105,6 +105,24 @@ def test_circles_of_parents_are_cut() -> None:
     assert tree_of([span("own", "own", 0, 5)]).missing == tree.missing
 
 
+def test_an_attempt_that_ends_after_the_next_has_begun_is_on_the_path() -> None:
+    """A callee is told a moment later that its caller has gone on; its time is not lost by that."""
+    first = span("first", "root", 100, 510, kind="handle", status="timed_out")
+    second = span("second", "root", 600, 300, kind="handle")
+    assert on_path(span("root", "", 0, 1000), first, second) == [
+        ("root", 0, 100),
+        ("first", 100, 600),
+        ("second", 600, 900),
+        ("root", 900, 1000),
+    ]
+    # It may go on until long after: its caller waits for the second one.
+    longest = span("first", "root", 100, 5000, kind="handle", status="timed_out")
+    assert on_path(span("root", "", 0, 1000), longest, second)[1:3] == [
+        ("first", 100, 600),
+        ("second", 600, 900),
+    ]
+
+
 def test_one_id_twice_and_too_many_are_said() -> None:
     """The earliest stay."""
     tree = tree_of([span("a", "", 0, 9), span("a", "", 1, 8), span("b", "a", 2, 1)], spans_max=2)

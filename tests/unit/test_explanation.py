@@ -57,6 +57,22 @@ def test_what_failed_first_and_what_followed() -> None:
     assert explained.stood_in == ("GET /page was answered in part, without a fresh order",)
 
 
+def test_what_was_cut_is_told_with_its_limit() -> None:
+    """By its key, or, where it was the time of who called, by whose that was."""
+    key = 'policies."gateway:orders".timeout = 2s'
+    spans = [
+        span("g", "", "gateway gateway GET /page", 0, 5000),
+        span("a", "g", "gateway call orders.one", 0, 2000, "timed_out", limit=key),
+        span("b", "g", "gateway call fleet.all", 0, 5000, "timed_out", limit="of who calls"),
+        span("c", "", "cron call fleet.all", 0, 5000, "timed_out", limit="of who calls"),
+    ]
+    assert explain(spans).cut == (
+        f"gateway -> orders: orders.one, by {key}",
+        "gateway -> fleet: fleet.all, by the deadline of GET /page",
+        "cron -> fleet: fleet.all, by of who calls",
+    )
+
+
 def test_a_saga_tells_what_was_undone() -> None:
     """Its own time counts where it is what is asked for; what it did after the answer as well."""
     explained = explain(ORDER, "s")

@@ -251,9 +251,14 @@ class Caller:
                 now=loop_now(),
                 rng=self._runtime.rng,
                 on_transition=self._on_transition,
+                timeout_key=f'policies."{self._of_edge(service)}".timeout',
             )
             self.follow_isolations()
         return edge
+
+    def _of_edge(self, service: str) -> str:
+        """Return how the edge to a service is named in the configuration."""
+        return f"{self._service.partition('#')[0]}:{service}"
 
     def follow_isolations(self) -> None:
         """Isolate the breakers of edges that are isolated by hand, and close those no longer."""
@@ -309,8 +314,10 @@ class Caller:
         return found
 
     def _put_together(self, operation: Operation[..., Any]) -> Plan:
-        service = operation.service
+        service, key = operation.service, ""
         edge, policy = self.edge(service), self._policies.of_operation(operation)
+        if operation.full_name in self._policies.operations:
+            key = f'policies."{self._of_edge(service)}".operations.{operation.name}.timeout'
         called = self.called(service, is_external=operation.is_external)
         plan = self._plans[operation] = Plan(
             operation,
@@ -319,6 +326,7 @@ class Caller:
                 operation.name,
                 is_read=not operation.is_command,
                 is_ours=not operation.is_external,
+                timeout_key=key,
             ),
             called,
         )

@@ -19,7 +19,13 @@ from synchromesh.clock import loop_now
 from synchromesh.codec import NO_FIT
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import ConnectFailed, ConnectionLost, RemoteFailed, SynchromeshError
+from synchromesh.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    RemoteFailed,
+    SynchromeshError,
+    TimedOut,
+)
 from synchromesh.priority import Priority
 from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed
 from synchromesh.telemetry import outcome_of
@@ -63,6 +69,8 @@ class Way:
         """Record the span."""
         status, attributes = ("ok", {}) if error is None else outcome_of(error)
         self.note("attempts", self.number)
+        if isinstance(error, TimedOut) and error.limit:
+            self.note("limit", error.limit)
         self._record(
             self.context.trace_id,
             self.span_id,

@@ -73,14 +73,16 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
-    """Show the routes: scopes, rates, and the branches of aggregates in the order they run.
+    """Show the routes: scopes, rates, times, and the branches of aggregates in their order.
 
     Exits 2 where it has mistakes.
     """
     from synchromesh.gateway.outline import outline
+    from synchromesh.system.config.edge_policies import policies_of
+    from synchromesh.system.config.schema import GATEWAY
 
-    _, definition = definition_of(folder, settings)
-    routes = outline(definition)
+    config, definition = definition_of(folder, settings)
+    routes = outline(definition, policies_of(config, GATEWAY))
     if is_json:
         import msgspec
 
@@ -109,7 +111,8 @@ def _show_routes(routes: Iterable[RouteOutline]) -> None:
             leads_to = f"{leads_to}, kept: {route.cache}"
         if route.body_max:
             leads_to = f"{leads_to}, bodies of at most {route.body_max}"
-        table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))
+        times = ", ".join(filter(None, (route.deadline, route.attempts)))
+        table.add_row(*map(Text, (route.route, leads_to, route.who, rate, times)))
         _add_branches(table.add_row, route)
     console().print(table)
 
@@ -134,7 +137,7 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
             Text(f"{branch.operation}({args})"),
             Text(how),
             "",
-            Text(branch.timeout or ""),
+            Text(", ".join(filter(None, (branch.timeout, branch.attempts)))),
         )
 
 

@@ -98,7 +98,8 @@ def first_failure(lines: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
         if kind == "rejected":
             return step, line["why"] or "it was refused, and no reason was recorded"
         if kind == "begun" and step in begun:
-            return step, f"attempt {attempt - 1 or 1} had no outcome, and another was begun"
+            had_none = f"attempt {attempt - 1 or 1} had no outcome, and another was begun"
+            return step, line["why"].removeprefix("after ") or had_none
         if kind == "begun":
             begun[step] = attempt
         elif kind in ("done", "asleep"):
@@ -121,6 +122,7 @@ def print_why(
     else:
         _print_time(out, explained)
         _print_failures(out, explained)
+        _print_list(out, "what was cut", explained.cut)
         _print_list(out, "what stood in", explained.stood_in)
         # The records of a saga say the same, and are all there.
         _print_list(out, "what was undone", () if stories else explained.undone)

@@ -12,6 +12,7 @@ from synchromesh.errors import (
     Forbidden,
     MethodNotAllowed,
     SynchromeshError,
+    TimedOut,
     Unauthenticated,
     UnknownOperation,
 )
@@ -45,6 +46,11 @@ class AskedRoute(Protocol):
         """Whether it changes nothing."""
         ...
 
+    @property
+    def deadline_s(self) -> float:
+        """How long a request may take."""
+        ...
+
 
 def refused(
     error: SynchromeshError, fields: Iterable[tuple[str, str]] = ALWAYS, *, trace_id: str = ""
@@ -70,7 +76,16 @@ def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshEr
         _log.error("%s failed in trace %s", route.name, trace_id, exc_info=error)
     elif error.status >= 500:
         _log.warning("%s failed in trace %s: %s", route.name, trace_id, error)
-    return outside(error, is_read=route.is_read)
+    told = outside(error, is_read=route.is_read)
+    if isinstance(told, TimedOut) and isinstance(error, TimedOut):
+        # Its key would name services: the log, and `why`, have that.
+        _, _, length = error.limit.partition(" = ")
+        told.limit = (
+            f"the timeout of a call that it makes, {length}"
+            if length
+            else f"the deadline of this route, {route.deadline_s:g}s"
+        )
+    return told
 
 
 def unrouted(request: HttpRequest, found: NoMatch, cors: CompiledCors | None) -> HttpResponse:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
+from synchromesh.calls import Operation, Policies
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.check import compiled
 from synchromesh.gateway.compiled import CompiledRoute
@@ -28,6 +30,8 @@ class BranchOutline(msgspec.Struct, frozen=True):
             "" for none.
         pick: where the fields come from that are shown, by their shown names; empty for all.
         has_empty: whether a value is given for an answer without content.
+        attempts: how long one attempt of its call may take, and how many there are at most; ""
+            where that is not known.
     """
 
     name: str
@@ -41,6 +45,7 @@ class BranchOutline(msgspec.Struct, frozen=True):
     each: str = ""
     pick: dict[str, str] = {}
     has_empty: bool = False
+    attempts: str = ""
 
 
 class RouteOutline(msgspec.Struct, frozen=True):
@@ -56,6 +61,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
         cache: how long answers may be kept, and by whom, as `Cache-Control`; "" for not at all.
         is_strict: whether a body with unknown or duplicate fields is refused.
         is_whole: of an aggregate, whether the failure of any branch is that of the whole.
+        attempts: as of a branch.
     """
 
     route: str
@@ -73,6 +79,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     is_whole: bool = False
     cache: str = ""
     is_strict: bool = False
+    attempts: str = ""
 
     @property
     def who(self) -> str:
@@ -83,8 +90,8 @@ class RouteOutline(msgspec.Struct, frozen=True):
         return f"{who}, by {' or '.join(self.by)}" if self.by else who
 
 
-def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
-    """Return the outline of each route, in their order.
+def outline(gateway: Gateway, policies: Policies | None = None) -> tuple[RouteOutline, ...]:
+    """Return the outline of each route, in their order; `policies` are those of its edges.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
@@ -102,12 +109,13 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
     outlines = []
     entries = compiled(gateway)
     for route, entry in zip(gateway.routes, entries, strict=False):
-        kind, operation, fallback, body_max = "aggregate", "", "", ""
+        kind, operation, fallback, body_max, attempts = "aggregate", "", "", "", ""
         headers: tuple[str, ...] = ()
         branches: tuple[BranchOutline, ...] = ()
         if isinstance(route, Route):
             kind = "command" if route.operation.is_command else "query"
             operation = route.operation.full_name
+            attempts = _attempts(policies, route.operation)
             fallback = describe_fallback(route.fallback)
         elif isinstance(route, Forward):
             assert entry.passage is not None
@@ -120,8 +128,9 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 there = entry.mirror.passage
                 operation = f"{operation}, copied to {there.to} {there.path}"
             headers = tuple(sorted(route.headers))
+            attempts = _attempts(policies, route.to)
         else:
-            branches = _branches(route.branches, entry)
+            branches = _branches(route.branches, entry, policies)
         outlines.append(
             RouteOutline(
                 route=entry.name,
@@ -139,6 +148,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 is_whole=isinstance(route, Aggregate) and route.all_or_nothing,
                 is_strict=entry.is_strict,
                 cache="" if entry.cache is None else entry.cache.control,
+                attempts=attempts,
             )
         )
     return (*outlines, *map(_page, entries[len(gateway.routes) :]))
@@ -156,7 +166,20 @@ def _page(entry: CompiledRoute) -> RouteOutline:
     )
 
 
-def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[BranchOutline, ...]:
+def _attempts(policies: Policies | None, asked: Operation[..., Any] | str) -> str:
+    """Say how long an attempt of an operation, or of what is passed to an upstream, may take."""
+    if policies is None:
+        return ""
+    policy = policies.of_edge(asked) if isinstance(asked, str) else policies.of_operation(asked)
+    if policy.timeout_s is None:
+        return ""
+    most = 1 if policy.retry is None else policy.retry.attempts_max
+    return f"{policy.timeout_s:g}s an attempt, {most} at most"
+
+
+def _branches(
+    branches: Mapping[str, Branch], entry: CompiledRoute, policies: Policies | None
+) -> tuple[BranchOutline, ...]:
     turns: dict[str, int] = {}
     outlines = [
         BranchOutline(
@@ -174,6 +197,7 @@ def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[Bra
                 for shown, each in (entry.parts[name].pick or {}).items()
             },
             has_empty=branch.empty is not None,
+            attempts=_attempts(policies, branch.operation),
         )
         for name, branch in branches.items()
     ]

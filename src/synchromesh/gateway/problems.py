@@ -120,6 +120,8 @@ def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
     # How often we tried, and what failed where, is ours.
     for name in ("attempts_used", "cause_code"):
         problem.pop(name, None)
+    if isinstance(error, TimedOut) and error.limit:
+        problem["limit"] = error.limit
     return problem | {"trace_id": trace_id} if trace_id else problem
 
 

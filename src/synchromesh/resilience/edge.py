@@ -35,6 +35,9 @@ from synchromesh.resilience.retry import AttemptsLeft, RetryBudget
 
 T = TypeVar("T")
 
+CALLERS = "the deadline of who calls"
+"""What cuts an attempt for which less than its timeout was left."""
+
 # The share of the timeout in which a callee should have answered that never has yet.
 UNKNOWN_SHARE = 0.25
 
@@ -48,6 +51,7 @@ class Edge:
         now: the time of the loop's clock.
         rng: spreads the ends of the breaker's open times; None leaves them exact.
         on_transition: told when the breaker changes state; must not raise.
+        timeout_key: where its timeout is configured, for messages.
 
     Example:
         >>> class Certain:
@@ -72,9 +76,11 @@ class Edge:
         now: float = 0.0,
         rng: Chance | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        timeout_key: str = "timeout_s",
     ) -> None:
         self.policy = policy
         self.name = name
+        self.timeout_key = timeout_key
         self.breaker: Breaker | None = None
         if policy.breaker is not None:
             self.breaker = Breaker(
@@ -219,23 +225,39 @@ class Edge:
 
     def late(self, attempt: Attempt) -> TimedOut:
         """Return what an attempt is that was cancelled at its deadline."""
-        whose = "its timeout" if attempt.has_full_timeout else "the caller's deadline"
+        limit = self.limit_of(attempt)
+        whose = f"its timeout ({limit})" if attempt.has_full_timeout else "the caller's deadline"
         advice = (
             "it changes nothing: ask again, or give it more time"
             if self.is_read
             else "it may have run; ask for the outcome under the same key, or give it more time"
         )
-        return TimedOut(
+        late = TimedOut(
             f"{self.name} did not answer within {whose}, attempt {attempt.number}: {advice}"
         )
+        late.limit = limit
+        return late
+
+    def limit_of(self, attempt: Attempt) -> str:
+        """Return what an attempt is cut by at its deadline, as it is configured."""
+        if not attempt.has_full_timeout:
+            return CALLERS
+        return f"{self.timeout_key} = {self.policy.timeout_s:g}s"
 
     def of_operation(
-        self, policy: PolicyLayers, name: str, *, is_read: bool = False, is_ours: bool = False
+        self,
+        policy: PolicyLayers,
+        name: str,
+        *,
+        is_read: bool = False,
+        is_ours: bool = False,
+        timeout_key: str = "",
     ) -> Edge:
         """Return an edge for one operation: its own time, retries, hedges, and what is usual.
 
         `name`: the operation's. `is_read`: it changes nothing, which is said where it does not
         answer in time. `is_ours`: a refusal tells that the callee limits itself as we would.
+        `timeout_key`: where its timeout is configured, if that is not the edge's.
 
         Breaker, a limit that is fixed and, where it has one, the budget are shared. One that adapts
         itself is its own: were it shared, an operation that is slow would take the places of all.
@@ -247,6 +269,7 @@ class Edge:
             )
             self._limiters[name] = edge.limiter
         edge.policy, edge.tracker, edge.is_read = policy, LatencyTracker(), is_read
+        edge.timeout_key = timeout_key or self.timeout_key
         if edge.budget is None and policy.retry is not None and policy.budget is not None:
             edge.budget = RetryBudget(policy.budget, now=self._began_s)
         if policy.hedge is not None:
@@ -286,6 +309,9 @@ class Edge:
 
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""
+        if isinstance(error, TimedOut) and not error.limit:
+            # The callee's handler was cut, by the deadline that it was given.
+            error.limit = self.limit_of(current)
         refuses_until_s = self.breaker.refuses_until_s if self.breaker is not None else -math.inf
         now = loop_now()
         wait_s = attempts.failed(current, error, now, refuses_until_s=refuses_until_s)

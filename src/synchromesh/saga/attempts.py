@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,16 +23,37 @@ from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
-from synchromesh.saga.records import AttemptOutcome, AttemptResult, UndoStep
+from synchromesh.saga.records import (
+    AttemptOutcome,
+    AttemptResult,
+    RecordKind,
+    SagaRecord,
+    UndoStep,
+)
 from synchromesh.saga.steps import CallStep, FunctionStep, SideStep, Step, Unknown, WriteStep
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
 from synchromesh.telemetry import current_span, outcome_of
+from synchromesh.telemetry.span import TEXT_CHARS_MAX
 from synchromesh.wheel import Deadline
 
 R = TypeVar("R")
 
 _log = logging.getLogger("synchromesh.saga")
+
+
+def log_again(id: str, begun: SagaRecord, outcome: AttemptOutcome) -> None:  # noqa: A002
+    """Log that an attempt came to nothing, and why: the 1st, 2nd, 4th, and so on.
+
+    `begun` is of the next one. What users raise is logged where it is caught.
+    """
+    failed = begun.attempt - 1
+    if outcome.problem is not None and not failed & (failed - 1):
+        what = "undo of " if begun.kind is RecordKind.UNDO_BEGUN else ""
+        _log.warning(
+            "saga %r: attempt %d of %s%s: %s; it is asked again",
+            id, failed, what, begun.step, outcome.why,
+        )  # fmt: skip
 
 
 class Trace:
@@ -109,7 +132,8 @@ class StepAttempts:
     """Tries the steps and undos of one run."""
 
     __slots__ = (
-        "_deps", "_journal", "_limit_s", "_machine", "_marks", "_policy", "_priority", "_row",
+        "_deps", "_journal", "_limit_s", "_machine", "_marks", "_policy", "_priority", "_raised",
+        "_row",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +152,7 @@ class StepAttempts:
         self._priority = priority_of(policy.priority)
         self._marks = deps.tracer.propagation.kept(row.trace_id)
         self._limit_s: float | None = None  # the run's deadline, on the loop's clock
+        self._raised: set[tuple[str, type]] = set()
 
     def of_step(
         self, key: str, step: Step[Any], span_id: str
@@ -213,7 +238,10 @@ class StepAttempts:
         except asyncio.CancelledError:
             if not time_out.takes_back():
                 raise
-            return outcomes.of_call(TimedOut(f"{operation.full_name} did not answer in time"))
+            whose = self._whose(context.deadline_s, None if step is None else step.timeout_s)
+            return outcomes.of_call(
+                TimedOut(f"{operation.full_name} did not answer within {whose}")
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, the outcome is judged
             time_out.takes_back()  # what was sent may have turned it into an error of its own
             self._log_bug(operation.full_name, error)
@@ -251,7 +279,8 @@ class StepAttempts:
             for_s = min(for_s, self._until_s() - self._deps.clock.loop_s())
         self._context(span_id, key=out_key)
         try:
-            result = await self._run(key, lambda: step.fn(out_key, *step.args), for_s)
+            run = partial(step.fn, out_key, *step.args)
+            result = await self._run(key, run, for_s, step.timeout_s)
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             self._log_bug(key, error)
             return outcomes.of_function(error, is_pivot=step.ask.is_pivot)
@@ -280,13 +309,20 @@ class StepAttempts:
                 else step.load(undo.result)
             )
             for_s = step.timeout_s or self._policy.step_timeout_s
-            await self._run(f"the undo of {undo.step}", lambda: fn(key, done), for_s)
+            what = f"the undo of {undo.step}"
+            await self._run(what, partial(fn, key, done), for_s, step.timeout_s)
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             self._log_bug(f"the undo of {undo.step}", error)
             return outcomes.of_function(error)
         return AttemptOutcome(AttemptResult.ANSWERED)
 
-    async def _run(self, what: str, body: Callable[[], Awaitable[object]], for_s: float) -> object:
+    async def _run(
+        self,
+        what: str,
+        body: Callable[[], Awaitable[object]],
+        for_s: float,
+        timeout_s: float | None,
+    ) -> object:
         """Await a function of the user for so long.
 
         Raises:
@@ -299,7 +335,7 @@ class StepAttempts:
             with deadline(for_s):
                 return await within(body, due_s)
         except DeadlinePassed:
-            why = f"{what} did not end within {max(0.0, for_s):.3g} s"
+            why = f"{what} did not end within {self._whose(due_s, timeout_s)}"
         except asyncio.CancelledError:
             if is_being_cancelled():
                 raise  # the run is cancelled, or the engine closes
@@ -369,6 +405,23 @@ class StepAttempts:
     def _key(self, step: str) -> str:
         return f"{self._row.id}/{self._machine.key_of(step)}"
 
+    def _whose(self, due_s: float, timeout_s: float | None) -> str:
+        """Say what an attempt was cut by at that moment, as it is written."""
+        limit_s = math.inf if self._machine.has_no_way_back else self._until_s()
+        if due_s >= limit_s - 1e-6:
+            return "the saga's deadline"
+        if timeout_s is not None:
+            return f"{timeout_s:g} s, the timeout_s of the step"
+        return f"{self._policy.step_timeout_s:g} s, the step_timeout_s of the saga's policy"
+
     def _log_bug(self, step: str, error: Exception) -> None:
-        if not isinstance(error, SynchromeshError):
-            _log.error("step %s of saga %r raised", step, self._row.id, exc_info=error)
+        """Log what users raise: with its traceback once, and in a line where it comes again."""
+        if isinstance(error, SynchromeshError):
+            return
+        raised, id = (step, type(error)), self._row.id  # noqa: A001
+        if raised in self._raised:
+            said = f"{type(error).__name__}: {error}"
+            _log.error("step %s of saga %r raised again: %s", step, id, said[:TEXT_CHARS_MAX])
+        else:
+            self._raised.add(raised)
+            _log.error("step %s of saga %r raised", step, id, exc_info=error)

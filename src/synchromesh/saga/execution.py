@@ -12,7 +12,7 @@ from synchromesh.codec import NO_FIT, encode
 from synchromesh.errors import BadRequest, Fenced, PersonalUnreadable, Rejection, SagaError
 from synchromesh.personal_types import PersonalFields
 from synchromesh.saga import outcomes
-from synchromesh.saga.attempts import StepAttempts, Trace
+from synchromesh.saga.attempts import StepAttempts, Trace, log_again
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
@@ -388,6 +388,7 @@ class Execution:
         trace.note_wait(decision.delay_s, outcome.why[:TEXT_CHARS_MAX])
         await asyncio.sleep(decision.delay_s)
         if decision.records:
+            log_again(self.row.id, decision.records[0], outcome)
             self.journal.add(*decision.records)
             await self.journal.flush()
 

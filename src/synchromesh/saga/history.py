@@ -13,6 +13,8 @@ import msgspec
 from synchromesh.codec import decode, to_datetime
 from synchromesh.errors import BadRequest, SagaError
 from synchromesh.saga.records import (
+    PIVOT_BODY,
+    BegunAgain,
     RecordKind,
     Repair,
     SagaCause,
@@ -221,6 +223,9 @@ def _why(record: SagaRecord) -> str:
         cause = decode(record.body, SagaCause)
         reason = f"{cause.step}: {cause.reason}" if cause.step else cause.reason
         return f"{reason} (by {cause.who})" if cause.who else reason
+    if record.kind in (RecordKind.BEGUN, RecordKind.UNDO_BEGUN):
+        is_again = record.body not in (b"", PIVOT_BODY)
+        return f"after {decode(record.body, BegunAgain).after}" if is_again else ""
     if record.kind is RecordKind.REPAIRED:
         repair = decode(record.body, Repair)
         return f"{repair.verb} by {repair.who}: {repair.why}"

@@ -38,6 +38,7 @@ from synchromesh.saga.records import (
     AttemptOutcome,
     AttemptResult,
     Begin,
+    BegunAgain,
     Halt,
     Nap,
     NapAsk,
@@ -55,6 +56,8 @@ from synchromesh.saga.state import RunState, StepFacts, named
 
 # A process that comes back after a long time may be the first of those that it needs.
 RETURN_GRACE_S = 60.0
+# What is kept of why an attempt came to nothing.
+AFTER_CHARS_MAX = 200
 
 
 class SagaMachine(RunState):
@@ -213,11 +216,13 @@ class SagaMachine(RunState):
             return self.turn("its deadline passed")
         return NextAction(Action.SLEEP)
 
-    def _begun(self, key: str, step: StepFacts) -> SagaRecord:
+    def _begun(self, key: str, step: StepFacts, after: str = "") -> SagaRecord:
         ask = step.ask or _ask_of(step)
         # Behind a pivot that may have been done another one is a step like others.
         is_pivot = ask.is_pivot and (key in self._pivots or not self.has_no_way_back)
         body = PIVOT_BODY if is_pivot else b""
+        if after:
+            body = encode(BegunAgain(after[:AFTER_CHARS_MAX], is_pivot))
         return SagaRecord(RecordKind.BEGUN, key, step.attempts + 1, ask.digest, body)
 
     def unasked(self) -> str:
@@ -312,7 +317,7 @@ class SagaMachine(RunState):
         self, key: str, step: StepFacts, outcome: AttemptOutcome, left_s: float, rng: Chance
     ) -> NextAction:
         is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
-        records = (self._begun(key, step),) if is_counted else ()
+        records = (self._begun(key, step, outcome.why),) if is_counted else ()
         return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
 
     def _wait_s(self, step: StepFacts, outcome: AttemptOutcome, rng: Chance) -> float:
@@ -410,8 +415,9 @@ class SagaMachine(RunState):
         records = () if ask.is_write else (self._undo_begun(key, step),)
         return UndoStep(key, step.result, records)
 
-    def _undo_begun(self, key: str, step: StepFacts) -> SagaRecord:
-        return SagaRecord(RecordKind.UNDO_BEGUN, key, step.undo_attempts + 1)
+    def _undo_begun(self, key: str, step: StepFacts, after: str = "") -> SagaRecord:
+        body = encode(BegunAgain(after[:AFTER_CHARS_MAX])) if after else b""
+        return SagaRecord(RecordKind.UNDO_BEGUN, key, step.undo_attempts + 1, body=body)
 
     def undone(self, key: str) -> SagaRecord:
         """Return the record that a step was undone."""
@@ -432,7 +438,7 @@ class SagaMachine(RunState):
         left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
         if rule is StepRule.AGAIN and left_s > 0:
             is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
-            records = (self._undo_begun(key, step),) if is_counted else ()
+            records = (self._undo_begun(key, step, outcome.why),) if is_counted else ()
             return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
         return self.stick(
             f"its undo is {outcome.result.value}: {outcome.why}", key, is_rejected=_is_no(outcome)

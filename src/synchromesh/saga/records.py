@@ -11,6 +11,17 @@ PIVOT_BODY = b'"pivot"'
 """The body of the `begun` of a pivot: the records alone tell whether there is a way back."""
 
 
+class BegunAgain(msgspec.Struct, frozen=True):
+    """The body of the `begun`, or `undo_begun`, of a further attempt: what ended the one before.
+
+    Attributes:
+        after: in a few words.
+    """
+
+    after: str
+    is_pivot: bool = False
+
+
 class _Word(Enum):
     """One of a few words; hashed as the one object that it is, for tables are looked up by it."""
 

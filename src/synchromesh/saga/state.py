@@ -14,6 +14,7 @@ from synchromesh.saga.records import (
     STATUS_AFTER,
     STEP_STATE_AFTER,
     Ask,
+    BegunAgain,
     Nap,
     RecordKind,
     Repair,
@@ -124,7 +125,7 @@ class RunState:
         if kind is RecordKind.BEGUN:
             step.digest, step.attempts = record.digest, record.attempt
             step.begun_us = step.begun_us or record.at_us
-            if record.body == PIVOT_BODY:
+            if _is_of_pivot(record.body):
                 self._pivot = record.step
                 self._pivots.add(record.step)
         elif kind is RecordKind.ASLEEP:
@@ -254,3 +255,8 @@ class RunState:
     def __repr__(self) -> str:
         steps = named(f"{key}={step.phase.value}" for key, step in self._steps.items())
         return f"<{type(self).__name__} {self.status.value}{' ' if steps else ''}{steps}>"
+
+
+def _is_of_pivot(body: bytes) -> bool:
+    """Say of the body of a `begun` whether it is a pivot's."""
+    return bool(body) and (body == PIVOT_BODY or decode(body, BegunAgain).is_pivot)

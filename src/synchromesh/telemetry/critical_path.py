@@ -4,7 +4,8 @@ The algorithm is that of CRISP (Zhang et al., "CRISP: Critical Path Analysis of 
 Microservice Architectures", USENIX ATC 2022, section 4): from the end of a span back to its
 beginning, each time to the child that returned last before; what lies between the children is the
 span's own time. What ran beside those is not on the path: had it been quicker, nothing would have
-ended sooner. A pure machine.
+ended sooner. The attempts of a call are no such: each begins when its caller no longer waits for
+the one before, which its callee may be told a moment later. A pure machine.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def critical_path(tree: TraceTree, root: SpanRecord) -> list[PathSegment]:
         span, from_us, to_us = pending.pop()
         at_us = to_us
         for child, child_from_us, child_to_us in _returned(tree, span, from_us, to_us):
-            if child_to_us - at_us > OVERLAP_US:
+            if child_to_us - at_us > OVERLAP_US and not _is_attempt(span, child):
                 continue  # it ran beside the one that returned last
             child_to_us = min(child_to_us, at_us)
             if child_to_us <= child_from_us:
@@ -60,9 +61,21 @@ def critical_path(tree: TraceTree, root: SpanRecord) -> list[PathSegment]:
 def _returned(
     tree: TraceTree, span: SpanRecord, from_us: int, to_us: int
 ) -> Iterator[tuple[SpanRecord, int, int]]:
-    """Yield the children of a span with their times within it, the last to return first."""
-    for child in sorted(tree.below(span), key=tree.ended_us, reverse=True):
+    """Yield the children of a span with their times within it, the last to return first.
+
+    Of attempts it is the last to begin, unless two of them were under way on purpose.
+    """
+
+    def order(child: SpanRecord) -> int:
+        is_next = _is_attempt(span, child) and "hedge" not in span.attributes
+        return tree.began_us[child.span_id] if is_next else tree.ended_us(child)
+
+    for child in sorted(tree.below(span), key=order, reverse=True):
         child_from_us = max(from_us, tree.began_us[child.span_id])
         child_to_us = min(to_us, tree.ended_us(child))
         if child_from_us < child_to_us:
             yield child, child_from_us, child_to_us
+
+
+def _is_attempt(span: SpanRecord, child: SpanRecord) -> bool:
+    return span.kind == "call" and child.kind == "handle"

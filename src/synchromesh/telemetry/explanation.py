@@ -33,6 +33,12 @@ _UNREMARKABLE = frozenset({"ok", "completed", "running", "undone", "cancelled"})
 PLACE_MS = "place_ms"
 # What of its own time a span notes in milliseconds.
 _NOTED = (("held_ms", HELD), (PLACE_MS, PLACE), ("backoff_ms", BACKOFF))
+# What has a time that is written where it is defined.
+_TIMED = {
+    "gateway": "the deadline of",
+    "step": "the timeout of step",
+    "undo": "that of the undo of",
+}
 _OWN = {
     "unit": DATABASE, "saga": SAGA, "step": SAGA, "undo": SAGA, "relay": DELIVERY,
     "message": DELIVERY,
@@ -87,6 +93,7 @@ class Explanation(msgspec.Struct, frozen=True):
         first_failure: what failed first; None where nothing failed.
         followed: what failed because of it, up to the root, in order of time.
         also_failed: what failed besides.
+        cut: what did not end in time, and by which limit, as it is configured.
         stood_in: what answered in place of what failed, and what was asked again.
         undone: the steps of sagas that were undone, in order of time.
         sagas: the runs of sagas that the trace is about, such as "orders:A-1".
@@ -106,6 +113,7 @@ class Explanation(msgspec.Struct, frozen=True):
     first_failure: SpanFailure | None
     followed: tuple[SpanFailure, ...]
     also_failed: tuple[SpanFailure, ...]
+    cut: tuple[str, ...]
     stood_in: tuple[str, ...]
     undone: tuple[str, ...]
     sagas: tuple[str, ...]
@@ -157,6 +165,7 @@ def explain(spans: Sequence[SpanRecord], root_id: str = "") -> Explanation:
         first_failure=first,
         followed=followed[:LISTED_MAX],
         also_failed=also[:LISTED_MAX],
+        cut=tuple(dict.fromkeys(_cut(sorted(everything, key=tree.ended_us))))[:LISTED_MAX],
         stood_in=tuple(dict.fromkeys(_stood_in(tree, everything)))[:LISTED_MAX],
         undone=tuple(_undone(everything))[:LISTED_MAX],
         sagas=tuple(dict.fromkeys(
@@ -263,6 +272,23 @@ def _failure(tree: TraceTree, span: SpanRecord) -> SpanFailure:
     after_us = tree.ended_us(span) - tree.began_us[tree.root.span_id]
     why = span.attributes.get("error", "") or span.attributes.get("last", "")
     return SpanFailure(span.span_id, span.service, span.kind, span.name, span.status, after_us, why)
+
+
+def _cut(everything: Sequence[SpanRecord]) -> Iterator[str]:
+    by_id = {span.span_id: span for span in everything}
+    for span in everything:
+        limit = span.attributes.get("limit", "")
+        if not limit:
+            continue
+        if " = " not in limit:
+            # The time of whoever calls: that of the route or step above, where there is one.
+            above, seen = by_id.get(span.parent_id), set[str]()
+            while above is not None and above.kind not in _TIMED and above.span_id not in seen:
+                seen.add(above.span_id)
+                above = by_id.get(above.parent_id)
+            if above is not None and above.kind in _TIMED:
+                limit = f"{_TIMED[above.kind]} {above.name}"
+        yield f"{_edge(span)}: {span.name}, by {limit}"
 
 
 def _stood_in(tree: TraceTree, everything: Iterable[SpanRecord]) -> Iterator[str]:
