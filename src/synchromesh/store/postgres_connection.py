@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Sequence
 from typing import Any, Self, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -40,6 +42,8 @@ _IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
 _WHOLE = re.compile(r"-?\d+")
+_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
+_NO_FILE = frozenset({"NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE", "KEY_VALUES_MISMATCH"})
 
 
 class Accepted(str):
@@ -289,6 +293,8 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
         return StoreUnavailable(
             f"{place} takes no writes, as a standby does: give the address of the one that does"
         )
+    if why := _insecure(error, url):
+        return StoreBroken(f"{place}: {why}")
     if isinstance(error, (ValueError, OverflowError, asyncpg.ClientConfigurationError)):
         return StoreBroken(
             f"{place} is no address of a database: write postgresql://user:password@host:5432/name"
@@ -299,3 +305,45 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
     return StoreUnavailable(
         f"{place} cannot be reached ({reason}): start the server, or give its address"
     )
+
+
+def _insecure(error: BaseException, url: str) -> str:
+    """Return what of TLS is wrong, and what to do; "" where that is not why.
+
+    Some of these are errors of values to the driver, or of an address, or of a server that is away.
+    """
+    text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # 62, 64: X509_V_ERR_HOSTNAME_MISMATCH and that of addresses.
+        if error.verify_code in (62, 64):
+            return (
+                f"its certificate is of another host ({error.verify_message}); connect by a name "
+                "that is in it, or have one issued for this"
+            )
+        return (
+            f"its certificate is not believed ({error.verify_message}); name its authority, as in "
+            "?sslmode=verify-full&sslrootcert=PATH"
+        )
+    if "rejected SSL upgrade" in text:
+        return (
+            "it has no TLS, and sslmode in the address asks for it; set ssl = on at the server, "
+            "with ssl_cert_file and ssl_key_file, or see who answers in its place"
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_FILE:
+        return (
+            f"a file in the address is no PEM of what it is named for ({error.reason}): "
+            "sslrootcert and sslcert have certificates, and sslkey the private key of sslcert"
+        )
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or text
+        return (
+            f"TLS fails ({reason}); does the server ask for a certificate, by sslcert and sslkey?"
+        )
+    named = ((name, value) for name, value in parse_qsl(urlsplit(url).query) if name in _FILES)
+    unread = next((each for each in named if not os.access(each[1], os.R_OK)), None)
+    if isinstance(error, OSError) and unread is not None:
+        reason = error.strerror or text
+        return f"the file of {unread[0]}, {unread[1]}, cannot be read: {reason}; name another one"
+    if isinstance(error, asyncpg.ClientConfigurationError) and ("ssl" in text or "root" in text):
+        return f"{text}; write ?sslmode=verify-full&sslrootcert=PATH"
+    return ""
