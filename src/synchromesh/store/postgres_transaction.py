@@ -52,7 +52,10 @@ _COMMIT = (
 # not taken for the unit's.
 _LOOKED_UP_US = 1 << 61
 _LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
-_MARKED = "select at_us from sm_commit where unit = $1"
+# Written again: whoever says that it stands waits for a synchronous standby, as the commit did.
+# What a server has made durable alone is seen there once the session that waited is gone, and is
+# lost with that server.
+_MARKED = "update sm_commit set at_us = at_us where unit = $1 returning at_us"
 _SWEEP = (
     "begin isolation level read committed; "
     "delete from sm_commit where unit >= '{first}' and unit < '{end}'; commit"

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -46,6 +47,7 @@ class PostgresEngine:
 
     Args:
         run_directory: of the system; the data is kept below it.
+        settings: of the server, beside its socket.
 
     Attributes:
         name: its key in `[engine]`.
@@ -58,7 +60,7 @@ class PostgresEngine:
 
     name = "postgres"
 
-    def __init__(self, run_directory: Path) -> None:
+    def __init__(self, run_directory: Path, settings: Sequence[str] = _SETTINGS) -> None:
         self._folder = run_directory / "postgres"
         self._data = self._folder / "data"
         self._socket = _socket_folder(self._folder)
@@ -76,7 +78,7 @@ class PostgresEngine:
             _TITLE,
             [
                 *self._as, str(self._programs / "postgres"), "-D", str(self._data),
-                "-k", str(self._socket), *(w for each in _SETTINGS for w in ("-c", each)),
+                "-k", str(self._socket), *(w for each in settings for w in ("-c", each)),
             ],
             folder=self._folder,
             log=run_directory / "telemetry" / "postgres.log",
