@@ -40,6 +40,7 @@ from synchromesh.errors import (
     SagaConflict,
     SagaLocked,
     SagaUndone,
+    Shed,
     StoreUnavailable,
     UnknownSaga,
     VersionConflict,
@@ -197,6 +198,30 @@ async def test_the_same_id_is_the_same_run(world: SagaWorld) -> None:
         assert await world.told(store, "A-1") == "receipt 1"
     assert not await world.start(Order("A-1"))
     assert world.bank.charged == ["A-1/charge#1"]
+
+
+async def test_so_many_runs_wait_and_no_more(world: SagaWorld) -> None:
+    """A start beyond the bound rolls its transaction back; one that is there is no start."""
+    shop = Alone("shop", OrderPaid, queue_max=3)
+    saga = world.of(shop)
+
+    async def start(id: str) -> bool:  # noqa: A002
+        async with world.sessions.begin() as session, shop.unit(session) as unit:
+            session.add(Purchase(id=f"with {id}", qty=1))
+            return await unit.start(saga, Order(id), id=id)
+
+    for each in ("A-1", "A-2", "A-3"):
+        assert await start(each)
+    for _ in range(2):
+        with pytest.raises(Shed, match=r"3 sagas of shop wait for a place.*'A-4' was not started"):
+            await start("A-4")
+    async with world.sessions.begin() as session, shop.unit(session) as unit:
+        assert not await unit.start(saga, Order("A-1"), id="A-1")
+    assert await world.purchases() == ["with A-1", "with A-2", "with A-3"]
+    async with world.working(shop=shop) as store:
+        for each in ("A-1", "A-2", "A-3"):
+            assert str(await shop.runs(store).result(saga, each, within_s=LONG_S))
+        assert await start("A-4")
 
 
 async def test_a_commit_here_begins_its_run_at_once(world: SagaWorld) -> None:

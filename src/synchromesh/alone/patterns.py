@@ -18,6 +18,7 @@ from synchromesh.alone.borrowing import borrow
 from synchromesh.alone.function_delivery import Delivered, DeliverOptions, FunctionDelivery
 from synchromesh.alone.logged import LoggedEvent, logged
 from synchromesh.alone.projecting import LogProjection
+from synchromesh.alone.queue_bound import QueueBound
 from synchromesh.alone.runs import AloneRuns
 from synchromesh.alone.saga_work import RunSagasOptions, SagaWork
 from synchromesh.alone.session_steps import SessionSteps
@@ -109,6 +110,7 @@ class Alone:
         name: that of the application; stored names of events begin with it, so that it stays.
         events: the classes of what is published or appended, structs or dataclasses.
         runtime: clock and ids; those of the machine by default.
+        queue_max: runs of sagas that may wait for a place before `AloneUnit.start` refuses one.
 
     Example:
         >>> import msgspec
@@ -122,7 +124,9 @@ class Alone:
         ('shop.order_placed',)
     """
 
-    def __init__(self, name: str, *events: type, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, name: str, *events: type, runtime: Runtime | None = None, queue_max: int = 10_000
+    ) -> None:
         check_name(name)
         self.name = name
         self._types = EventTypes(name, *events)
@@ -130,6 +134,7 @@ class Alone:
         self._plans = Translations(("sm_event",))
         self._events = events
         self._sagas = SagaVersions()
+        self._queue = QueueBound(queue_max)
         self._opened: WeakKeyDictionary[Any, _Opened] = WeakKeyDictionary()
         self._at_sagas: WeakSet[Any] = WeakSet()
 
@@ -173,6 +178,7 @@ class Alone:
             borrowed, self._types, self._sagas, service=self.name, runtime=self._runtime,
             plans=self._plans,
             trace_id=trace_id or (around.trace_id if around is not None else ""),
+            queue=self._queue,
         )  # fmt: skip
         try:
             yield unit

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from synchromesh.alone.borrowed import DUPLICATE, BorrowedTransaction, state_of_any
 from synchromesh.alone.logged import LoggedEvent, logged
+from synchromesh.alone.queue_bound import QueueBound
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, ContractError, ForeignAwait, VersionConflict
@@ -75,8 +76,8 @@ class AloneUnit:
     """
 
     __slots__ = (
-        "_borrowed", "_is_over", "_new_id", "_once", "_plans", "_sagas", "_types", "_vault",
-        "now_us", "service", "topics", "trace_id", "unit_id",
+        "_borrowed", "_is_over", "_new_id", "_once", "_plans", "_queue", "_sagas", "_types",
+        "_vault", "now_us", "service", "topics", "trace_id", "unit_id",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +90,9 @@ class AloneUnit:
         runtime: Runtime,
         plans: Translations,
         trace_id: str,
+        queue: QueueBound,
     ) -> None:
+        self._queue = queue
         self._borrowed = borrowed
         self._types = types
         self._sagas = sagas
@@ -262,6 +265,7 @@ class AloneUnit:
                 beginning, as at REPEATABLE READ: run it again.
             ContractError: the saga is none of this `Alone`, or not its newest version.
             BadRequest: the id or the input cannot be stored.
+            Shed: as many runs wait for a place as may (`queue_max` of the `Alone`).
         """
         self._check_open()
         if self._sagas.newest(saga.name) is not saga:
@@ -272,6 +276,7 @@ class AloneUnit:
         await self.lock(f"saga/{id}")
         if row.lock_key is not None:
             await self.lock(f"saga of {row.name}/{row.lock_key}")
+        await self._queue.check(self, row)
         with _told_as_conflict(f"saga/{id}", 0):
             return await queue_in(self, saga, row)
 
