@@ -37,6 +37,8 @@ from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.trace_tree import TraceTree, tree_of
 from traces import span
 
+KEY = 'policies."gateway:shop".timeout = 2s'
+
 
 class Bait(NamedTuple):
     """What is found, and the same with one thing made right."""
@@ -108,6 +110,24 @@ def calls_at(*seconds: float, status: str = "ok") -> list[Sequence[SpanRecord]]:
         trace(at, span("c", "", "shop call bank.charge", 0, 1, status), later_s=second)
         for at, second in enumerate(seconds)
     ]
+
+
+def reports(*ends: str) -> list[Sequence[SpanRecord]]:
+    """Return requests for a report, a second apart: quick, slow and answered, or slow and cut."""
+    found: list[Sequence[SpanRecord]] = []
+    for at, end in enumerate(ends):
+        took, status = (20, "ok") if end == "ok" else (2100, "ok" if end == "slow" else "timed_out")
+        noted = {"limit": KEY} if status == "timed_out" else {}
+        found.append(
+            trace(
+                at,
+                span("g", "", "gateway gateway GET /report", 0, took, status),
+                span("c", "g", "gateway call shop.report", 0, took, status, **noted),
+                span("h", "c", "shop handle shop.report", 1, took - 1, status),
+                later_s=at * 5.0,
+            )
+        )
+    return found
 
 
 def handled(*statuses: str) -> Facts:
@@ -208,6 +228,11 @@ BAITS = {
         Facts(breakers=[BREAKER], traces=calls_at(*range(0, 200, 5))),
         Facts(breakers=[replace(BREAKER, minimum_calls=3)], traces=calls_at(*range(0, 200, 5))),
         "the breaker of shop:bank counts from 20 calls in 10 s on, and there were never more",
+    ),
+    "time-out-too-short": Bait(
+        Facts(traces=reports("ok", "cut", "ok", "cut", "ok", "cut")),
+        Facts(traces=reports("ok", "slow", "ok", "slow", "ok", "slow")),
+        "3 of 6 calls of shop.report by gateway were cut while it was at work, and none that takes",
     ),
     "lock-contention": Bait(
         handled(*["ok"] * 5, *["saga_locked"] * 3),
@@ -321,6 +346,55 @@ def test_replicas_of_a_service_are_one_service(code: str) -> None:
     bait, twin, _ = BAITS[code]
     assert [each.what for each in advise(replicated(bait))] == [each.what for each in advise(bait)]
     assert advise(replicated(twin)) == []
+
+
+def test_a_time_out_is_told_with_its_key_and_traces() -> None:
+    """Also of one that is never answered; and of who was asked, not of who waits for it."""
+    (found,) = advise(Facts(traces=reports("cut", "cut", "cut")))
+    assert (found.code, found.evidence) == ("time-out-too-short", (KEY, "t0", "t1", "t2"))
+    waiting = [
+        [*spans, replace(spans[1], span_id="d", parent_id="h", service="shop", name="bank.sum"),
+         replace(spans[2], span_id="i", parent_id="d", service="bank", name="bank.sum")]
+        for spans in reports("cut", "cut", "cut")
+    ]  # fmt: skip
+    (found,) = advise(Facts(traces=waiting))
+    assert "calls of bank.sum by shop" in found.what
+
+
+@pytest.mark.parametrize(
+    "traces",
+    [
+        # An outage is in one piece, and has quick ones before and after.
+        reports("ok", "cut", "cut", "cut", "cut", "ok"),
+        reports("ok", "cut", "ok", "cut", "ok"),
+        # Some that take as long are answered.
+        reports("ok", "cut", "slow", "cut", "ok", "cut", "ok"),
+        # Nobody was at work on it.
+        [spans[:2] for spans in reports("cut", "cut", "cut")],
+    ],
+    ids=["an outage", "two", "some are answered", "no callee"],
+)
+def test_a_time_out_that_does_what_it_should_is_right(traces: list[Sequence[SpanRecord]]) -> None:
+    """Services that are down are cut, and so is now and then one of many that take long."""
+    assert advise(Facts(traces=traces)) == []
+
+
+@pytest.mark.parametrize("code", ["no-fallback", "breaker-flaps", "time-out-too-short"])
+def test_what_was_broken_on_purpose_is_no_evidence(code: str) -> None:
+    """Neither what a fault struck nor what failed meanwhile, and for a while after it."""
+    bait, _, _ = BAITS[code]
+    first = min(span.started_us for spans in bait.traces for span in spans)
+    last = max(span.started_us for spans in bait.traces for span in spans)
+    struck = [
+        replace(span("f", "", "cron call bank.pay", 0, 1, "remote_failed"), trace_id=f"f{at_us}",
+                started_us=at_us, attributes={"fault": "100% errors at bank"})
+        for at_us in range(first, last + 1, 20_000_000)
+    ]  # fmt: skip
+    assert advise(replace(bait, traces=[*bait.traces, struck])) == []
+    long_before = [replace(each, started_us=each.started_us - 3_600_000_000) for each in struck]
+    assert [each.code for each in advise(replace(bait, traces=[*bait.traces, long_before]))] == [
+        code
+    ]
 
 
 def test_replicas_of_few_callers_make_no_hub() -> None:

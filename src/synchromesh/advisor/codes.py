@@ -6,9 +6,10 @@ from collections.abc import Container
 
 from msgspec.structs import replace
 
-from synchromesh.advisor import definitions, state, traces
+from synchromesh.advisor import definitions, state, time_outs, traces
 from synchromesh.advisor.advice import EVIDENCE_MAX, Advice, AdviceCode
 from synchromesh.advisor.facts import Facts
+from synchromesh.advisor.undisturbed import undisturbed
 
 CODES = (
     AdviceCode(
@@ -90,6 +91,14 @@ CODES = (
         "patterns/circuit-breaker.md",
         "Lower `minimum_calls`, or lengthen `window`.",
         traces.breakers_that_never_open,
+    ),
+    AdviceCode(
+        "time-out-too-short",
+        "Whoever asks for that never gets it, and the work is done for nobody, time and again.",
+        "deadline, saga",
+        "patterns/calls.md",
+        "Raise the limit above what the operation takes, or answer at once and go on in a saga.",
+        time_outs.cut_requests,
     ),
     AdviceCode(
         "lock-contention",
@@ -209,7 +218,7 @@ def advise(facts: Facts, ignored: Container[str] = ()) -> list[Advice]:
         ['open-command']
     """
     # What all checks of traces look at is made once.
-    facts = replace(facts, traces=traces.KeptTraces(facts.traces))
+    facts = replace(facts, traces=traces.KeptTraces(undisturbed(facts.traces)))
     return [
         Advice(
             each.code,

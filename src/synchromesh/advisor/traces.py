@@ -49,7 +49,7 @@ def cyclic_calls(facts: Facts) -> Iterator[AdviceCase]:
             waiting = " → ".join(services[services.index(last) :])
             found.setdefault(waiting, []).append(tree.root.trace_id)
     for circle, traces in sorted(found.items()):
-        yield AdviceCase(f"calls go in a circle: {circle}", _some(traces))
+        yield AdviceCase(f"calls go in a circle: {circle}", some(traces))
 
 
 def long_chains(facts: Facts) -> Iterator[AdviceCase]:
@@ -60,7 +60,7 @@ def long_chains(facts: Facts) -> Iterator[AdviceCase]:
             found.setdefault(" → ".join(services), []).append(tree.root.trace_id)
     for chain, traces in sorted(found.items()):
         yield AdviceCase(
-            f"a request waits for {CHAIN_MAX + 1} services in a row: {chain}", _some(traces)
+            f"a request waits for {CHAIN_MAX + 1} services in a row: {chain}", some(traces)
         )
 
 
@@ -73,7 +73,7 @@ def chatty_calls(facts: Facts) -> Iterator[AdviceCase]:
                 found[handler.name, name].append((count, tree.root.trace_id))
     for (asking, asked), cases in sorted(found.items()):
         most = max(count for count, _ in cases)
-        traces = _some([trace for _, trace in cases])
+        traces = some([trace for _, trace in cases])
         yield AdviceCase(f"{asking} calls {asked} {most} times for one request", traces)
 
 
@@ -94,14 +94,14 @@ def serial_fan_outs(facts: Facts) -> Iterator[AdviceCase]:
             found[handler.name, names].append(tree.root.trace_id)
     for (asking, names), traces in sorted(found.items()):
         if len(traces) >= CASES_MIN:
-            yield AdviceCase(f"{asking} asks one after the other: {names}", _some(traces))
+            yield AdviceCase(f"{asking} asks one after the other: {names}", some(traces))
 
 
 def hubs(facts: Facts) -> Iterator[AdviceCase]:
     """Find services that stand between very many others."""
     callers, callees = defaultdict(set), defaultdict(set)
     for call in _calls(facts):
-        caller, callee = _service(call), call.name.partition(".")[0]
+        caller, callee = service_of(call), call.name.partition(".")[0]
         if caller not in _OUTSIDE and caller != callee:
             callers[callee].add(caller)
             callees[caller].add(callee)
@@ -117,7 +117,7 @@ def nanoservices(facts: Facts) -> Iterator[AdviceCase]:
     """Find services that keep nothing, offer next to nothing, and serve one other alone."""
     callers: dict[str, Counter[str]] = defaultdict(Counter)
     for call in _calls(facts):
-        callers[call.name.partition(".")[0]][_service(call)] += 1
+        callers[call.name.partition(".")[0]][service_of(call)] += 1
     for service in facts.services:
         seen = callers[service.name]
         if service.has_state or service.operations > 2 or seen.total() < CALLS_MIN:
@@ -133,13 +133,13 @@ def nanoservices(facts: Facts) -> Iterator[AdviceCase]:
 def bottlenecks(facts: Facts) -> Iterator[AdviceCase]:
     """Find where requests spend much of their time waiting for a place."""
     waited, took_us, traces = Counter[str](), 0, defaultdict(list)
-    for tree, walked in _walked(facts):
+    for tree, walked in walked_of(facts):
         spans = [span for _, span in walked]
         if not any(PLACE_MS in span.attributes for span in spans):
             # Nobody waited: what its parts are is not worked out.
             took_us += max(0, tree.root.took_us)
             continue
-        explained = explain([replace(each, service=_service(each)) for each in spans])
+        explained = explain([replace(each, service=service_of(each)) for each in spans])
         took_us += explained.took_us
         for part in explained.parts:
             if part.why == PLACE:
@@ -149,7 +149,7 @@ def bottlenecks(facts: Facts) -> Iterator[AdviceCase]:
         if len(traces[where]) >= CASES_MIN and waited_us >= WAITING_SHARE * took_us:
             share = round(100 * waited_us / took_us)
             yield AdviceCase(
-                f"{share} % of the time of requests is waiting at {where}", _some(traces[where])
+                f"{share} % of the time of requests is waiting at {where}", some(traces[where])
             )
 
 
@@ -162,7 +162,7 @@ def missing_fallbacks(facts: Facts) -> Iterator[AdviceCase]:
         if route.is_read and branch.is_required and not branch.has_fallback
     }
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for tree, spans in _walked(facts):
+    for tree, spans in walked_of(facts):
         for _, span in spans:
             if span.kind != "gateway":
                 continue
@@ -173,9 +173,7 @@ def missing_fallbacks(facts: Facts) -> Iterator[AdviceCase]:
         if len(traces) >= CASES_MIN:
             name = bare[route, operation].name
             which = f"branch {name} of {route}" if name else route
-            yield AdviceCase(
-                f"{which} failed {len(traces)} times as {operation} did", _some(traces)
-            )
+            yield AdviceCase(f"{which} failed {len(traces)} times as {operation} did", some(traces))
 
 
 def flapping_breakers(facts: Facts) -> Iterator[AdviceCase]:
@@ -188,7 +186,7 @@ def flapping_breakers(facts: Facts) -> Iterator[AdviceCase]:
             if not at or call.started_us - refused[at - 1].started_us > BURST_GAP_US
         ]
         if len(begins) >= CASES_MIN:
-            traces = _some([call.trace_id for call in begins])
+            traces = some([call.trace_id for call in begins])
             yield AdviceCase(f"the breaker of {edge} opened {len(begins)} times", traces)
 
 
@@ -214,7 +212,7 @@ def breakers_that_never_open(facts: Facts) -> Iterator[AdviceCase]:
 def contended_locks(facts: Facts) -> Iterator[AdviceCase]:
     """Find sagas that refuse many starts because another run holds their semantic lock."""
     handled: dict[str, list[SpanRecord]] = defaultdict(list)
-    for _, walked in _walked(facts):
+    for _, walked in walked_of(facts):
         for _, span in walked:
             if span.kind == "handle":
                 handled[span.name].append(span)
@@ -223,7 +221,7 @@ def contended_locks(facts: Facts) -> Iterator[AdviceCase]:
         if len(locked) >= CASES_MIN and len(locked) >= LOCKED_SHARE * len(spans):
             yield AdviceCase(
                 f"{name} was refused {len(locked)} of {len(spans)} times by a lock key",
-                _some(locked),
+                some(locked),
             )
 
 
@@ -239,7 +237,8 @@ class KeptTraces(list[Sequence[SpanRecord]]):
         return [(tree, tree.walk()) for tree in map(tree_of, filter(None, self))]
 
 
-def _walked(facts: Facts) -> Sequence[tuple[TraceTree, list[tuple[int, SpanRecord]]]]:
+def walked_of(facts: Facts) -> Sequence[tuple[TraceTree, list[tuple[int, SpanRecord]]]]:
+    """Return the tree of each trace, with its spans as they are walked through."""
     traces = facts.traces
     return traces.walked if isinstance(traces, KeptTraces) else KeptTraces(traces).walked
 
@@ -248,7 +247,7 @@ def _calls(facts: Facts) -> Iterator[SpanRecord]:
     return (span for spans in facts.traces for span in spans if span.kind == "call")
 
 
-def _service(span: SpanRecord) -> str:
+def service_of(span: SpanRecord) -> str:
     """Return the service of a span, whose name may be that of a replica, such as "quoting#2"."""
     return span.service.partition("#")[0]
 
@@ -273,23 +272,24 @@ def _by_edge(facts: Facts) -> dict[str, list[SpanRecord]]:
 
 def _chains(facts: Facts) -> Iterator[tuple[TraceTree, list[str]]]:
     """Yield the services that wait for each other down to each span of a handler."""
-    for tree, spans in _walked(facts):
+    for tree, spans in walked_of(facts):
         waiting: dict[str, list[str]] = {}
         for _, span in spans:
             above = [] if span.kind in _APART else waiting.get(span.parent_id, [])
-            if span.kind == "handle" and above[-1:] != [_service(span)]:
-                above = [*above, _service(span)]
+            if span.kind == "handle" and above[-1:] != [service_of(span)]:
+                above = [*above, service_of(span)]
                 yield tree, above
             waiting[span.span_id] = above
 
 
 def _handlers(facts: Facts) -> Iterator[tuple[TraceTree, SpanRecord, list[SpanRecord]]]:
     """Yield each handler with the calls that it made itself, in order of time."""
-    for tree, spans in _walked(facts):
+    for tree, spans in walked_of(facts):
         for _, span in spans:
             if span.kind == "handle":
                 yield tree, span, [each for each in tree.below(span) if each.kind == "call"]
 
 
-def _some(traces: Sequence[str]) -> tuple[str, ...]:
+def some(traces: Sequence[str]) -> tuple[str, ...]:
+    """Return as many traces as are shown, each once."""
     return tuple(dict.fromkeys(traces))[:EVIDENCE_MAX]
