@@ -335,14 +335,14 @@ async def test_a_fault_reaches_a_process_that_starts(
 async def test_a_process_that_does_not_answer_is_shown(
     asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The status comes all the same, and says which one is silent."""
+    """The status comes all the same, and says which one is stopped."""
     monkeypatch.setattr("synchromesh.system.control.remote.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("notes")
     os.kill(pid, signal.SIGSTOP)
     told = await asking.ask("GET", "/status")
     os.kill(pid, signal.SIGCONT)
     assert not told["services"]["notes"]["health"]["is_healthy"]
-    assert any("notes/process is silent" in finding for finding in told["findings"])
+    assert any("notes/process is stopped" in finding for finding in told["findings"])
 
 
 async def test_a_start_that_is_cancelled_leaves_no_process(

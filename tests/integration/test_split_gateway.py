@@ -260,7 +260,7 @@ async def test_a_restart_takes_up_changed_policies_and_limits(
 async def test_a_gateway_that_hangs_is_shown(
     system: System, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The status comes all the same, and says that it is silent."""
+    """The status comes all the same, and says that it is stopped."""
     monkeypatch.setattr("synchromesh.system.control.remote.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("gateway")
     os.kill(pid, signal.SIGSTOP)
@@ -274,7 +274,7 @@ async def test_a_gateway_that_hangs_is_shown(
         "mirrors": [],
         "reloaded": None,
     }
-    assert any(finding.startswith("gateway is silent: ") for finding in status["findings"])
+    assert any(finding.startswith("gateway is stopped: ") for finding in status["findings"])
 
 
 def test_it_dies_with_its_supervisor(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Watching:
         self.well, self.ill = Part(), Part()
         self.ill.pid = 2
         self.traced: set[int] = set()
+        self.stopped: set[int] = set()
         self.suspected: dict[str, list[tuple[float, bool]]] = {"well": [], "ill": []}
         self.slept_s = 0.0
         self.watch = HangWatch(
@@ -62,6 +63,7 @@ class Watching:
             wall_us=lambda: int((self.loop.time() + self.slept_s) * 1e6),
             on_suspect=self._on_suspect,
             is_traced=lambda pid: pid in self.traced,
+            is_stopped=lambda pid: pid in self.stopped,
         )
 
     def _on_suspect(self, name: str, _: int, is_suspect: bool) -> None:
@@ -92,6 +94,9 @@ def test_who_hangs_is_suspected_within_two_seconds_and_replaced_after_hang_s() -
         world.ill.is_hung = True
         await asyncio.sleep(HANG_S + 2.0)
         assert "has answered nothing for" in world.watch.silence(world.ill)
+        assert "kill -CONT" not in world.watch.silence(world.ill)
+        world.stopped.add(world.ill.pid)
+        assert "kill -CONT 2 lets it go on" in world.watch.silence(world.ill)
         assert world.watch.silence(world.well) == ""
 
     world.run(course())

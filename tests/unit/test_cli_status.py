@@ -120,7 +120,7 @@ def test_processes_are_on_the_screen(run: Run, folder: Path) -> None:
     shown = lines_of(capture.get())
     assert ["service", "pid", "health"] in [words[:3] for words in shown]
     assert ["notes", "4711", "healthy"] in [words[:3] for words in shown]
-    assert ["gateway", "4712", "gateway", "down", "http://127.0.0.1:9"] in shown
+    assert ["gateway", "4712", "gateway", "silent", "http://127.0.0.1:9"] in shown
 
 
 def test_a_service_is_broken_and_healed(run: Run, folder: Path) -> None:
@@ -312,7 +312,7 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
         "b: messages that are parked: 2",
         "service health instances sagas behind parked",
         "a draining http://a stale - b 3 2",
-        "b relay/c down none - 0 2",
+        "b relay/c restarting none - 0 2",
         "c healthy http://c1 c-1 - - 0",
         "http://c2 c-2",
         "bank restarting none",
@@ -356,7 +356,7 @@ def test_each_replica_has_a_line_and_who_ejected_it_is_said(
         "nothing needs a person",
         "service pid health in flight instances sagas behind",
         "q#1 11 healthy 3 http://q - -",
-        "q#2 12 process down 0 none - -",
+        "q#2 12 process silent 0 none - -",
         "ejected instance by",
         "q#2 gateway",
     ]

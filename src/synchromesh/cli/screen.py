@@ -155,9 +155,9 @@ def _of_gateway(name: str, children: Mapping[str, ChildStatus]) -> dict[str, Chi
 
 
 def _health(children: Mapping[str, ChildStatus], *, is_draining: bool = False) -> Text:
-    down = [name for name, child in children.items() if child.state != "running"]
+    down = [f"{name} {each.state}" for name, each in children.items() if each.state != "running"]
     if down:
-        return Text(f"{', '.join(down)} down", style="red")
+        return Text(", ".join(down), style="red")
     return Text("draining", style="yellow") if is_draining else styled("healthy")
 
 

@@ -32,6 +32,7 @@ from synchromesh.system.control.status import (
     PROCESS,
     RUNNING,
     SILENT,
+    STOPPED,
     ChildStatus,
     GatewayStatus,
     HealthStatus,
@@ -39,6 +40,7 @@ from synchromesh.system.control.status import (
     Status,
 )
 from synchromesh.system.supervise.child_process import ChildProcess
+from synchromesh.system.supervise.children import is_stopped
 from synchromesh.telemetry import Family, SpanRecord
 from synchromesh.telemetry.observed import ObservedCall, merged
 
@@ -95,7 +97,7 @@ class RemoteProcess:
     async def status(self) -> Status:
         """Return the status of the process, or that it does not answer."""
         # One that is known to be silent would only be waited for.
-        if self._state().state != SILENT:
+        if self._state().state not in (SILENT, STOPPED):
             try:
                 return await self._ask("GET", "/status", Status)
             except SynchromeshError as error:
@@ -106,7 +108,8 @@ class RemoteProcess:
         pid, seen = self.child.pid, self._state()
         # The one that runs is silent.
         if seen.state == RUNNING:
-            seen = ChildStatus(SILENT, seen.restarts, why)
+            is_held = pid is not None and is_stopped(pid)
+            seen = ChildStatus(STOPPED if is_held else SILENT, seen.restarts, why)
         elif not seen.last_error:
             seen = msgspec.structs.replace(seen, last_error=why)
         if self.name == GATEWAY:
@@ -150,7 +153,7 @@ class RemoteProcess:
         Raises:
             SynchromeshError: it did not answer.
         """
-        if self._state().state == SILENT:
+        if self._state().state in (SILENT, STOPPED):
             raise ConnectFailed("its process is silent")
         return (await self._ask("GET", "/metrics", MetricsAnswer)).families
 

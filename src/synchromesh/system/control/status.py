@@ -12,7 +12,7 @@ import msgspec
 from synchromesh.codec import to_datetime
 from synchromesh.system.control.mirror_status import MirrorStatus
 
-RUNNING, FAILED, SILENT = "running", "failed", "silent"
+RUNNING, FAILED, SILENT, STOPPED = "running", "failed", "silent", "stopped"
 # The child by which a service shows its process, where that does not answer.
 PROCESS = "process"
 # How long a message may wait for a release before that is a finding.
@@ -22,8 +22,9 @@ COUNTED_MAX = 1000
 
 
 class ChildStatus(msgspec.Struct, frozen=True):
-    """A supervised loop or process: "running", "restarting", "failed"; or "starting", "silent".
+    """A supervised loop or process: "running", "restarting", "failed", "starting".
 
+    A process may also be "silent", for its event loop answers nothing, or "stopped" by a signal.
     `next_in_s` is when one that has failed is tried again.
     """
 

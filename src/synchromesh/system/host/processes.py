@@ -19,7 +19,7 @@ from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.gateway_changes import config_of_gateway, later_names
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
-from synchromesh.system.control.status import SILENT, ChildStatus
+from synchromesh.system.control.status import SILENT, STOPPED, ChildStatus
 from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.registries import SupervisedRegistry
@@ -213,7 +213,8 @@ class Processes:
         part = name.removeprefix("service/")
         if by := self._host.rundir.blocked_by(part, process.pid):
             silence = f"{silence}; it is blocked by {by}"
-        return ChildStatus(SILENT, seen.restarts, silence)
+        is_held = self._hangs.is_stopped(process.pid)
+        return ChildStatus(STOPPED if is_held else SILENT, seen.restarts, silence)
 
     def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host

@@ -159,12 +159,21 @@ def how_it_ended(code: int) -> str:
 
 def is_traced(pid: int) -> bool:
     """Say whether something traces a process, such as a debugger; False where nobody can tell."""
+    return _told_of(pid, "TracerPid") not in ("", "0")
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a process was stopped by a signal (SIGSTOP); False where nobody can tell."""
+    return _told_of(pid, "State").startswith("T")
+
+
+def _told_of(pid: int, name: str) -> str:
+    """Return what Linux tells of a process under a name; "" where it does not."""
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
-        return False
-    tracer = status.partition(b"\nTracerPid:")[2].partition(b"\n")[0].strip()
-    return tracer not in (b"", b"0")
+        return ""
+    return status.partition(f"\n{name}:".encode())[2].partition(b"\n")[0].decode().strip()
 
 
 def signal_group(process: RunningProcess, number: int) -> None:

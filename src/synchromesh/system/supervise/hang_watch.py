@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from synchromesh.clock import loop_now
-from synchromesh.system.supervise.children import is_traced
+from synchromesh.system.supervise.children import is_stopped, is_traced
 from synchromesh.system.supervise.liveness import EVERY_S, Liveness
 
 _log = logging.getLogger("synchromesh.system")
@@ -64,6 +64,7 @@ class HangWatch:
         on_suspect: called with the name of a part, the id of its process, and whether that is
             suspected of being hung: at each round while it is, and once when it is no longer.
         is_traced: whether a debugger holds the process of that id.
+        is_stopped: whether a signal has stopped it.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class HangWatch:
         wall_us: Callable[[], int],
         on_suspect: Callable[[str, int, bool], None],
         is_traced: Callable[[int], bool] = is_traced,
+        is_stopped: Callable[[int], bool] = is_stopped,
     ) -> None:
         self._parts = parts
         self._hang_s = hang_s
         self._wall_us = wall_us
         self._on_suspect = on_suspect
         self._is_traced = is_traced
+        self.is_stopped = is_stopped
         self._liveness = Liveness[Askable](hang_s)
 
     async def run(self) -> None:
@@ -96,6 +99,8 @@ class HangWatch:
         until = f"it is replaced after {self._hang_s:g} s"
         if self._is_traced(process.pid):
             until = "it is not replaced while a debugger traces it"
+        elif self.is_stopped(process.pid):
+            until = f"a signal has stopped it: kill -CONT {process.pid} lets it go on; {until}"
         return f"its event loop has answered nothing for {silent_s:.1f} s; {until}"
 
     def _round(self) -> None:
