@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
+import persons_app
 from cli_runs import runner
 from console_browser import Browser, Markup, crawled, links_of
 from notes_app import Running, write_config
@@ -27,6 +28,7 @@ from synchromesh.system.control.saga_actions import ACTIONS, ShowSaga
 pytestmark = pytest.mark.anyio
 
 PAGE_BYTES_MAX = 200_000
+CANARY = "ada@example.org"
 
 TOML = """
 [system]
@@ -81,6 +83,33 @@ def test_each_link_of_each_page_leads_somewhere(
     assert kinds == set(PAGES_OF_ONE) - {"messages"}  # none was set aside
     assert seen.keys() > {f"/{name}" for name in PAGES if name not in ("now", "advice")}
     assert seen.keys() > {"/services/quotes", "/databases/notes", "/map?focus=quotes"}
+
+
+def test_no_page_tells_a_secret_or_what_is_personal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a saga, a message that nobody takes, traces and databases; in no twin either."""
+    run, folder = runner(capsys), write_config(tmp_path / "persons", persons_app.TOML)
+    request = json.dumps({"customer_id": "c-17", "email": CANARY})
+    persons_app.failing.add("c-17")
+    try:
+        with Running(folder) as running:
+            for operation in ("customers.register", "customers.welcome"):
+                assert run(folder, "call", operation, f"request={request}").code == 0
+            entry = running.system.console_url()
+            browser = Browser(entry)
+            assert browser.enter(entry) == 303
+            while not json.loads(browser.ask("GET", "/messages.json")[2])["set_aside"]:
+                continue
+            seen = crawled(browser)
+            key = (folder / ".synchromesh" / "system.key").read_bytes()
+            secrets = {CANARY, running.system.info.token, key.hex(), entry.partition("?")[2]}
+    finally:
+        persons_app.failing.discard("c-17")
+    kinds = {path.split("/")[1] for path in seen if path.count("/") == 2}
+    assert kinds == set(PAGES_OF_ONE)
+    assert any(MASKED in text for path, text in seen.items() if path.startswith("/messages/"))
+    assert {path for path, text in seen.items() for each in secrets if each in text} == set()
 
 
 def test_traces_are_searched_by_name_end_and_duration(
