@@ -58,27 +58,28 @@ class EagerFuture(Generic[T]):
         ['answered', 'told']
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_is_done", "_loop", "_result",
-                 "_wake")  # fmt: skip
-
+    # What a class has costs no store for each future, as a slot would.
+    _is_done = False
+    _error: BaseException | None = None
+    _wake: Callable[[Any], object] | None = None
+    _context: Context | None = None
+    # With `_loop` and the methods below, all that a task asks of what it waits for (PEP 3156's
+    # futures).
+    _asyncio_future_blocking = False
     _result: T
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._is_done = False
-        self._error: BaseException | None = None
-        self._wake: Callable[[Any], object] | None = None
-        self._context: Context | None = None
-        # With the methods below, all that a task asks of what it waits for (PEP 3156's futures).
-        self._asyncio_future_blocking = False
 
     def __await__(self) -> Generator[Any, None, T]:
-        if not self._is_done:
-            if self._wake is not None:
-                raise RuntimeError("another task waits for this result already")
-            self._asyncio_future_blocking = True
-            yield self
-        return self.result()
+        if self._is_done:
+            return self.result()
+        if self._wake is not None:
+            raise RuntimeError("another task waits for this result already")
+        self._asyncio_future_blocking = True
+        yield self
+        # The task has asked for the result before, and thrown the error in here if it was one.
+        return self._result
 
     def done(self) -> bool:
         """Tell whether there is a result, an error or a cancellation."""
@@ -106,15 +107,17 @@ class EagerFuture(Generic[T]):
         else:
             self._loop.call_soon(wake, self, context=context)
 
-    def hand_over(self, result: T) -> None:
+    def hand_over(self, result: T, giver: asyncio.Task[Any] | None = None) -> None:
         """Set the result within the step of another task, and resume the one that waits at once.
 
         The other task is left meanwhile, and goes on where the resumed one waits again or ends. Of
-        many that end within one another the outer ones wait for a turn of the loop.
+        many that end within one another the outer ones wait for a turn of the loop. `giver`: the
+        other task, from who knows it.
         """
         global _handing_over
         wake, context, loop = self._wake, self._context, self._loop
-        giver = asyncio.current_task(loop)
+        if giver is None:
+            giver = asyncio.current_task(loop)
         if wake is None or context is None or giver is None or _handing_over >= HANDED_OVER_MAX:
             self.set_result(result)
             return
@@ -140,10 +143,6 @@ class EagerFuture(Generic[T]):
             return False
         self.set_exception(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop of the task that waits."""
-        return self._loop
 
     def add_done_callback(self, wake: Callable[[Any], object], *, context: Context) -> None:
         """Keep how the task is resumed."""

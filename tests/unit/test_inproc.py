@@ -26,7 +26,7 @@ from synchromesh.calls import (
 )
 from synchromesh.calls.inproc import DEPTH_MAX, FAIR_S, _Waiting
 from synchromesh.codec import encode
-from synchromesh.eager import EagerFuture
+from synchromesh.discovery import Endpoint
 from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, Shed, TimedOut
 from synchromesh.resilience import AdaptiveLimitOptions, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
@@ -165,12 +165,13 @@ def test_a_callee_that_has_ended_in_the_turn_of_its_deadline_is_in_time() -> Non
     async def answer() -> Reply:
         return Reply(200, b"7")
 
-    async def main(_: System) -> None:
+    async def main(system: System) -> None:
         task = asyncio.ensure_future(answer())
-        waiting = _Waiting(0.0, task, EagerFuture(asyncio.get_running_loop()))
+        endpoint = Endpoint("leaf-1", "leaf", "inproc://leaf-1")
+        waiting = _Waiting(system.inproc, endpoint, 0.0, task, None)
         await task
         waiting.expire()
-        assert (waiting.reply.done(), task.cancelled()) == (False, False)
+        assert (waiting.done(), task.cancelled()) == (False, False)
 
     play("inproc", main)
 

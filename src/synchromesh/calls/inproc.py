@@ -8,12 +8,12 @@ call takes the loop's turn and the caller's stack, and both are bounded: `FAIR_S
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
 from synchromesh.calls.dispatcher import Dispatcher
-from synchromesh.calls.tree import Root, running
+from synchromesh.calls.tree import Leaving, Root, running
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.clock import loop_clock
 from synchromesh.discovery import Endpoint
@@ -103,8 +103,8 @@ class InProcessTransport:
             task = loop.create_task(dispatch(request, clock), context=context, name=name)
         if not task.done():
             # What it runs under is its own where it is a dispatcher: none waits before that is set.
-            callee = context.run(running.get) if is_apart else None
-            return self._rest(endpoint, request.due_s, task, callee)
+            callee = context.get(running) if is_apart else None
+            return _Waiting(self, endpoint, request.due_s, task, callee)
         took_s = 0.0
         try:
             reply = task.result()
@@ -124,45 +124,6 @@ class InProcessTransport:
         self._inline_s = 0.0
         await asyncio.sleep(0)
         return await self.send(endpoint, request)
-
-    async def _rest(
-        self,
-        endpoint: Endpoint,
-        due_s: float,
-        task: asyncio.Task[Reply],
-        callee: Root | None,
-    ) -> Reply:
-        """Wait until a callee has ended, or until it is due."""
-        loop = asyncio.get_running_loop()
-        # Not for the task itself: a callee that ignores its cancellation must not hold the caller.
-        waiting = _Waiting(due_s, task, EagerFuture(loop))
-        # A reply resumes the caller in the step that has made it, any other end a turn later.
-        if callee is not None:
-            callee.released = waiting.answer
-        task.add_done_callback(waiting.end)
-        self._timers.add(waiting, loop)
-        reply = None
-        try:
-            reply = await waiting.reply
-        except (asyncio.CancelledError, GeneratorExit):
-            # A coroutine that is thrown away may have outlived its loop.
-            if not loop.is_closed():
-                task.cancel()
-            raise
-        finally:
-            self._inline_s = 0.0  # the loop has had its turn
-            self._timers.wheel.drop(waiting)
-            if callee is not None:
-                callee.released = None  # its context, which its task has, would lead to the task
-            if reply is None and not task.done():
-                self._left_behind.add(task)
-                task.add_done_callback(self._forget)
-        if reply is not None:
-            return reply
-        try:
-            return task.result()
-        except asyncio.CancelledError:
-            raise _stopped(endpoint) from None
 
     def _forget(self, task: asyncio.Task[Reply]) -> None:
         self._left_behind.discard(task)
@@ -185,31 +146,86 @@ def _timeless(receiver: Receiver) -> Dispatch:
     return lambda request, _: receiver.dispatch(request)
 
 
-class _Waiting(Deadline):
-    """A callee that goes on after its first step, and its reply, for which the caller waits."""
+class _Waiting(Deadline, EagerFuture[Reply | None], Leaving):
+    """A callee that goes on after its first step; to be awaited by its caller, at once.
 
-    __slots__ = ("reply", "task")
+    One object is the deadline, the future and what awaits it: an object is a frame or two. It does
+    not wait for the task itself: a callee that ignores its cancellation must not hold its caller.
+    """
+
+    caller: Root | None = None
 
     def __init__(
-        self, due_s: float, task: asyncio.Task[Reply], reply: EagerFuture[Reply | None]
+        self,
+        transport: InProcessTransport,
+        endpoint: Endpoint,
+        due_s: float,
+        task: asyncio.Task[Reply],
+        callee: Root | None,
     ) -> None:
-        # As the base does, without its frame.
+        # As the bases do, without their frames.
         self.due_s = due_s
         self.slot = None
-        self.task = task
-        self.reply = reply
+        self._loop = task.get_loop()
+        self._transport = transport
+        self._endpoint = endpoint
+        self._task = task
+        self._callee = callee
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        """Wait until the callee has ended, or until it is due."""
+        transport, task = self._transport, self._task
+        callee, caller = self._callee, self.caller
+        if caller is not None:
+            caller.leave(transport._clock())
+        # A reply resumes the caller in the step that has made it, any other end a turn later.
+        if callee is not None:
+            callee.released = self.answer
+        task.add_done_callback(self.end)
+        transport._timers.add(self, self._loop)
+        reply = None
+        try:
+            # As the base does, without another generator.
+            self._asyncio_future_blocking = True
+            yield self
+            reply = self._result
+        except (asyncio.CancelledError, GeneratorExit):
+            # A coroutine that is thrown away may have outlived its loop.
+            if not self._loop.is_closed():
+                task.cancel()
+            raise
+        finally:
+            transport._inline_s = 0.0  # the loop has had its turn
+            if caller is not None:
+                caller.come_back(transport._clock())
+            if self.slot is not None:
+                transport._timers.wheel.drop(self)
+            if callee is not None:
+                callee.released = None  # its context, which its task has, would lead to the task
+            if reply is None and not task.done():
+                transport._left_behind.add(task)
+                task.add_done_callback(transport._forget)
+        if reply is not None:
+            return reply
+        try:
+            return task.result()
+        except asyncio.CancelledError:
+            raise _stopped(self._endpoint) from None
 
     def answer(self, reply: Reply) -> None:
-        if not self.reply.done():
-            self.task.remove_done_callback(self.end)
-            self.reply.hand_over(reply)
+        """Take the reply, in the last step of the callee's task."""
+        if not self._is_done:
+            self._task.remove_done_callback(self.end)
+            self.hand_over(reply, self._task)
 
     def end(self, _: object) -> None:
-        if not self.reply.done():
-            self.reply.set_result(None)
+        """Take note that the task has ended without a reply."""
+        if not self._is_done:
+            self.set_result(None)
 
     def expire(self) -> None:
+        """Release the caller, and cancel the callee."""
         # One that ended in this very turn of the loop is in time.
-        if not self.task.done() and not self.reply.done():
-            self.task.cancel()
-            self.reply.set_exception(DeadlinePassed(self.due_s))
+        if not self._task.done() and not self._is_done:
+            self._task.cancel()
+            self.set_exception(DeadlinePassed(self.due_s))

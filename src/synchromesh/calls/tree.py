@@ -74,14 +74,19 @@ class Root(msgspec.Struct, eq=False):
     def leave(self, now: float) -> None:
         """Begin a call."""
         self.away += 1
-        if self.away == 1 and self.limiter is not None:
+        limiter, places = self.limiter, self.places
+        if self.away == 1 and limiter is not None:
             self.since_s = now
-            self.limiter.release()
-            places = self.places
+            # As `Limiter.release` twice, without its frames.
+            limiter.in_flight -= 1
+            if limiter.waiting:
+                limiter.hand_over()
             if places is not None and places.away < AWAY_MAX:
                 self.is_out = True
                 places.away += 1
-                places.release()
+                places.in_flight -= 1
+                if places.waiting:
+                    places.hand_over()
 
     def come_back(self, now: float) -> None:
         """End a call; the slot is taken whether there is one or not, for the work has begun."""
@@ -128,10 +133,31 @@ def tree_of(context: CallContext) -> Iterator[AttemptsLeft]:
         running.reset(token)
 
 
-async def away(root: Root | None, called: Awaitable[T], clock: Callable[[], float]) -> T:
-    """Wait for a call that a handler makes, which is away meanwhile; None: it begins a tree."""
+class Leaving:
+    """Is awaited for a call, and says by itself that its caller is away meanwhile.
+
+    Attributes:
+        caller: the handler that waits; None: the call begins a tree.
+    """
+
+    __slots__ = ()
+    caller: Root | None
+
+
+def away(root: Root | None, called: Awaitable[T], clock: Callable[[], float]) -> Awaitable[T]:
+    """Return what waits for a call that a handler makes, which is away meanwhile.
+
+    None: the call begins a tree, and nobody is away.
+    """
     if root is None:
-        return await called
+        return called
+    if isinstance(called, Leaving):
+        called.caller = root
+        return called
+    return _away(root, called, clock)
+
+
+async def _away(root: Root, called: Awaitable[T], clock: Callable[[], float]) -> T:
     root.leave(clock())
     try:
         return await called
