@@ -195,7 +195,7 @@ class Operation(Generic[P, R_co]):
         shape = self._shape or self.shape
         try:
             # The struct takes arguments as the function does, with no frame of Python's.
-            struct = shape.arguments(*args, **kwargs)
+            struct = shape.arguments(*args, **kwargs) if kwargs else shape.arguments(*args)
         except TypeError:
             raise BadRequest(f"{self.full_name}: {misfit(shape, args, kwargs)}") from None
         try:

@@ -212,11 +212,11 @@ class Dispatcher:
         except NotExecuted as refused:
             return Reply.of_error(refused)
         span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
-        ids, places, args = (sent.trace_id, span_id, sent.span_id), self._limiter, request.arguments
-        context, limiter = below(sent, span_id, known[0], began_s), answerer.limiter
-        record = answerer.record
-        if type(known[0]) is ClientCredential:
-            record = self._asked.recorder(known[0], operation, record)
+        trace, above, flags, places = sent.trace_id, sent.span_id, sent.marks.flags, self._limiter
+        who, limiter, record = known[0], answerer.limiter, answerer.record
+        context, args = below(sent, span_id, who, began_s), request.arguments
+        if type(who) is ClientCredential:
+            record = self._asked.recorder(who, operation, record)
         root = Incoming(
             span_id, None, limiter, places, operation=operation, arguments=args, context=context
         )
@@ -224,7 +224,7 @@ class Dispatcher:
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
                 raise self._refusal(operation)
-            is_free = places.in_flight < places.in_flight_max and context.priority == INTERACTIVE
+            is_free = places.in_flight < places.in_flight_max and context.priority is INTERACTIVE
             if is_free and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
                 places.in_flight += 1
@@ -236,7 +236,7 @@ class Dispatcher:
                 else:
                     answer = await answerer.handler(root)
                 ended_s = clock()
-                root.away_s += (ended_s - root.since_s) * (root.away > 0)  # by calls that still run
+                root.away_s += ended_s - root.since_s if root.away else 0.0  # calls still run
                 if ended_s >= answerer.tracker.next_sample_s:
                     limiter.sample(answerer.tracker, ended_s, ended_s - ran_s - root.away_s)
             finally:
@@ -257,11 +257,11 @@ class Dispatcher:
             answerer.note_error(error, root.own_s(ran_s, ended_s), ended_s, deadline_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
-                record(*ids, began_s, ended_s, status, None, sent.marks.flags)
+                record(trace, span_id, above, began_s, ended_s, status, None, flags)
                 _put_back(spanned, rooted)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root, noted)
-        record(*ids, began_s, ended_s, status, noted, sent.marks.flags)
+        record(trace, span_id, above, began_s, ended_s, status, noted, flags)
         if not is_apart:
             _put_back(spanned, rooted)
         elif root.released is not None:

@@ -367,6 +367,7 @@ class Tracer:
         timings = self.timings(kind, name)
         well = Histogram(()) if timings is None else timings.by_end[OK]
         bounds, counts = well.bounds, well.counts
+        shortest_s = bounds[0] if bounds else 0.0
 
         def record(
             trace_id: str,
@@ -385,8 +386,8 @@ class Tracer:
             took_s = ended_s - began_s
             if timings is not None:
                 if status == "ok":
-                    # As `Histogram.observe`, without its frame.
-                    counts[bisect_left(bounds, took_s)] += 1
+                    # As `Histogram.observe`, without its frame; most calls are in the first bucket.
+                    counts[0 if took_s <= shortest_s else bisect_left(bounds, took_s)] += 1
                     well.total += took_s
                 else:
                     timings.of(status).observe(took_s)
