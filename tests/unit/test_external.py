@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,47 @@ def assert_gone(child: Child) -> None:
     assert child.process.pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(child.process.pid, 0)
+
+
+async def test_a_child_begins_with_the_signals_of_a_shell(tmp_path: Path) -> None:
+    """What its parent ignores or blocks ends it all the same: SIGTERM, and whatever else."""
+    stops = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in stops}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        # By itself: for as long as a shell starts another program, it blocks all signals.
+        tell = "while read -r line; do echo $line >&2; done < /proc/$$/status; "
+        child = Child(tmp_path, tell + READY + "exec sleep 60")
+        await child.process.start()
+        await child.process.stop()
+        with pytest.raises(ChildEnded, match="'provider' ended by SIGTERM; see "):
+            await child.process.run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    told = dict(re.findall(r"^(Sig\w+): (\w+)$", child.log.read_text(), re.MULTILINE))
+    assert {int(told[what], 16) for what in ("SigBlk", "SigIgn")} == {0}
+
+
+async def test_a_child_that_was_stopped_before_it_was_watched_is_not_started_again(
+    tmp_path: Path,
+) -> None:
+    """Its end is told first, whenever it was; only the next run starts another."""
+    child = Child(tmp_path, READY + "exec sleep 60")
+    await child.process.start()
+    pid = child.process.pid
+    await child.process.stop()
+    with pytest.raises(ChildEnded, match="'provider' ended by SIGTERM; see "):
+        await child.process.run()
+    assert child.process.pid == pid
+    watching = asyncio.ensure_future(child.process.run())
+    while len(child.urls) < 2:
+        await asyncio.sleep(0)
+    assert child.process.pid != pid
+    await child.process.stop()
+    with pytest.raises(ChildEnded, match="by SIGTERM"):
+        await watching
 
 
 async def test_an_unknown_command_is_refused(tmp_path: Path) -> None:

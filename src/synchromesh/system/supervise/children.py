@@ -46,6 +46,30 @@ def die_with_parent(number: int = signal.SIGKILL) -> Callable[[], Any] | None:
     return ask_to_die
 
 
+def begin_child(number: int = signal.SIGKILL) -> Callable[[], Any]:
+    """Return the `preexec_fn` of a child that begins as a shell starts it, and dies with us.
+
+    What this process ignores or blocks goes on being ignored and blocked beyond `exec`, and who
+    starts it may have left it so: a child that never hears of SIGTERM would be killed at each stop.
+    Python's own `restore_signals` is for three signals, and none of them stops a process.
+
+    Args:
+        number: the signal that ends it where this process died; see `die_with_parent`.
+    """
+    die = die_with_parent(number)
+    catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+    def begin() -> None:
+        for each in catchable:
+            signal.signal(each, signal.SIG_DFL)
+        # Last: what came meanwhile acts now, as it would on any new process.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if die is not None:
+            die()
+
+    return begin
+
+
 class RunningProcess(Protocol):
     """A child process, or a child's, as `asyncio.subprocess.Process` tells of it."""
 
@@ -95,7 +119,7 @@ async def spawn(
     handle: int = -1,
     line_bytes_max: int = 0,
 ) -> asyncio.subprocess.Process:
-    """Start a child in a process group of its own, with stderr in a log.
+    """Start a child in a process group of its own, as `begin_child` says, with stderr in a log.
 
     Args:
         title: what it is called in words.
@@ -118,7 +142,7 @@ async def spawn(
             stderr=log,
             limit=line_bytes_max,
             pass_fds=() if handle < 0 else (handle,),
-            preexec_fn=die_with_parent(),
+            preexec_fn=begin_child(),
             start_new_session=True,
         )
     except OSError as error:

@@ -68,6 +68,8 @@ class ExternalProcess:
         self._ready_within_s = ready_within_s
         self._stop_within_s = stop_within_s
         self._process: asyncio.subprocess.Process | None = None
+        # Whether there is nothing of the last child that `run` has yet to tell.
+        self._is_told = True
 
     @property
     def pid(self) -> int | None:
@@ -80,6 +82,7 @@ class ExternalProcess:
         Raises:
             ConfigError: it cannot be run, or was not ready in time; the message names its log.
         """
+        self._is_told = True
         with open_log(self._log_path, self._title) as log:
             self._process = await spawn(
                 self._command,
@@ -94,6 +97,7 @@ class ExternalProcess:
         except BaseException:
             await self.stop()
             raise
+        self._is_told = False
         self._moved(f"http://127.0.0.1:{port}")
 
     async def _port(self) -> int:
@@ -121,8 +125,11 @@ class ExternalProcess:
         return ConfigError(f"{self._title} {why}; see {self._log_path}")
 
     async def run(self) -> None:
-        """Watch the child until it ends, then raise; the next run restarts it."""
-        if self._process is None or self._process.returncode is not None:
+        """Watch the child until it ends, then raise; the next run restarts it.
+
+        An end that came before is raised, too: whoever stopped the child meanwhile finds no other.
+        """
+        if self._is_told:
             await self.start()
         process = self._process
         assert process is not None
@@ -131,6 +138,7 @@ class ExternalProcess:
             pass
         code = await process.wait()
         let_go(process)
+        self._is_told = True
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
     async def restart(self) -> None:

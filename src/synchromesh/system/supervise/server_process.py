@@ -14,7 +14,7 @@ from pathlib import Path
 from synchromesh.errors import ConfigError
 from synchromesh.system.supervise.children import (
     ChildEnded,
-    die_with_parent,
+    begin_child,
     end,
     how_it_ended,
     open_log,
@@ -60,6 +60,8 @@ class ServerProcess:
         self._stops_by = stops_by
         self._dies_by = dies_by
         self._process: asyncio.subprocess.Process | None = None
+        # Whether there is nothing of the last one that `run` has yet to tell.
+        self._is_told = True
 
     @property
     def pid(self) -> int | None:
@@ -72,13 +74,14 @@ class ServerProcess:
         Raises:
             ConfigError: it cannot be run, or does not serve in time; the message names its log.
         """
+        self._is_told = True
         with open_log(self._log, self._title) as log:
             try:
                 # No pipe of its output: what it has started would hold that open.
                 self._process = process = await asyncio.create_subprocess_exec(
                     *self._command, cwd=self._folder, stdin=asyncio.subprocess.DEVNULL,
                     stdout=log, stderr=log, start_new_session=True,
-                    preexec_fn=die_with_parent(self._dies_by),
+                    preexec_fn=begin_child(self._dies_by),
                 )  # fmt: skip
             except OSError as error:
                 raise self._unready(f"cannot be started: {error.strerror}") from error
@@ -94,14 +97,19 @@ class ServerProcess:
         except BaseException:
             await self.stop()
             raise
+        self._is_told = False
 
     async def run(self) -> None:
-        """Watch it until it ends, then raise; the next run starts it again."""
-        if self._process is None or self._process.returncode is not None:
+        """Watch it until it ends, then raise; the next run starts it again.
+
+        An end that came before is raised, too.
+        """
+        if self._is_told:
             await self.start()
         process = self._process
         assert process is not None
         code = await process.wait()
+        self._is_told = True
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log}")
 
     async def stop(self, budget: StopBudget = BY_ITSELF) -> None:

@@ -23,7 +23,7 @@ from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.gateway_keys import keys_file_of
 from synchromesh.system.config.rundir import RunDir, RunInfo
-from synchromesh.system.supervise.children import die_with_parent
+from synchromesh.system.supervise.children import begin_child
 from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
 SHIPPED = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ class RunningSystem:
             self._process = process = await asyncio.create_subprocess_exec(
                 *COMMAND, "dev", *self._flags,
                 cwd=self.folder, stdin=DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, preexec_fn=die_with_parent(),
+                start_new_session=True, preexec_fn=begin_child(),
             )  # fmt: skip
         self._watch = asyncio.create_task(self._watch_over(process))
         try:
