@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from notes_app import STOPS, TESTS, TOML, write_config
+from parcels_app import TOML as PARCELS
 from processes import children_of, is_alive
 from split_world import WAIT_S, ControlSocket, processes_of, running, what_failed
 from synchromesh.discovery import LeaseOptions, Resolved
@@ -108,6 +109,36 @@ async def test_what_dies_too_often_is_given_up_and_the_others_go_on(
         answer = await asking.ask("POST", "/services/broken/restart", {})
         assert answer["pids"]["broken"] not in (None, before)
         assert await asking.call("broken.now") is None
+
+
+async def test_a_broken_file_of_one_service_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """A release of a subscriber that cannot be imported: its publisher starts, publishes, and
+    keeps for it what it took last; mended, it takes what came meanwhile (O1)."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    stock = tmp_path / "own_stock.py"
+    stock.write_text("from parcels_app import stock\n")
+    async with running(tmp_path, PARCELS.replace("parcels_app:stock", "own_stock:stock")) as system:
+        asking = ControlSocket(system, pool)
+        await asking.call("shop.sell", sku='"a"', n="1")
+        before = {name: await asking.pid(name) for name in ("shop", "stock")}
+        stock.write_text("def (\n")
+        for pid in before.values():
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        await asking.call("shop.sell", sku='"a"', n="2")
+        assert await asking.pid("shop") not in (None, before["shop"])
+        answer = await asking.ask("POST", "/services/shop/restart", {})
+        assert answer["is_refused"] is False
+        await asking.call("shop.sell", sku='"a"', n="3")
+        finding = await what_failed(asking)
+        assert "service 'stock': synchromesh.toml: [services.stock]" in finding
+        assert "SyntaxError" in finding
+        stock.write_text("from parcels_app import stock\n")
+        async with asyncio.timeout(WAIT_S):
+            while await asking.call("stock.taken") != [1, 2, 3]:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_child_within_a_process_is_restarted_by_its_name(

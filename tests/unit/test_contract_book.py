@@ -233,8 +233,8 @@ def test_what_each_service_takes_is_told_of_all_its_processes(book: ContractBook
 
     assert report(book, "stock#1", 7, takes("shop.sold")) == ()
     assert report(book, "stock#2", 8, takes("shop.returned")) == ()
-    assert book.taken()["stock"] == {"shop.sold", "shop.returned"}
+    assert book.taken({})["stock"] == {"shop.sold", "shop.returned"}
     book.ended("stock#2", 8)
-    assert book.taken() == {
+    assert book.taken({}) == {
         "inventory": frozenset(), "orders": frozenset(), "stock": {"shop.sold"},
     }  # fmt: skip

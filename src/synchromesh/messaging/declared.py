@@ -60,6 +60,10 @@ class Declared:
             for listener in [*self._listeners]:
                 listener()
 
+    def remember(self, service: str, events: frozenset[str]) -> None:
+        """Note what a service took last, of which nothing else is known: it is away."""
+        self.events.setdefault(service, events)
+
     def added_to(self, known: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
         """Return what each service takes, by either: what is known of it, or what it declares."""
         none: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,51 @@ def load_services(config: SystemConfig, folder: Path) -> list[Service]:
         ConfigError: a module or attribute is missing, or is neither a service of that name nor an
             ASGI application.
     """
-    place = str(folder.resolve())
-    if place not in sys.path:
-        sys.path.insert(0, place)
+    _import_from(folder)
     loaded = [_load(name, config, folder) for name in config.services]
     return [each for each in loaded if isinstance(each, Service)]
+
+
+def load_part(
+    name: str, config: SystemConfig, folder: Path
+) -> tuple[list[Service], dict[str, SynchromeshError]]:
+    """Import the services of a system for a process that runs one of them, or the gateway.
+
+    Its own has to be there. The code of another that cannot be imported is left out: a release that
+    is broken stops the service that it is of, and no process of others that starts meanwhile.
+
+    Args:
+        name: a service or "gateway".
+
+    Returns what could be imported, and why others could not, by their names.
+
+    Raises:
+        ConfigError, ContractError: as `load_services` does, of its own alone.
+    """
+    _import_from(folder)
+    loaded: list[Service | AsgiApp] = []
+    left_out: dict[str, SynchromeshError] = {}
+    for each in config.services:
+        try:
+            loaded.append(_load(each, config, folder))
+        except SynchromeshError as error:
+            if each == name:
+                raise
+            left_out[each] = error
+    return [each for each in loaded if isinstance(each, Service)], left_out
+
+
+def load_application(name: str, config: SystemConfig, folder: Path) -> AsgiApp:
+    """Return the ASGI application that a service is.
+
+    Raises:
+        ConfigError, ContractError: as `load_services` does; or it is a `Service`.
+    """
+    _import_from(folder)
+    loaded = _load(name, config, folder)
+    if isinstance(loaded, Service):
+        raise ConfigError(f"{name!r} is a Service, and was an application when the system started")
+    return loaded
 
 
 def load_applications(config: SystemConfig, folder: Path) -> dict[str, AsgiApp]:
@@ -95,6 +135,12 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
     if not isinstance(gateway, Gateway):
         raise ConfigError(f"{where} is not a Gateway; name the one that the module defines")
     return gateway
+
+
+def _import_from(folder: Path) -> None:
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
 
 
 def _load(name: str, config: SystemConfig, folder: Path) -> Service | AsgiApp:
@@ -223,8 +269,16 @@ def check_keep(services: list[Service], keep_s: float) -> None:
                 )
 
 
-def retention_of(config: SystemConfig, services: Iterable[Service], keep_s: float) -> Retention:
+def retention_of(
+    config: SystemConfig,
+    services: Iterable[Service],
+    keep_s: float,
+    left_out: Collection[str] = (),
+) -> Retention:
     """Return after which time services forget, as configured.
+
+    Args:
+        left_out: services whose code could not be imported: of their events nothing is checked.
 
     Raises:
         ConfigError: an event is none that is published, or a projection is made of it; or a saga is
@@ -239,6 +293,8 @@ def retention_of(config: SystemConfig, services: Iterable[Service], keep_s: floa
     published = {event.full_name: (each, event.kind) for each in services
                  for event in each.published()}  # fmt: skip
     for name in times.events_s:
+        if name.partition(".")[0] in left_out:
+            continue
         if name not in published:
             near = difflib.get_close_matches(name, published, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(published)}"

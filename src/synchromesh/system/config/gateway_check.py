@@ -34,6 +34,7 @@ async def check_gateway(
     rundir: RunDir,
     runtime: Runtime,
     later: Mapping[str, str] = NONE_LATER,
+    services: Sequence[Service] | None = None,
 ) -> tuple[CompiledRoute, ...]:
     """Check a gateway: routes, arguments, upstreams and keys.
 
@@ -41,13 +42,14 @@ async def check_gateway(
 
     Args:
         later: the sections of who is configured and not in the system that runs, by name.
+        services: whose operations its routes are of; None: all of the system are imported.
 
     Nothing is written, and nothing listens. Must run where a loop runs.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
     """
-    reading = await read_gateway(gateway, config, rundir, runtime, later)
+    reading = await read_gateway(gateway, config, rundir, runtime, later, services)
     if reading.mistakes:
         raise refusal_of(reading.mistakes)
     return reading.entries
@@ -59,16 +61,18 @@ async def read_gateway(
     rundir: RunDir,
     runtime: Runtime,
     later: Mapping[str, str] = NONE_LATER,
+    services: Sequence[Service] | None = None,
 ) -> Reading:
     """Compile a gateway, and collect every mistake in it, each as a sentence.
 
     Args:
-        later: as for `check_gateway`.
+        later, services: as for `check_gateway`.
     """
     reading = read(gateway)
     # What of it is of the wrong kind has been named.
     gateway, _ = sound(gateway)
-    services = load_services(config, rundir.folder)
+    if services is None:
+        services = load_services(config, rundir.folder)
     mistakes = [
         *reading.mistakes,
         *_without_operation(reading.entries, services),

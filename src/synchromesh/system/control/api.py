@@ -401,7 +401,7 @@ class Control:
 
     def _taken(self) -> dict[str, frozenset[str]]:
         """Return the events that each service takes: by its processes, or by this one's code."""
-        return {**self._local.deps.subscribers(), **self._book.taken()}
+        return self._book.taken(self._local.deps.subscribers())
 
     async def _trace(self, request: HttpRequest, trace_id: str) -> Spans:
         return await find_spans(self._all(), trace_id, first_of(request.query))

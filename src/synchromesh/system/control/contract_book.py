@@ -9,7 +9,7 @@ crash, the process is let in, for it is better than nothing; what does not fit i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -138,14 +138,14 @@ class ContractBook:
             for record in self.breaks
         ]
 
-    def taken(self) -> dict[str, frozenset[str]]:
-        """Return the events that each service takes, by any of its processes."""
+    def taken(self, known: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        """Return the events that each service takes: by its processes, or else as it is known."""
         found: dict[str, frozenset[str]] = {}
         for part, running in self._running.items():
             service = part.partition("#")[0]
             for own in running.values():
                 found[service] = found.get(service, frozenset()) | own.expects.events.keys()
-        return found
+        return {**known, **found}
 
     def ended(self, part: str, pid: int) -> None:
         """Forget a process that has ended."""

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,12 +92,15 @@ class Definitions:
         gateway: None where there is none.
         entries: what `check_gateway` compiled of it.
         code: the files of the gateway as they were when it was loaded.
+        left_out: the events that services take whose code could not be imported here, as they are
+            known, by their names.
     """
 
     services: Sequence[Service]
     gateway: Gateway | None = None
     entries: Sequence[CompiledRoute] = ()
     code: GatewayCode | None = None
+    left_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Host:
@@ -233,11 +236,13 @@ class Host:
                 child if self.name else f"{service}/{child}", error
             ),
             faults=table,
-            retention=retention_of(config, definitions.services, KEEP_S),
+            retention=retention_of(config, services, KEEP_S, definitions.left_out),
             archive=self._archive,
             propagation=config.telemetry.propagation(),
             stream=await open_stream(config, self.folder, signer, runtime, pool, enter),
         )
+        for name, events in definitions.left_out.items():
+            self.deps.declared.remember(name, events)
         self.local = LocalProcess(
             config.system.name,
             self.deps,
@@ -301,7 +306,8 @@ class Host:
                 await self._run_external(name)
         found = [part for name in names if name != GATEWAY for part in parts_of(self.config, name)]
         if any(self.deps.services[part.service].published() for part in found):
-            services, declared = self.deps.services, self.deps.declared
+            services = [*self.deps.services, *self._definitions.left_out]
+            declared = self.deps.declared
             await follow_subscribers(self._registry, services, declared, self.background)
         parts = [self._service(part) for part in found]
         for part in parts:

@@ -33,9 +33,9 @@ from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
 from synchromesh.service import Child
 from synchromesh.system.config.definitions import (
-    load_applications,
+    load_application,
     load_gateway,
-    load_services,
+    load_part,
 )
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
@@ -138,11 +138,17 @@ class Process:
         (part,) = parts_of(config, name)
         signer = Signer(*map(base64.b64decode, spec.key.split(",")))
         code = GatewayCode(config, host.folder) if name == GATEWAY else None
-        definitions = Definitions(load_services(config, host.folder))
+        services, unknown = load_part(part.service, config, host.folder)
+        for each, why in unknown.items():
+            _log.warning("it starts without the code of service %r: %s", each, why.message)
+        left_out = {each: spec.takes.get(each, frozenset()) for each in unknown}
+        definitions = Definitions(services, left_out=left_out)
         gateway = self._load_gateway(config, host.folder) if name == GATEWAY else None
         if gateway is not None:
             # It may be another one than that of the process before.
-            entries = await check_gateway(gateway, config, host.rundir, runtime, spec.later)
+            entries = await check_gateway(
+                gateway, config, host.rundir, runtime, spec.later, services
+            )
             definitions = replace(definitions, gateway=gateway, entries=entries, code=code)
 
         shared = shared_registry(config, host.folder, signer, runtime)
@@ -195,7 +201,7 @@ class Process:
     ) -> None:
         """Run an ASGI application; what it offers, only itself knows."""
         host, before = self.host, self._succeeds
-        app = load_applications(host.config, host.folder)[part.service]
+        app = load_application(part.service, host.config, host.folder)
         self._application = ApplicationPart(
             part, app, host, registry, before=before.port, loaded=before.loaded
         )

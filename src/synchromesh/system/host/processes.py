@@ -227,6 +227,7 @@ class Processes:
             name=name,
             config=config_of_gateway(host.config, now),
             later=later_names(host.config, now),
+            takes=self.book.taken(host.deps.subscribers()),
             key=key_text(self._keys),
             control=host.control_server.url,
             token=self._token,

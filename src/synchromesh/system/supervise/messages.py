@@ -55,6 +55,8 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         faults: those in force when it was started.
         isolations: the edges that are isolated by hand then.
         later: the sections of who is configured and not in the system that runs, by name.
+        takes: the public events that each service takes, as the supervisor knows it: for where
+            the code of one cannot be imported.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     faults: tuple[ActiveFault, ...] = ()
     isolations: tuple[Isolation, ...] = ()
     later: dict[str, str] = {}
+    takes: dict[str, frozenset[str]] = {}
 
     def __repr__(self) -> str:
         return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token
