@@ -244,6 +244,7 @@ host = "10.0.0.5"
 advertise = "admin.shop.example"
 port = 9101
 ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
+tls = true
 """,
     "engine": """\
 [engine]

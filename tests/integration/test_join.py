@@ -18,19 +18,21 @@ import anyio
 import pytest
 
 import nats_world
+from certificates import issue
 from nats_server import shared_nats
 from pages import ROOT, blocks_of
 from processes import COMMAND, announced, dev
 from synchromesh import Client, Contract, query
 from synchromesh.clients import credential_text
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import CallError, DiscoveryError
+from synchromesh.errors import CallError, ConfigError, DiscoveryError
 from synchromesh.http import HttpPool, HttpResponse
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir
 from synchromesh.system.config.client_grants import ClientsFile
 from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.tls import ClientFiles
 
 pytestmark = pytest.mark.anyio
 
@@ -52,14 +54,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def served(folder: Path, server: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def served(
+    folder: Path, server: str, *flags: str, scheme: str = "http"
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run the application by a real server; give its process and its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", *SERVERS[server], str(port), *flags],
         cwd=folder,
-        env={**os.environ, "SHOP_URL": f"http://127.0.0.1:{port}", "PYTHONPATH": str(folder)},
+        env={**os.environ, "SHOP_URL": f"{scheme}://127.0.0.1:{port}", "PYTHONPATH": str(folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -195,6 +199,48 @@ async def test_it_serves_without_a_system_and_joins_each_that_starts(folder: Pat
                         await comes(are_gone)
                     system.terminate()
                     assert system.wait(30.0) == 0
+
+
+async def test_by_tls_it_is_called_and_calls_and_so_is_a_client(folder: Path) -> None:
+    """Of one authority all of them: who shows no certificate of it gets no further."""
+    authority = issue(folder, "authority")
+    host, stranger = issue(folder, "host", by=authority), issue(folder, "stranger")
+    toml = folder / "synchromesh.toml"
+    names = 'certificate = "host.pem", key = "host.key", ca = "authority.pem"'
+    toml.write_text(toml.read_text().replace('"works"', f'"works"\ntls = {{ {names} }}'))
+    flags = (
+        *("--ssl-certfile", "host.pem", "--ssl-keyfile", "host.key"),
+        *("--ssl-ca-certs", "authority.pem", "--ssl-cert-reqs", "2"),
+    )
+    async with HttpPool(network=RealRuntime().network) as pool:
+        with (
+            dev(folder, "--set", "gateway.port=0") as system,
+            served(folder, "uvicorn", *flags, scheme="https"),
+        ):
+            told = announced(system)
+
+            async def is_listed() -> bool:
+                return bool(await listed(folder, pool))
+
+            await comes(is_listed)
+            (shop,) = await listed(folder, pool)
+            assert shop.url.startswith("https://")
+            # The gateway asks orders, that the shop, and the shop the inventory.
+            assert (await ask(pool, told["gateway"], "/quotes/axle")).body == b"800"
+            credential = added(folder, RunDir(folder).key())
+            files = ClientFiles(authority.pem, host.pem, host.key)
+            for system_, tls in ((folder, None), (told["control"], files)):
+                async with Client(system_, credential=credential, tls=tls) as client:
+                    assert await client.call(Orders.quote("axle"), timeout_s=30.0) == 800
+            async with Client(told["control"], credential=credential) as client:
+                with pytest.raises(ConfigError, match=r"by TLS, and .*tls=ClientFiles"):
+                    await client.call(Orders.quote("axle"), timeout_s=30.0)
+            unknown = ClientFiles(authority.pem, stranger.pem, stranger.key)
+            async with Client(told["control"], credential=credential, tls=unknown) as client:
+                with pytest.raises(CallError):
+                    await client.call(Orders.quote("axle"), timeout_s=2.0)
+            system.terminate()
+            assert system.wait(30.0) == 0
 
 
 async def test_on_nats_it_joins_from_a_machine_without_the_run_directory(

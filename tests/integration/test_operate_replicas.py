@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,17 @@ def asked_with(port: int, key: str) -> tuple[int, str]:
         return error.code, error.headers.get("ratelimit-policy", "")
 
 
+def watched(spread: Spread, admin: str, path: str) -> int:
+    """Ask an admin listener that proves itself, and show it nothing; return the status."""
+    context = ssl.create_default_context(cafile=str(spread.authority.pem))
+    try:
+        with urllib.request.urlopen(admin + path, timeout=WAIT_S, context=context) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def test_services_call_each_other_by_tls_alone(spread: Spread, run: Run) -> None:
     """Who shows no certificate of their authority is not let in; one that is renewed is taken."""
     status = ok(run(spread.folder, "status", "--json"))
@@ -388,8 +400,14 @@ def test_two_gateways_share_keys_rates_and_reloads(spread: Spread, run: Run) -> 
     """From any host, while both run; a rate is the whole again once one of them is gone."""
     port = free_port()
     elsewhere = {"SYNCHROMESH_SYSTEM__NODE": "second", "SYNCHROMESH_GATEWAY__PORT": str(port)}
-    spread.start("gateway", **elsewhere)
+    spread.start("gateway", SYNCHROMESH_ADMIN__TLS="true", **elsewhere)
     gateways = (spread.port, port)
+    told = ok(run(spread.folder, "status", "--json"))["gateways"]["gateway@second"]["admin"]
+    assert told.startswith("https://"), "operators and probes reach it by TLS"
+    assert watched(spread, told, "/healthz") == 200
+    assert watched(spread, told, "/control/status") == 401
+    with pytest.raises((OSError, HTTPException)):
+        urllib.request.urlopen(told.replace("https", "http") + "/healthz", timeout=WAIT_S)
     made = ok(run(spread.folder, "gateway", "key", "add", "shop", "--json"))
     for each in gateways:
         # Of a burst of four each has two.

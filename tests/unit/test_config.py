@@ -203,6 +203,7 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             "[retention] events.\"a.b\": '1' is not a duration",
         ),
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
+        (ONE + "[admin]\ntls = true", "[admin] tls is by the certificate of this host, and [sys"),
         (ONE + "[external.b]", "[external.b] needs either url, urls, discover or command"),
         (
             ONE + "[telemetry]\notlp = 'collector:4318'",

@@ -134,6 +134,25 @@ def test_a_deployment_is_what_a_replica_needs(tmp_path: Path, run: Run) -> None:
     ]["containers"][0]["ports"]
 
 
+def test_replicas_whose_admin_listener_is_by_tls_are_asked_so(tmp_path: Path, run: Run) -> None:
+    """Each probe of a Deployment, and the healthcheck of compose."""
+    named = ("system.tls.certificate=a", "system.tls.key=b", "system.tls.ca=c", "admin.tls=true")
+    sets = [word for each in named for word in ("--set", each)]
+    found = kind_of(manifests(exported(run, tmp_path, "k8s", *sets)), "Deployment").values()
+    probes = [
+        container[probe]["httpGet"]
+        for each in found
+        for container in each["spec"]["template"]["spec"]["containers"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+    ]
+    assert len(probes) == 3 * len(PARTS)
+    assert {each["scheme"] for each in probes} == {"HTTPS"}
+    (tmp_path / "two").mkdir()
+    composed = yaml.safe_load(exported(run, tmp_path / "two", "compose", *sets)["compose.yaml"])
+    asked = [str(composed["services"][part]["healthcheck"]["test"]) for part in PARTS]
+    assert all("https://127.0.0.1:9100/readyz" in each for each in asked)
+
+
 def test_secrets_are_named_and_the_address_is_the_pods(tmp_path: Path, run: Run) -> None:
     """Whoever creates databases is told another address than all others."""
     found = manifests(exported(run, tmp_path, "k8s"))

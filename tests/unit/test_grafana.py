@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from benchmarks.tools import promtool
 
 from cli_runs import runner
 from notes_app import TOML, write_config
-from synchromesh.system.config.grafana import ALERTS, DASHBOARD, HERE, SCRAPE, dashboard
+from synchromesh.system.config.grafana import ALERTS, DASHBOARD, HERE, SCRAPE, dashboard, scrape
 from synchromesh.system.control.catalogue import EVERY
 from synchromesh.telemetry.exposition import label_name, prometheus_name
 from synchromesh.telemetry.metrics import COUNTER, HISTOGRAM, Metric
@@ -228,3 +229,14 @@ def test_export_writes_what_grafana_and_prometheus_read(
     )
     assert ran.code == 2
     assert "cannot write to" in ran.err
+
+
+def test_an_admin_listener_by_tls_is_scraped_so() -> None:
+    """With the authority that it proves itself by; a plain one has neither."""
+    secured = yaml.safe_load(scrape("https://10.0.0.5:9100", "/tls/ca.pem"))["scrape_configs"][0]
+    assert (secured["scheme"], secured["tls_config"]) == ("https", {"ca_file": "/tls/ca.pem"})
+    assert secured["static_configs"] == [{"targets": ["10.0.0.5:9100"]}]
+    assert yaml.safe_load(scrape("http://h:1"))["scrape_configs"][0].keys() == {
+        "job_name",
+        "static_configs",
+    }

@@ -259,6 +259,12 @@ class Shared:
         transport = self.transports.get(endpoint.scheme)
         if transport is None:
             known = ", ".join(sorted(self.transports)) or "none"
+            if endpoint.scheme == "https":
+                raise ConfigError(
+                    f"instance {endpoint.instance!r} is at {endpoint.url}, by TLS, and "
+                    f"{self.service!r} has nobody to believe there; give it the files: [system] "
+                    "tls of a process of the system, tls=ClientFiles(...) of a Client"
+                )
             raise ConfigError(
                 f"instance {endpoint.instance!r} is reached by {endpoint.scheme!r}, and "
                 f"{self.service!r} has no such transport (it has: {known}); add one, or register "

@@ -117,8 +117,9 @@ def grafana(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool
             "choose one, or start the system and export again"
         )
     at = rundir.read().admin if rundir.is_running() else config.admin.url
+    ca = str(folder.resolve() / config.system.tls.ca) if config.admin.tls else ""
     try:
-        written = write(target, system=config.system.name, target=at.removeprefix("http://"))
+        written = write(target, system=config.system.name, url=at, ca=ca)
     except OSError as error:
         raise ConfigError(f"cannot write to {target}: {error.strerror or error}") from error
     if is_json:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from synchromesh.calls import Call, Caller, HttpTransport, Operation, Policies
+from synchromesh.calls import Call, Caller, HttpTransport, Operation, Policies, Transport
 from synchromesh.clients import ClientSigner
 from synchromesh.context import CallContext, check_key
 from synchromesh.errors import (
@@ -33,15 +34,19 @@ from synchromesh.http import HttpPool
 from synchromesh.identity import NOBODY, REGISTRY
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.system.config.edge_policies import policies_from
+from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import OUTSIDE
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.telemetry import MemoryRing, Tracer
 
+if TYPE_CHECKING:
+    from synchromesh.tls import ClientContexts, ClientFiles
+
 R = TypeVar("R")
 
 SPANS_MAX = 256
-AGAIN_S = 1.0
+AGAIN_S = REREAD_EVERY_S = 1.0
 REMEDY = (
     "is the system started? In its folder: synchromesh dev. Its control socket answers on its own "
     "machine alone; from any other one call through its gateway"
@@ -63,6 +68,8 @@ class Client:
             may read that.
         credential: what `synchromesh client add` has printed.
         policies: how calls are guarded; by default as the system says in `[policies."client:..."]`.
+        tls: whom it believes where services are by TLS, and the certificate that it shows them; by
+            default those of `[system] tls`, where `system` is a folder. Read when they change.
 
     Example:
         >>> from typing import Protocol
@@ -76,9 +83,16 @@ class Client:
     """
 
     def __init__(
-        self, system: str | Path, *, credential: str, policies: Policies | None = None
+        self,
+        system: str | Path,
+        *,
+        credential: str,
+        policies: Policies | None = None,
+        tls: ClientFiles | None = None,
     ) -> None:
         self._locate = _locating(system)
+        self._folder = None if "://" in str(system) else Path(system).resolve()
+        self._tls = tls
         self._signer = ClientSigner(credential)
         self._policies = policies
         self._runtime: Runtime = RealRuntime()
@@ -89,7 +103,7 @@ class Client:
         """Find the system.
 
         Raises:
-            ConfigError: no system runs in the folder.
+            ConfigError: no system runs in the folder, or a file for TLS is missing or wrong.
             DiscoveryError: the system does not answer.
             Unauthenticated: the credential has expired, is revoked, or is another system's.
         """
@@ -183,17 +197,39 @@ class Client:
         policies = self._policies
         if policies is None:
             policies = policies_from(await registry.policies())
-        following = asyncio.create_task(_follow(registry), name="client/registry")
-        self._exit.push_async_callback(_end, following)
+        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
+        contexts = self._contexts()
+        if contexts is not None:
+            network = runtime.network.secured(client=contexts)
+            secured = await self._exit.enter_async_context(HttpPool(network=network))
+            transports["https"] = HttpTransport(secured, runtime=runtime)
+            self._keep("tls", _reread(contexts))
+        self._keep("registry", _follow(registry))
         self._caller = Caller(
             OUTSIDE,
             resolver=registry,
-            transports={"http": HttpTransport(pool, runtime=runtime)},
+            transports=transports,
             signer=signer,
             tracer=Tracer(OUTSIDE, runtime, MemoryRing(SPANS_MAX)),
             runtime=runtime,
             policies=policies,
         )
+
+    def _contexts(self) -> ClientContexts | None:
+        """Return what calls by TLS are secured by; None where no files are named."""
+        files = self._tls
+        if files is None and self._folder is not None:
+            files = load_config(self._folder, environment=os.environ).system.tls.client(
+                self._folder
+            )
+        if files is None:
+            return None
+        from synchromesh.tls import ClientContexts
+
+        return ClientContexts(files=files)
+
+    def _keep(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        self._exit.push_async_callback(_end, asyncio.create_task(loop, name=f"client/{name}"))
 
 
 class SyncClient:
@@ -203,7 +239,7 @@ class SyncClient:
     loop runs already.
 
     Args:
-        system, credential, policies: as those of `Client`.
+        system, credential, policies, tls: as those of `Client`.
 
     Example:
         >>> from typing import Protocol
@@ -217,9 +253,14 @@ class SyncClient:
     """
 
     def __init__(
-        self, system: str | Path, *, credential: str, policies: Policies | None = None
+        self,
+        system: str | Path,
+        *,
+        credential: str,
+        policies: Policies | None = None,
+        tls: ClientFiles | None = None,
     ) -> None:
-        self._client = Client(system, credential=credential, policies=policies)
+        self._client = Client(system, credential=credential, policies=policies, tls=tls)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -323,6 +364,13 @@ async def _follow(registry: RemoteRegistry) -> None:
                 _log.warning("the registry refuses this client: %s", error.message)
             told = True
         await asyncio.sleep(AGAIN_S)
+
+
+async def _reread(contexts: ClientContexts) -> None:
+    """Read the files for TLS again when they change."""
+    while True:
+        await asyncio.sleep(REREAD_EVERY_S)
+        contexts.refresh()
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -20,18 +20,26 @@ class AdminSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "gateway"; those that are left out take a free one each.
         advertise: the host name or address by which operators on other hosts reach it; "" is
             `host`, or, where that is every address, the one by which services are reached.
+        tls: whether it is reached by TLS, with the certificate of `[system] tls`; who asks needs
+            none.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     ports: dict[str, int] = {}
     advertise: str = ""
+    tls: bool = False
 
     @property
     def url(self) -> str:
         """Where the process listens that `synchromesh dev` is, as far as that is chosen."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def scheme(self) -> str:
+        """Of the URLs of all listeners."""
+        return "https" if self.tls else "http"
 
     def reached_at(self, url: str, own: str) -> str:
         """Return the URL by which others reach a listener.
@@ -46,4 +54,4 @@ class AdminSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         host = self.advertise or (own if self.host in _EVERY else self.host)
         host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{url.rpartition(':')[2]}"
+        return f"{self.scheme}://{host}:{url.rpartition(':')[2]}"

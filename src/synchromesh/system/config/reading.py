@@ -117,12 +117,7 @@ def _check(config: SystemConfig, layers: Layers) -> None:
                 "or external too; rename one"
             )
     _check_engine(config, layers)
-    tls = config.system.tls
-    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
-        raise ConfigError(
-            f"{layers.where('system', 'tls')}: [system] tls needs certificate, key and ca, all of "
-            "them: each host proves itself to the others, and believes that authority alone"
-        )
+    _check_tls(config, layers)
     _check_numbers(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
     try:
@@ -151,6 +146,20 @@ def _check_engine(config: SystemConfig, layers: Layers) -> None:
                 f"{layers.where('engine', 'sqlite')}: [engine] sqlite names {name!r}, and there is "
                 f"no such service; there are {', '.join(config.services)}"
             )
+
+
+def _check_tls(config: SystemConfig, layers: Layers) -> None:
+    tls = config.system.tls
+    if config.admin.tls and not tls.certificate:
+        raise ConfigError(
+            f"{layers.where('admin', 'tls')}: [admin] tls is by the certificate of this host, and "
+            "[system] tls names none; name one there, or leave [admin] tls out"
+        )
+    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
+        raise ConfigError(
+            f"{layers.where('system', 'tls')}: [system] tls needs certificate, key and ca, all of "
+            "them: each host proves itself to the others, and believes that authority alone"
+        )
 
 
 def _check_externals(config: SystemConfig, layers: Layers) -> None:

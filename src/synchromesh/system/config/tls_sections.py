@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
+    from synchromesh.network import Network
     from synchromesh.tls import ClientFiles, ServerFiles
 
 
@@ -66,6 +67,18 @@ class SystemTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         from synchromesh.tls import ClientFiles
 
         return ClientFiles(folder / self.ca, folder / self.certificate, folder / self.key)
+
+    def believing(self, folder: Path, network: Network) -> Network | None:
+        """Return a network that believes all hosts, and shows nothing; None without a `ca`.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds no authority.
+        """
+        if not self.ca:
+            return None
+        from synchromesh.tls import ClientContexts, ClientFiles
+
+        return network.secured(client=ClientContexts(files=ClientFiles(folder / self.ca)))
 
 
 class ServerTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -31,11 +31,16 @@ ASK_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Who asks replicas, over which connections, and what the host is called that they ask from."""
+    """Who asks replicas, over which connections, and what the host is called that they ask from.
+
+    Attributes:
+        https: the connections by TLS; None where `[system] tls` names nobody to believe.
+    """
 
     operator: Operator
     pool: HttpPool
     here: str
+    https: HttpPool | None = None
 
 
 class Replica:
@@ -118,9 +123,16 @@ class Replica:
         """
         if why := self.why_not():
             raise ConnectFailed(why)
-        place = urlsplit(self.admin)
+        place, pool = urlsplit(self.admin), self._asking.pool
+        if place.scheme == "https":
+            if self._asking.https is None:
+                raise ConnectFailed(
+                    f"its admin listener is {self.admin}, and this configuration names nobody to "
+                    "believe there: have [system] tls here, too, with the ca of all hosts"
+                )
+            pool = self._asking.https
         shown = self._asking.operator.credential(self.instance)
-        response = await self._asking.pool.request(
+        response = await pool.request(
             place.hostname or "", place.port or 80, method, f"{VERBS}{target}",
             [("authorization", f"Bearer {shown}"), ("content-type", "application/json")], body,
             timeout_s=within_s or ASK_WITHIN_S, is_idempotent=method == "GET",

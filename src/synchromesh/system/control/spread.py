@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -309,8 +309,13 @@ async def all_replicas(config: SystemConfig, folder: Path, who: str) -> AsyncIte
         if not known.done():
             raise DiscoveryError(f"{registry!r} has not said who is there in time")
         operator = Operator(keys[0], who, runtime.wall_us)
-        async with HttpPool(network=runtime.network) as pool:
-            yield AllReplicas(config, folder, registry, Asking(operator, pool, os.uname().nodename))
+        async with AsyncExitStack() as pools:
+            pool = await pools.enter_async_context(HttpPool(network=runtime.network))
+            secured, https = config.system.tls.believing(folder, runtime.network), None
+            if secured is not None:
+                https = await pools.enter_async_context(HttpPool(network=secured))
+            asking = Asking(operator, pool, os.uname().nodename, https)
+            yield AllReplicas(config, folder, registry, asking)
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The admin listener of a process: plain HTTP beside everything else, for those who watch over it.
+"""The admin listener of a process: HTTP beside everything else, for those who watch over it.
 
     /healthz         200 while the event loop turns, also while the process drains
     /readyz          200 where every part of the process takes requests, else 503 and why
@@ -41,6 +41,7 @@ class AdminListener:
     Args:
         host, port: where it listens; port 0 takes any free one.
         wall_us: the wall clock.
+        scheme: of its URL: "https" where the network secures it.
 
     Attributes:
         is_draining: whether the process takes nothing new any more.
@@ -62,10 +63,10 @@ class AdminListener:
         network: Network,
         host: str,
         port: int,
-        *,
         wall_us: Callable[[], int] | None = None,
+        scheme: str = "http",
     ) -> None:
-        self._host, self._port = host, port
+        self._host, self._port, self._scheme = host, port, scheme
         self._pages: dict[str, Page] = {}
         self._rooms: dict[str, Page] = {}
         self._server = HttpServer(self._answer, network=network, limits=_LIMITS, wall_us=wall_us)
@@ -79,7 +80,7 @@ class AdminListener:
         if self._is_listening:
             return self._server.url
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"{self._scheme}://{host}:{self._port}"
 
     def page(self, path: str, page: Page) -> None:
         """Show something more under a path of its own; `page` answers each GET and HEAD."""

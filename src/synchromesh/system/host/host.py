@@ -200,7 +200,6 @@ class Host:
         self._failed.clear()
         runtime, enter, config, section = self.runtime, self.exit, self.config, self.config.admin
         port = section.ports.get(self.name, 0) if self.name else section.port
-        self.admin = AdminListener(runtime.network, section.host, port, wall_us=runtime.wall_us)
         path, services = str(self._telemetry("spans", "db")), definitions.services
         ring, self.export = open_ring(
             path, config, self.folder, runtime, self.name, services, enter, self.budget
@@ -215,7 +214,9 @@ class Host:
         enter.push_async_callback(self.background.close)
         self.export.start(self.background)
         secured = config, self.folder, runtime, limits, enter
-        self._inside, https = open_https(*secured, self.background)
+        tls, https = open_https(*secured, self.background)
+        self._inside = tls.inside
+        self.admin = AdminListener(tls.watched, section.host, port, runtime.wall_us, section.scheme)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime), **https}
         if self._inproc is not None:
             transports["inproc"] = self._inproc

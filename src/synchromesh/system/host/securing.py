@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,14 +36,20 @@ class SystemTls:
     Attributes:
         outside: the network by which https:// URLs are reached; None where there are none.
         inside: the network that services listen on.
+        watched: the network that an admin listener by TLS listens on; who asks shows nothing.
     """
 
     def __init__(
-        self, network: Network, server: ServerTls | None, client: ClientContexts | None
+        self,
+        network: Network,
+        server: ServerTls | None,
+        client: ClientContexts | None,
+        watched: ServerTls | None = None,
     ) -> None:
-        self._server, self._client = server, client
+        self._server, self._client, self._watched = server, client, watched
         self.outside = None if client is None else network.secured(client=client)
         self.inside = network if server is None else network.secured(server=server.context)
+        self.watched = network if watched is None else network.secured(server=watched.context)
 
     @property
     def has_files(self) -> bool:
@@ -59,7 +66,9 @@ class SystemTls:
         assert self._client is not None
         while True:
             await asyncio.sleep(REREAD_EVERY_S)
-            self._server.refresh(now_s=wall_us() / 1e6)
+            for each in (self._server, self._watched):
+                if each is not None:
+                    each.refresh(now_s=wall_us() / 1e6)
             self._client.refresh()
 
 
@@ -78,8 +87,13 @@ def system_tls(config: SystemConfig, folder: Path, network: Network, now_s: floa
     if files is None:
         return SystemTls(network, None, ClientContexts(special))
     try:
+        own = _own(section, folder)
+        watched = replace(own, client_ca=None)
         return SystemTls(
-            network, ServerTls(_own(section, folder), now_s=now_s), ClientContexts(special, files)
+            network,
+            ServerTls(own, now_s=now_s),
+            ClientContexts(special, files),
+            ServerTls(watched, now_s=now_s) if config.admin.tls else None,
         )
     except ConfigError as error:
         raise ConfigError(f"[system] tls: {error.message}") from error
@@ -92,8 +106,8 @@ def open_https(
     limits: PoolLimits,
     enter: AsyncExitStack,
     background: Supervisor,
-) -> tuple[Network, dict[str, Transport]]:
-    """Return what services listen on, and what carries calls to https:// URLs, if there are such.
+) -> tuple[SystemTls, dict[str, Transport]]:
+    """Return what secures a process, and what carries calls to https:// URLs, if there are such.
 
     Raises:
         ConfigError: a file of certificates is missing or wrong; the message names the section.
@@ -102,10 +116,10 @@ def open_https(
     if tls.has_files:
         background.start(Child("tls", lambda: tls.run(runtime.wall_us)))
     if tls.outside is None:
-        return tls.inside, {}
+        return tls, {}
     pool = HttpPool(network=tls.outside, limits=limits)
     enter.push_async_callback(pool.close)
-    return tls.inside, {"https": HttpTransport(pool, runtime=runtime)}
+    return tls, {"https": HttpTransport(pool, runtime=runtime)}
 
 
 def _own(section: SystemTlsSection, folder: Path) -> ServerFiles:

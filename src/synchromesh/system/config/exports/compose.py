@@ -20,6 +20,11 @@ jetstream { store_dir: /data, sync_interval: always }
 http: 8222
 """
 _ASK = "import urllib.request as ask; ask.urlopen('http://127.0.0.1:{port}{path}', timeout=4)"
+# A certificate is for the address that others call, and this is asked within the container.
+_ASK_BY_TLS = (
+    "import ssl, urllib.request as ask; ask.urlopen('https://127.0.0.1:{port}{path}', timeout=4, "
+    "context=ssl._create_unverified_context())"
+)
 _PASSWORD = "${POSTGRES_PASSWORD:?set the password of PostgreSQL's own user}"  # noqa: S105
 
 
@@ -71,6 +76,7 @@ def composed(plan: DeploymentPlan) -> dict[str, Any]:
 def _service(plan: DeploymentPlan, part: DeployedPart) -> dict[str, Any]:
     # A container's own name is known only in it; that of each replica is its own.
     run = shlex.join(["exec", "synchromesh", "--folder", "/app", *words(part.name)])
+    ask = _ASK_BY_TLS if plan.is_admin_by_tls else _ASK
     made = {
         **_container(plan),
         "entrypoint": ["sh", "-c", f'export SYNCHROMESH_SYSTEM__ADVERTISE="$$(hostname)"; {run}'],
@@ -83,7 +89,7 @@ def _service(plan: DeploymentPlan, part: DeployedPart) -> dict[str, Any]:
             **_given(plan, part.secrets),
         },
         "healthcheck": _health(
-            ["CMD", "python", "-c", _ASK.format(port=part.admin_port, path="/readyz")]
+            ["CMD", "python", "-c", ask.format(port=part.admin_port, path="/readyz")]
         ),
         "stop_grace_period": f"{plan.stop_s}s",
         "restart": "unless-stopped",

@@ -88,9 +88,9 @@ def _pod(plan: DeploymentPlan, part: DeployedPart) -> dict[str, Any]:
         "ports": ports,
         # It listens before any part is started. Only one that hangs is started again: a database
         # that is away does not come back by that.
-        "startupProbe": _probe("/healthz", period_s=1, failures=60),
-        "livenessProbe": _probe("/healthz", period_s=10, failures=3),
-        "readinessProbe": _probe("/readyz", period_s=2, failures=2),
+        "startupProbe": _probe("/healthz", plan, period_s=1, failures=60),
+        "livenessProbe": _probe("/healthz", plan, period_s=10, failures=3),
+        "readinessProbe": _probe("/readyz", plan, period_s=2, failures=2),
         "resources": {
             "requests": {"cpu": "100m", "memory": "128Mi"},
             "limits": {"memory": "512Mi"},
@@ -190,9 +190,10 @@ def _secrets(
     ]
 
 
-def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, plan: DeploymentPlan, *, period_s: int, failures: int) -> dict[str, Any]:
+    scheme = {"scheme": "HTTPS"} if plan.is_admin_by_tls else {}
     return {
-        "httpGet": {"path": path, "port": "admin"},
+        "httpGet": {"path": path, "port": "admin", **scheme},
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

@@ -57,6 +57,7 @@ class DeploymentPlan:
         postgres, nats: the variables that have the addresses of the servers; "" for another place.
         files: the secrets that are files, which whoever runs the system has to bring, by setting.
         has_database: whether there are databases to create.
+        is_admin_by_tls: whether a replica is asked for its health by TLS.
     """
 
     system: str
@@ -68,6 +69,7 @@ class DeploymentPlan:
     nats: str
     files: dict[str, str]
     has_database: bool
+    is_admin_by_tls: bool = False
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -104,6 +106,7 @@ def plan_of(
         nats=_variable(config.engine.nats),
         files={name: text for name, text in references.items() if not _variable(text)},
         has_database=any(service.state for service in services),
+        is_admin_by_tls=config.admin.tls,
     )
 
 

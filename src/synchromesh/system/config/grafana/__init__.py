@@ -62,8 +62,16 @@ def dashboard(system: str) -> dict[str, Any]:
     }
 
 
-def scrape(target: str) -> str:
-    """Return a configuration of Prometheus that asks the admin listener at "host:port"."""
+def scrape(url: str, ca: str = "") -> str:
+    """Return a configuration of Prometheus that asks the admin listener at a URL.
+
+    Args:
+        ca: the file of the authority that is believed there, where that is by TLS.
+    """
+    scheme, _, target = url.partition("://")
+    secured = "    scheme: https\n" if scheme == "https" else ""
+    if secured and ca:
+        secured += f"    tls_config: {{ca_file: {json.dumps(ca)}}}\n"
     return (
         "global:\n"
         "  scrape_interval: 15s\n"
@@ -71,17 +79,18 @@ def scrape(target: str) -> str:
         f"  - {ALERTS}\n"
         "scrape_configs:\n"
         "  - job_name: synchromesh\n"
+        f"{secured}"
         "    static_configs:\n"
         f"      - targets: [{json.dumps(target)}]\n"
     )
 
 
-def write(folder: Path, *, system: str, target: str) -> list[Path]:
+def write(folder: Path, *, system: str, url: str, ca: str = "") -> list[Path]:
     """Write dashboard, alerts and configuration into a folder; return where they are."""
     texts = {
         DASHBOARD: json.dumps(dashboard(system), indent=2, ensure_ascii=False) + "\n",
         ALERTS: (HERE / ALERTS).read_text(),
-        SCRAPE: scrape(target),
+        SCRAPE: scrape(url, ca),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
