@@ -247,6 +247,8 @@ def test_who_sent_no_key_is_told_one_to_ask_again_under(kind: str) -> None:
         plant.orders.answers["place"] = stalls
         lost = await plant.ask("POST /orders", PLACE)
         assert (lost.status, json_of(lost)["code"]) == (504, "timed_out")
+        # The last attempt had what was left of the route's time; the first one was cut by its own.
+        assert json_of(lost)["limit"] == "the timeout of a call that it makes, 2s"
         plant.orders.answers["place"] = Order("A-2", "ada")
         told = lost.headers.get("idempotency-key", "")
         again = await plant.ask("POST /orders", PLACE, headers={"idempotency-key": told})
@@ -456,6 +458,21 @@ def test_past_its_bound_the_gateway_sheds() -> None:
         assert (await plant.ask("GET /fleet/M-1")).status == 200
 
     behind(main, gateway=Gateway(auth=[SHOP], routes=ROUTES, in_flight_max=1), policies=NO_RETRY)
+
+
+def test_a_504_says_what_cut_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By how long it was: the route's time or that of a call; the log has the key, too (G6)."""
+
+    async def main(plant: Plant) -> None:
+        plant.orders.answers["one"] = stalls
+        answer = await plant.ask("GET /orders/A-1")
+        assert (answer.status, json_of(answer)["limit"]) == (
+            504, "the timeout of a call that it makes, 2s",
+        )  # fmt: skip
+        assert "policies" not in answer.body.decode()
+
+    behind(main, kind=kind, policies=NO_RETRY)
+    assert 'policies."gateway:orders".timeout = 2s' in caplog.text
 
 
 def test_a_deadline_ends_the_answer_and_the_work(kind: str) -> None:

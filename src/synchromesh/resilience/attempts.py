@@ -115,6 +115,9 @@ class Attempts:
             tells it by the error.
         rng: the source of jitter.
 
+    Attributes:
+        limit: what cut the first attempt that was cut; "" where none was.
+
     Example:
         >>> attempts = Attempts(
         ...     retry=None, budget=None, left=AttemptsLeft(4), timeout_s=0.5, deadline_s=10.0,
@@ -148,6 +151,7 @@ class Attempts:
         self._unknown: Exception | None = None
         self._place_s = self._backoff_s = 0.0
         self._failed: tuple[str, ...] = ()
+        self.limit = ""
 
     def begin(self, now: float) -> Attempt:
         """Begin the next attempt.

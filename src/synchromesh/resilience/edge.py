@@ -309,9 +309,10 @@ class Edge:
 
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""
-        if isinstance(error, TimedOut) and not error.limit:
-            # The callee's handler was cut, by the deadline that it was given.
-            error.limit = self.limit_of(current)
+        if isinstance(error, TimedOut):
+            # Also where the callee's handler was cut, by the deadline that it was given; and what
+            # cut the first attempt, for the last one has the rest of the caller's time.
+            attempts.limit = error.limit = attempts.limit or self.limit_of(current)
         refuses_until_s = self.breaker.refuses_until_s if self.breaker is not None else -math.inf
         now = loop_now()
         wait_s = attempts.failed(current, error, now, refuses_until_s=refuses_until_s)
