@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.text import Text
 
 from cli_runs import Run, runner
 from synchromesh.cli.log_lines import is_for_terminal, shown, traceback_of
+from synchromesh.cli.show import PipeConsole, plain_table
+from synchromesh.cli.terminal import Terminal
 from synchromesh.errors import ConfigError
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.log_files import (
     PRINTED,
     READ_BYTES,
@@ -218,6 +223,52 @@ def test_the_terminal_shows_errors_and_what_is_no_single_call(
 ) -> None:
     """A call that failed is told of once, where it raised."""
     assert is_for_terminal(LogLine("", "", level, logger, "x")) is is_shown
+
+
+def test_what_is_logged_commands_no_terminal(tmp_path: Path) -> None:
+    """Control characters of anybody's texts are escapes, also of tables; colours are our own."""
+    evil = "\x1b[2J\x9b31m\r\x07\u202eabc\u2066 \x7f\tstays é"
+    said = r"\x1b[2J\x9b31m\r\x07\u202eabc\u2066 \x7f" + "\tstays é"
+    own = "2026-01-01T09:18:02+00:00"
+    text = shown(LogLine("or\x1bders", own, "ERROR", "x", evil, evil, f"{evil}: {evil}"), tmp_path)
+    assert click_less(text).count(said.partition("\t")[0]) == 3
+    assert "\x1b" not in click_less(text)
+    assert shown(LogLine("p", own, "ERROR", "x", "m"), tmp_path).count("\x1b[") >= 2
+    printed = shown(LogLine("orders", "", "", PRINTED, evil), tmp_path)
+    assert click_less(printed) == f"orders | {said}"
+    table = plain_table("why")
+    table.add_row(Text(evil, style="red"))
+    console = PipeConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(table, Text(evil))
+    written = cast("io.StringIO", console.file).getvalue()
+    assert written.count(r"\x1b[2J\x9b31m") == 2
+    assert "\x1b[31m" in written
+    assert not set("\x07\r\x9b\u202e\u2066\x7f") & set(written)
+
+
+def test_a_record_of_several_lines_passes_for_no_other(tmp_path: Path) -> None:
+    """Its further lines are set in: a line that looks like a record is one."""
+    forged = "refused\n09:18:02.123 ERROR   billing all is paid"
+    line = LogLine("orders", "2026-01-01T09:18:02+00:00", "ERROR", "x", forged)
+    _, further = click_less(shown(line, tmp_path)).splitlines()
+    assert further == "  09:18:02.123 ERROR   billing all is paid"
+
+
+def test_the_last_line_needs_no_end(tmp_path: Path) -> None:
+    """What a process printed before it ended is shown by `dev` as it ends, once."""
+    terminal = Terminal(tmp_path)
+    telemetry = RunDir(tmp_path).telemetry
+    telemetry.mkdir(parents=True)
+    (telemetry / "provider.log").write_text("whole\nFatal: no port")
+    follower = LogFollower(telemetry, wall_us=lambda: LATER_US)
+    assert follower.poll() == []
+    follower.close()
+    assert [click_less(each) for each in terminal.look()] == ["provider | whole"]
+    assert [click_less(each) for each in terminal.look(is_last=True)] == [
+        "provider | Fatal: no port"
+    ]
+    assert terminal.look(is_last=True) == []
+    terminal.close()
 
 
 def click_less(text: str) -> str:

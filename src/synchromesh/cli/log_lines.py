@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from synchromesh.cli.output import visible
 from synchromesh.system.control.log_files import LEVELS, PRINTED, LogLine
 
 _COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bright_red"}
@@ -17,19 +18,24 @@ _QUIET = ("synchromesh.calls", "synchromesh.gateway", "synchromesh.http", "synch
 
 
 def shown(line: LogLine, folder: Path) -> str:
-    """Return a record as text: time, level, part, message, trace, and where it raised."""
+    """Return a record as text: time, level, part, message, trace, and where it raised.
+
+    What is in it may be anybody's: it commands no terminal, and passes for no other record.
+    """
+    # Lines that follow are set in, as those of a traceback are.
+    message = visible(line.message).replace("\n", "\n  ")
     if line.logger == PRINTED:
-        return f"{click.style(line.part, dim=True)} | {line.message}"
+        return f"{click.style(visible(line.part), dim=True)} | {message}"
     colour = _COLOURS.get(line.level)
     head = [
-        click.style(line.at[11:23].partition("+")[0], dim=True),
-        click.style(f"{line.level:<7}", fg=colour, bold=colour is not None),
-        *([line.part] if line.part else []),
-        line.message,
+        click.style(visible(line.at[11:23].partition("+")[0]), dim=True),
+        click.style(f"{visible(line.level):<7}", fg=colour, bold=colour is not None),
+        *([visible(line.part)] if line.part else []),
+        message,
     ]
     if line.trace_id and line.trace_id not in line.message:
-        head.append(click.style(f"[trace {line.trace_id}]", dim=True))
-    return "\n".join([" ".join(head), *traceback_of(line.exception, folder)])
+        head.append(click.style(f"[trace {visible(line.trace_id)}]", dim=True))
+    return "\n".join([" ".join(head), *traceback_of(visible(line.exception), folder)])
 
 
 def traceback_of(text: str, folder: Path) -> list[str]:

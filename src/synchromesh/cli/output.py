@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import click
+
+# What a terminal obeys, or shows in another order than it stands in: C0 without tab and line feed,
+# DEL, C1, the marks, embeddings, overrides and isolates of bidirectional text, and separators.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class OutputClosed(Exception):
@@ -10,6 +16,20 @@ class OutputClosed(Exception):
 
     It is no `BrokenPipeError`: click and rich would end with 1 on that, which says a finding.
     """
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters as escapes: somebody else may have written it.
+
+    Example:
+        >>> visible("\\x1b[2Jgone"), visible("two\\nlines")
+        ('\\\\x1b[2Jgone', 'two\\nlines')
+    """
+    return text if text.isprintable() else _CONTROL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def print_line(text: str) -> None:

@@ -6,15 +6,16 @@ It needs rich, so a command imports it only when it prints such a thing.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from synchromesh.cli.output import OutputClosed
+from synchromesh.cli.output import OutputClosed, visible
 from synchromesh.codec import to_datetime
 from synchromesh.system.control.status import FaultStatus
 from synchromesh.telemetry import SpanRecord
@@ -42,7 +43,18 @@ _COLOURS = {
 
 
 class PipeConsole(Console):
-    """A console that leaves a broken pipe to the entry point."""
+    """A console that leaves a broken pipe to the entry point, and shows control characters.
+
+    What is rendered may be anybody's, such as the text of an error; colours are not part of it.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield what is drawn, with control characters of texts as escapes."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control or text.isprintable() else Segment(visible(text), style)
 
     def on_broken_pipe(self) -> None:
         """Raise `OutputClosed`."""

@@ -40,7 +40,7 @@ class Terminal:
                     await asyncio.wait_for(is_over.wait(), EVERY_S)
                 is_last = is_over.is_set()
                 # In a thread: megabytes of what somebody printed must not hold up calls.
-                self._show(await asyncio.to_thread(self._look))
+                self._show(await asyncio.to_thread(self.look, is_last=is_last))
         finally:
             self.close()
 
@@ -48,8 +48,13 @@ class Terminal:
         """Close the files that it reads. May be repeated."""
         self._follower.close()
 
-    def _look(self) -> list[str]:
-        lines = [line for line in self._follower.poll() if is_for_terminal(line)]
+    def look(self, *, is_last: bool = False) -> list[str]:
+        """Return what has come since, as it is shown.
+
+        Args:
+            is_last: nobody writes any more: what has no end of line is a line, too.
+        """
+        lines = [line for line in self._follower.poll(is_last=is_last) if is_for_terminal(line)]
         texts = [shown(line, self._folder) for line in lines[:SHOWN_MAX]]
         if len(lines) > SHOWN_MAX:
             texts.append(f"{len(lines) - SHOWN_MAX} more; see: synchromesh logs")

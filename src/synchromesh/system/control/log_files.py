@@ -144,11 +144,17 @@ class LogFollower:
         self._has_looked = False
         self._look(is_whole=is_whole)
 
-    def poll(self, wanted: LogFilter | None = None) -> list[LogLine]:
-        """Return the wanted lines that have come since, those of one file in their order."""
+    def poll(self, wanted: LogFilter | None = None, *, is_last: bool = False) -> list[LogLine]:
+        """Return the wanted lines that have come since, those of one file in their order.
+
+        Args:
+            is_last: nothing is written any more, so that what has no end of line is a line, too.
+        """
         self._look(is_whole=True)
         wanted = wanted or LogFilter()
         came = [line for tail in self._tails.values() for line in tail.read(self._bytes_max)]
+        if is_last:
+            came += [line for tail in self._tails.values() for line in tail.end()]
         now = to_datetime(self._wall_us()).isoformat()
         found = [
             msgspec.structs.replace(line, at=now) if line.logger == PRINTED else line
@@ -202,6 +208,12 @@ class _Tail:
             self._open(self._path.with_name(name))
             yield from self._rest_of_file()
         yield from self._rest_of_file()
+
+    def end(self) -> Iterator[LogLine]:
+        """Yield what was read behind the last end of line."""
+        rest, self._rest = self._rest, b""
+        if rest.strip():
+            yield _parsed(rest, self._part, is_printed=self._path.suffix == ".log")
 
     def close(self) -> None:
         if self._file is not None:
