@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -403,6 +404,57 @@ def test_check_looks_at_definitions_and_secrets(
         assert (wrong.code, wrong.out) == (2, "")
         assert said in wrong.err
     assert [path.name for path in folder.iterdir()] == ["synchromesh.toml"]
+
+
+APP = "async def app(scope, receive, send):\n    pass\n"
+AUTH = 'JWT(issuer="https://id.example", audience="api", jwks="keys.json")'
+GATEWAY = f"from synchromesh import JWT, Gateway\n\ngateway = Gateway(routes=[], auth=[{AUTH}])\n"
+NEEDS = {
+    "uvicorn": ("services.shop_app.server=uvicorn", "uvicorn is not installed: pip install uvi"),
+    "granian": ("services.shop_app.server=granian", "granian is not installed: pip install gra"),
+    "uvloop": ("system.loop=uvloop", r"pip install 'WHEEL[fast]'"),
+    "nats": ("engine.nats=nats://127.0.0.1:9", "[engine] nats needs the extra 'nats': pip install"),
+    "asyncpg": ("engine.postgres=postgresql://127.0.0.1:9", "pip install 'WHEEL[postgres]'"),
+    "joserfc": ("gateway.app=needing_jwt:gateway", "JWT needs the extra 'jwt': pip install"),
+}
+
+
+def test_a_package_that_the_configuration_needs_is_named_before_anything_starts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `config check` and by `dev`, one as several, and with what installs each."""
+    (tmp_path / "needing_app.py").write_text(APP)
+    (tmp_path / "needing_jwt.py").write_text(GATEWAY)
+    monkeypatch.syspath_prepend(tmp_path)
+    toml = f'{TOML}\n[services.shop_app]\napp = "needing_app:app"\n'
+    folder = write_config(tmp_path / "system", toml)
+    every = [name for name in NEEDS if name != "granian"]  # its setting is that of uvicorn
+    settings = [word for name in every for word in ("--set", NEEDS[name][0])]
+    missing = set(NEEDS)
+    found = importlib.util.find_spec
+    for module in ("asgi_servers.find_spec", "extras.find_spec", "loops.importlib.util.find_spec"):
+        monkeypatch.setattr(
+            f"synchromesh.system.host.{module}",
+            lambda name: None if name in missing else found(name),
+        )
+    for name in NEEDS:
+        missing = {name}
+        need, said = NEEDS[name]
+        ran = run(folder, "config", "check", "--set", need)
+        assert (ran.code, ran.out) == (2, ""), name
+        assert said in ran.err
+    missing = {"uvicorn", "granian"}
+    for verb in (("config", "check"), ("dev",)):
+        ran = run(folder, *verb)
+        assert (ran.code, ran.out) == (2, "")
+        assert "[services.shop_app] app is an ASGI application" in ran.err
+        assert "neither uvicorn nor granian is installed: pip install uvicorn" in ran.err
+    missing = set(NEEDS)
+    ran = run(folder, "config", "check", *settings)
+    assert ran.code == 2
+    for name in every:
+        assert NEEDS[name][1] in ran.err
+    assert not list((folder / ".synchromesh").glob("run.json"))
 
 
 def test_a_system_signs_with_the_key_that_it_is_given(run: Run, tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def _show_branches(branches: list[BranchExplained]) -> None:
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Check the configuration, what it names, its certificates and secrets; start nothing.
 
+    Packages that it needs and that are not installed are named, with what installs them.
+
     Exits 2 with what is wrong. Policies that contradict each other are wrong here; a start only
     warns of them.
     """
@@ -126,6 +128,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.databases import check_engines
     from synchromesh.system.config.definitions import (
         check_keep,
+        load_applications,
         load_gateway,
         load_opening,
         load_services,
@@ -137,12 +140,14 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
     from synchromesh.system.host.exporting import export_mistakes
+    from synchromesh.system.host.extras import refuse_missing
     from synchromesh.system.host.securing import tls_mistakes
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
     load_opening(values, folder)
     gateway = load_gateway(values, folder)
+    refuse_missing(values, load_applications(values, folder), gateway)
     for service in services:
         service.check()
     check_keep(services, KEEP_S)

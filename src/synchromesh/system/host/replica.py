@@ -14,13 +14,19 @@ from pathlib import Path
 from synchromesh.runtime import RealRuntime
 from synchromesh.service import KEEP_S
 from synchromesh.system.config.databases import check_engines
-from synchromesh.system.config.definitions import check_keep, load_services, retention_of
+from synchromesh.system.config.definitions import (
+    check_keep,
+    load_applications,
+    load_services,
+    retention_of,
+)
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.config.spread import alone, check_spread
 from synchromesh.system.host.admin import refuse_taken
+from synchromesh.system.host.extras import refuse_missing
 from synchromesh.system.host.process import Process, spare_collector, stopping
 from synchromesh.system.host.waits import unless
 from synchromesh.system.supervise.messages import ProcessSpec, key_text
@@ -46,6 +52,8 @@ def replica_spec(config: SystemConfig, folder: Path, name: str) -> ProcessSpec:
     check_keep(services, KEEP_S)
     retention_of(config, services, KEEP_S)
     check_policies(config, services)
+    applications = {part.service} & load_applications(config, folder).keys()
+    refuse_missing(mine, applications, None)
     check_engines(config, folder)
     keys = system_keys(config.system, RunDir(folder), folder, os.environ)
     return ProcessSpec(

@@ -41,9 +41,9 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
-from synchromesh.system.host.asgi_servers import find_server
 from synchromesh.system.host.console_part import serve_console
 from synchromesh.system.host.engines import StartedEngine
+from synchromesh.system.host.extras import refuse_missing
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.metrics_page import serve_metrics
@@ -169,8 +169,6 @@ class System:
             code = GatewayCode(self._config, host.folder)
         services = load_services(self._config, host.folder)
         applications = load_applications(self._config, host.folder)
-        for name in applications:
-            find_server(self._config.services[name].server, name)
         self._apart = frozenset(self._config.services if self._is_split else applications)
         if self._budget is None:
             host.budget = budget_beside(
@@ -183,6 +181,7 @@ class System:
         check_keep(services, KEEP_S)
         retention_of(self._config, services, KEEP_S)
         gateway = load_gateway(self._config, host.folder)
+        refuse_missing(self._config, applications, gateway)
         check_policies(self._config, services)
         definitions = Definitions(services, gateway)
         if gateway is not None:
