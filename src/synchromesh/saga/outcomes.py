@@ -107,10 +107,13 @@ def of_write_undo(error: Exception) -> AttemptOutcome:
 
 
 def why(error: BaseException) -> str:
-    """Say in a few words what went wrong; users' exception texts stay in the local log (T3)."""
+    """Say in a few words what went wrong; users' exception texts stay in the local log (T3).
+
+    That may be the log of a service's process, or of an application that has its sagas alone.
+    """
     if isinstance(error, SynchromeshError):
         return readable(f"{error.code}: {error.message}")
-    return f"{type(error).__name__} was raised; its text is in the log of the service"
+    return f"{type(error).__name__} was raised; its text is in the log of the process that ran it"
 
 
 def problem_of(error: SynchromeshError) -> dict[str, Any]:

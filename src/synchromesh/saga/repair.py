@@ -125,8 +125,7 @@ def _why_not_retry(state: RunState, *, not_done: bool) -> str:
         return ""
     return (
         f"nobody remembers {state.cause.step}, so that it would be done a second time if it was "
-        "done; look: if it was not, retry as not done (--not-done, "
-        "or not_done=True), if it was, skip with its result"
+        "done; look: if it was not, retry with `not_done` said, if it was, skip with its result"
     )
 
 
@@ -137,8 +136,8 @@ def _why_not_undo(state: RunState, *, not_done: bool) -> str:
         return _past(state)
     if state.has_no_way_back and not not_done:
         return (
-            f"whether its pivot {state.pivot} was done is unknown; look: if it was not, undo as "
-            "not done (--not-done, or not_done=True), if it was, skip with its result"
+            f"whether its pivot {state.pivot} was done is unknown; look: if it was not, undo "
+            "with `not_done` said, if it was, skip with its result"
         )
     return ""
 
@@ -166,7 +165,7 @@ def _effects(state: RunState, verb: RepairVerb) -> tuple[str, ...]:
     if verb is RepairVerb.SKIP:
         if state.is_turned:
             return (f"takes {step} as undone by hand", *_undoing(state, but=step))
-        return (f"takes {step} as done by hand, with --result", "goes on behind it")
+        return (f"takes {step} as done by hand, with the result that is given", "goes on behind it")
     if state.is_turned:
         return (f"asks again for the undo of {step}", *_undoing(state, but=step))
     if not step:
