@@ -2,12 +2,14 @@
 
     make nemesis S=60
 
-Two hosts' worth of processes, each by `synchromesh run`, on one PostgreSQL and one NATS: two
-replicas of each service and two gateways. All of them are killed, stopped for seconds, and told to
-end, in any order; PostgreSQL and NATS are killed, and NATS is stopped. What ends is started again,
-as systemd does it. What happens is drawn from the seed, and overlaps. In the end nobody may have to
-do anything: all orders are answered, nothing is under way, and the audit by SQL finds nothing that
-was acknowledged and lost, nothing half done and nothing twice.
+Two hosts' worth of processes, each by `synchromesh run`: two replicas of each service and two
+gateways, on NATS, and on PostgreSQL with a standby. First all are replaced by another release, one
+after the other, and no request may fail. Then all of them are killed, stopped for seconds, and told
+to end, in any order, and so are both servers; the standby is promoted, commits are cut on their
+way, and streams are lost (`scripts.storm` has all of it). What ends is started again, as systemd
+does it. What happens is drawn from the seed, and overlaps. In the end nobody may have to do
+anything: all orders are answered, nothing is under way, and the audit by SQL finds nothing that was
+acknowledged and lost, nothing half done and nothing twice.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
@@ -39,9 +41,12 @@ from audit import PROVIDER_DB, Report, audit
 from demo.account import Account
 from demo.customers import Customers
 from demo.door import Door
-from demo.running import COMMAND, RunningSystem, copy_shipped, until
+from demo.running import COMMAND, RunningSystem, copy_shipped
 
-from scripts.soak import CUSTOMERS, hand_in, stock_up, undelivered
+from scripts.commit_cuts import CommitCuts
+from scripts.postgres_pair import PostgresPair
+from scripts.soak import CUSTOMERS, Releases, hand_in, stock_up, undelivered
+from scripts.storm import Storm
 from synchromesh.errors import SynchromeshError
 from synchromesh.gateway import make_key
 from synchromesh.http import HttpPool
@@ -53,7 +58,6 @@ from synchromesh.system.control.spread import AllReplicas, all_replicas
 from synchromesh.system.control.status import Status
 from synchromesh.system.supervise.children import ChildEnded, die_with_parent
 from synchromesh.system.supervise.nats_engine import NatsEngine
-from synchromesh.system.supervise.postgres_engine import PostgresEngine
 
 SERVICES = (
     "orders", "inventory", "billing", "production", "configurator", "fleet", "quoting",
@@ -62,6 +66,12 @@ HOSTS = ("web1", "web2")
 KEY_VARIABLE = "NEMESIS_KEY"
 SETTLES_WITHIN_S = 180.0
 AGAIN_S = 0.5
+# All are asked each time.
+LOOK_EVERY_S = 1.0
+# What balances requests hears so long before a gateway is told to end, as by a preStop hook.
+TAKEN_OUT_S = 2.0
+# How many customers order while all is replaced: the machine has the starts to do, too.
+AT_ONCE_MEANWHILE = 3
 ENDS_WITHIN_S = 30.0
 EXTERNAL = """command = ["{python}", "-m", "credit_provider"]
 env = { CREDIT_DB = "{data}/credit_provider.db" }
@@ -69,7 +79,11 @@ env = { CREDIT_DB = "{data}/credit_provider.db" }
 
 
 class Unit:
-    """One replica, started again whenever it ends, as a unit of systemd with `Restart=always`."""
+    """One replica, started again whenever it ends, as a unit of systemd with `Restart=always`.
+
+    Attributes:
+        starts: how often it was started.
+    """
 
     def __init__(self, folder: Path, name: str, host: str, **environment: str) -> None:
         self.name = f"{name}@{host}"
@@ -80,6 +94,7 @@ class Unit:
         self._log = folder / f"{host}-{name}.log"
         self._process: asyncio.subprocess.Process | None = None
         self._is_over = False
+        self.starts = 0
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its process, where one runs."""
@@ -94,6 +109,7 @@ class Unit:
                     *self._command, env=self._environment, stdin=asyncio.subprocess.DEVNULL,
                     stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent(),
                 )  # fmt: skip
+            self.starts += 1
             await self._process.wait()
             if not self._is_over:
                 await asyncio.sleep(AGAIN_S)
@@ -118,34 +134,49 @@ class SpreadWorks:
     Attributes:
         units: the replicas and the gateways.
         postgres, nats: the servers.
+        ways: to the two of PostgreSQL; on these, commits are cut.
     """
 
-    def __init__(self, folder: Path, provider: str) -> None:
+    def __init__(self, folder: Path, provider: str, rng: random.Random) -> None:
         self.folder = folder
+        os.environ[KEY_VARIABLE] = secrets.token_hex(32)
         rundir = RunDir(folder)
         rundir.create()
-        self.postgres, self.nats = PostgresEngine(rundir.path), NatsEngine(rundir.path)
-        os.environ[KEY_VARIABLE] = secrets.token_hex(32)
-        toml = folder / "synchromesh.toml"
-        text = toml.read_text().replace(EXTERNAL, f'url = "{provider}"\n')
-        named = f'name = "servo-works"\nkey = "env:{KEY_VARIABLE}"\n'
-        text = text.replace('name = "servo-works"\n', named)
-        # Without a password: by its socket.
-        (folder / "postgres.url").write_text(self.postgres.url)
-        text += f'\n[engine]\npostgres = "file:postgres.url"\nnats = "{self.nats.url}"\n'
-        toml.write_text(text)
-        self._gateways = [f"http://127.0.0.1:{_free_port()}" for _ in HOSTS]
-        self._next = cycle(self._gateways)
+        self.postgres, self.nats = PostgresPair(rundir.path / "pair"), NatsEngine(rundir.path)
+        self.nats_folder = rundir.path / "nats"
+        self.ways = [CommitCuts(each.socket, rng) for each in self.postgres.nodes]
+        self._provider = provider
+        self._gateways = {host: f"http://127.0.0.1:{_free_port()}" for host in HOSTS}
+        self._taken_out = ""
+        self._next = cycle(HOSTS)
         self.units = [Unit(folder, name, host) for name in SERVICES for host in HOSTS]
         self.units += [
             Unit(folder, "gateway", host, SYNCHROMESH_GATEWAY__PORT=url.rpartition(":")[2])
-            for host, url in zip(HOSTS, self._gateways, strict=True)
+            for host, url in self._gateways.items()
         ]
+        self.releases = Releases(folder)
+
+    async def start(self) -> None:
+        """Start the servers, and write the configuration that names them."""
+        await self.postgres.start()
+        await self.nats.start()
+        for each in self.ways:
+            await each.start()
+        toml = self.folder / "synchromesh.toml"
+        text = toml.read_text().replace(EXTERNAL, f'url = "{self._provider}"\n')
+        named = f'name = "servo-works"\nkey = "env:{KEY_VARIABLE}"\n'
+        text = text.replace('name = "servo-works"\n', named)
+        # Without a password: to the socket that is behind it.
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.ways)
+        (self.folder / "postgres.url").write_text(f"postgresql://postgres@{hosts}/postgres")
+        text += f'\n[engine]\npostgres = "file:postgres.url"\nnats = "{self.nats.url}"\n'
+        toml.write_text(text)
 
     @property
     def gateway(self) -> str:
-        """One of the ways in, in turn."""
-        return next(self._next)
+        """One of the ways in, in turn, but for one that is taken out."""
+        host = next(self._next)
+        return self._gateways[next(self._next) if host == self._taken_out else host]
 
     async def make_keys(self, principals: Iterable[str], *scopes: str) -> dict[str, str]:
         """Make an API key for each principal, good at all gateways."""
@@ -155,12 +186,36 @@ class SpreadWorks:
         await asyncio.to_thread(file.add, *(made for _, made in keys.values()))
         return {name: text for name, (text, _) in keys.items()}
 
-    async def keep(self, server: PostgresEngine | NatsEngine) -> None:
-        """Keep a server running."""
+    async def keep_nats(self) -> None:
+        """Keep it running."""
         while True:
             with suppress(ChildEnded, SynchromeshError):
-                await server.run()
+                await self.nats.run()
             await asyncio.sleep(AGAIN_S)
+
+    async def deploy(self) -> None:
+        """Replace all by the newer release, one after the other, as a Deployment does."""
+        for service in self.releases.at:
+            self.releases.write(service, "new")
+        for unit in self.units:
+            name, _, host = unit.name.partition("@")
+            with self._out(host if name == "gateway" else ""):
+                if name == "gateway":
+                    await asyncio.sleep(TAKEN_OUT_S)
+                before = unit.starts
+                unit.signal(signal.SIGTERM)
+
+                async def is_replaced(unit: Unit = unit, before: int = before) -> bool:
+                    return unit.starts > before and await self.is_whole()
+
+                if not await until(is_replaced):
+                    raise TimeoutError(f"{unit.name} was not replaced: {await self.status()}")
+
+    @contextmanager
+    def _out(self, host: str) -> Iterator[None]:
+        self._taken_out = host
+        yield
+        self._taken_out = ""
 
     @asynccontextmanager
     async def asked(self) -> AsyncIterator[AllReplicas]:
@@ -195,77 +250,6 @@ class SpreadWorks:
             each.sagas.get("running") or each.sagas.get("compensating") or any(each.behind.values())
             for each in status.services.values()
         )
-
-
-class Storm:
-    """Does to replicas and servers what its rng draws, until its time is over."""
-
-    def __init__(self, works: SpreadWorks, rng: random.Random) -> None:
-        self.count: Counter[str] = Counter()
-        self._works, self._rng = works, rng
-
-    async def rage(self, until_s: float) -> None:
-        """Do one thing after the other, a new one while others last."""
-        deeds = {
-            self._kill: 0.30, self._stop: 0.20, self._end: 0.20,
-            self._kill_postgres: 0.08, self._kill_nats: 0.12, self._stop_nats: 0.10,
-        }  # fmt: skip
-        clock = asyncio.get_running_loop().time
-        async with asyncio.TaskGroup() as group:
-            while clock() < until_s:
-                (deed,) = self._rng.choices(list(deeds), list(deeds.values()))
-                group.create_task(deed())
-                await asyncio.sleep(self._rng.uniform(0.5, 4.0))
-
-    def _victim(self) -> Unit:
-        return self._rng.choice(self._works.units)
-
-    async def _kill(self) -> None:
-        victim = self._victim()
-        victim.signal(signal.SIGKILL)
-        self._note("kill -9", victim.name)
-
-    async def _end(self) -> None:
-        victim = self._victim()
-        victim.signal(signal.SIGTERM)
-        self._note("SIGTERM", victim.name)
-
-    async def _stop(self) -> None:
-        victim = self._victim()
-        self._note("SIGSTOP", victim.name)
-        victim.signal(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(self._rng.uniform(0.5, 9.0))
-        finally:
-            victim.signal(signal.SIGCONT)
-
-    async def _kill_postgres(self) -> None:
-        self._send(self._works.postgres, signal.SIGKILL)
-        self._note("kill -9", "PostgreSQL")
-
-    async def _kill_nats(self) -> None:
-        self._send(self._works.nats, signal.SIGKILL)
-        self._note("kill -9", "NATS")
-
-    async def _stop_nats(self) -> None:
-        self._note("SIGSTOP", "NATS")
-        pid = self._works.nats.pid
-        self._send(self._works.nats, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(self._rng.uniform(0.5, 6.0))
-        finally:
-            if pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-    def _send(self, server: PostgresEngine | NatsEngine, number: signal.Signals) -> None:
-        if server.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(server.pid, number)
-
-    def _note(self, what: str, whom: str) -> None:
-        kind = "a gateway" if whom.startswith("gateway") else "a replica" if "@" in whom else whom
-        self.count[f"{what} of {kind}"] += 1
 
 
 @asynccontextmanager
@@ -305,20 +289,22 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
     copy_shipped(folder)
     skus, buyers = cycle(stock_up(folder)), cycle(CUSTOMERS)
     account, rng, left = Account(orders=0), random.Random(seed), list[str]()
+
+    def handing_in(to: Customers, is_over: asyncio.Event) -> Any:
+        return hand_in(to, account, skus, buyers, is_over)
+
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(HttpPool(network=RealRuntime().network))
-        works = SpreadWorks(folder, await stack.enter_async_context(provider(folder)))
+        works = SpreadWorks(folder, await stack.enter_async_context(provider(folder)), rng)
         keeping: list[asyncio.Task[None]] = []
         stack.push_async_callback(_end, keeping, works)
-        for server in (works.postgres, works.nats):
-            await server.start()
-            keeping.append(asyncio.create_task(works.keep(server)))
+        await works.start()
+        keeping.append(asyncio.create_task(works.keep_nats()))
         await open_shop(works, pool)
         keeping += [asyncio.create_task(each.run()) for each in works.units]
         _say(f"{len(works.units)} processes start")
-        if not await until(works.is_whole, SETTLES_WITHIN_S):
+        if not await until(works.is_whole):
             raise TimeoutError(f"they did not come up: {await works.status()}")
-        _say("the storm begins")
         door = await Door.with_keys(cast("Any", works), pool, account, CUSTOMERS)
 
         async def is_let_in() -> bool:
@@ -326,17 +312,36 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
             told = [await door.ask("GET /orders/{order_id}", order_id="S-0") for _ in HOSTS]
             return all(each.status not in (0, 401) for each in told)
 
-        if not await until(is_let_in, SETTLES_WITHIN_S):
+        if not await until(is_let_in):
             raise TimeoutError("the keys of the customers are not good")
+        _say("all are replaced by the newer release, one after the other")
+        customers = Customers(door, rng, account, AT_ONCE_MEANWHILE)
+        before = len(account.failures)
+        async with customers.buying(), asyncio.TaskGroup() as group:
+            is_over = asyncio.Event()
+            group.create_task(handing_in(customers, is_over))
+            try:
+                await works.deploy()
+            finally:
+                is_over.set()
+            await customers.all_answered()
+        await customers.settle()
+        failed = Counter(f"{each.route}: {each.reason}" for each in account.failures[before:])
+        _say(f"{account.orders} orders meanwhile, of whose requests {failed.total()} failed")
+        left += [
+            f"{times} requests failed while all were replaced: {why}"
+            for why, times in failed.items()
+        ]
+        _say("the storm begins")
         customers, storm = Customers(door, rng, account), Storm(works, rng)
         async with customers.buying(), asyncio.TaskGroup() as group:
             is_over = asyncio.Event()
-            group.create_task(hand_in(customers, account, skus, buyers, is_over))
+            group.create_task(handing_in(customers, is_over))
             await storm.rage(asyncio.get_running_loop().time() + seconds)
             is_over.set()
             await customers.all_answered()
         _say("all orders have an answer")
-        if not await until(works.is_settled, SETTLES_WITHIN_S):
+        if not await until(works.is_settled):
             status = await works.status()
             left.append(f"it did not settle: {status.findings if status else 'nobody answers'}")
         await customers.settle()
@@ -348,8 +353,18 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
         codes = await asyncio.gather(*(each.stop() for each in works.units))
         ended = zip(works.units, codes, strict=True)
         left += [f"{unit.name} ended with exit code {code}" for unit, code in ended if code]
-        report = audit(works.postgres.url, RunDir(folder).data / PROVIDER_DB, account.told)
+        report = audit(works.postgres.primary.url, RunDir(folder).data / PROVIDER_DB, account.told)
     return report, account, [each for each in left if each]
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> bool:
+    """Look again and again; return whether it holds in time."""
+    until_s = asyncio.get_running_loop().time() + SETTLES_WITHIN_S
+    while not await holds():
+        if asyncio.get_running_loop().time() > until_s:
+            return False
+        await asyncio.sleep(LOOK_EVERY_S)
+    return True
 
 
 async def _end(keeping: list[asyncio.Task[None]], works: SpreadWorks) -> None:
@@ -357,8 +372,10 @@ async def _end(keeping: list[asyncio.Task[None]], works: SpreadWorks) -> None:
     for task in keeping:
         task.cancel()
     await asyncio.gather(*keeping, return_exceptions=True)
-    for server in (works.nats, works.postgres):
-        await server.stop()
+    for each in works.ways:
+        await each.stop()
+    await works.nats.stop()
+    await works.postgres.stop()
 
 
 def _plain(status: Status) -> dict[str, Any]:
