@@ -46,6 +46,18 @@ def test_servers_of_one_cluster_are_of_one_kind(url: str, tmp_path: Path) -> Non
         EngineSection(nats="env:URL").url("nats", tmp_path, {"URL": url})
 
 
+@pytest.mark.parametrize(
+    "url", ["nats://me:1,23@a:4222", "nats://me:1,2,3@a:4222", "nats://a:1,me:pass@b:2"]
+)
+def test_a_comma_in_a_password_is_told_and_no_part_of_it_is_a_server(
+    url: str, tmp_path: Path
+) -> None:
+    """What is before it looks like a host with its port, and would be sent what comes after."""
+    with pytest.raises(ConfigError, match="in a password, a comma as %2C") as told:
+        EngineSection(nats="env:URL").url("nats", tmp_path, {"URL": url})
+    assert "23" not in told.value.message
+
+
 def _said(code: int, err_code: int, words: str) -> nats.errors.Error:
     with pytest.raises(nats.js.errors.APIError) as caught:
         nats.js.errors.APIError.from_error(

@@ -73,7 +73,7 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             place = f"{given} " if url != given else ""
             raise ConfigError(
                 f"{name}: {place}is no URL of a server; write {_FORMS[engine]}, "
-                "and percent-encode what is odd in a password"
+                "and percent-encode what is odd in a password, a comma as %2C"
             )
         return url
 
@@ -120,6 +120,8 @@ def _are_urls(text: str, schemes: tuple[str, ...]) -> bool:
     scheme, *others = text.split(",")
     first = scheme.partition("://")[0]
     every = [scheme, *(each if "://" in each else f"{first}://{each}" for each in others)]
+    if any("@" in each and "://" not in each for each in others):
+        return False  # a comma in the password, of which the rest would be taken for a server
     users = {urlsplit(each).netloc.rpartition("@")[0] for each in every if _is_url(each, (first,))}
     return all(_is_url(each, schemes) and each.startswith(f"{first}://") for each in every) and (
         len(users - {""}) <= 1
