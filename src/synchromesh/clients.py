@@ -21,7 +21,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -187,9 +187,14 @@ class ClientBook:
     Args:
         path: of the file; without one there are no clients.
         keys_of: returns the keys that a client may sign by, by its id.
+
+    Attributes:
+        shared: returns the grants that processes on many hosts share, in place of those of the
+            file; None where the file has them.
     """
 
     def __init__(self, path: Path, keys_of: Callable[[str], Iterable[bytes]]) -> None:
+        self.shared: Callable[[], Mapping[str, ClientGrant]] | None = None
         self._path = path
         self._keys_of = keys_of
         self._file: WatchedFile[dict[str, ClientGrant]] | None = None
@@ -243,8 +248,10 @@ class ClientBook:
             grant.caller, principal, audience, claims.exp * 1_000_000, grant=grant
         )
 
-    def _grants(self, now_us: int) -> dict[str, ClientGrant]:
+    def _grants(self, now_us: int) -> Mapping[str, ClientGrant]:
         """Return the grants by id, as they were half a second ago or later; -1 looks now."""
+        if self.shared is not None:
+            return self.shared()
         if self._file is None:
             try:
                 self._file = WatchedFile(self._path, "the clients from outside", read_grants)
@@ -329,13 +336,18 @@ def read_grants(path: Path) -> dict[str, ClientGrant]:
         return {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return {each.id: each for each in decode_grants(data, str(path))}
+
+
+def decode_grants(data: bytes, where: str) -> tuple[ClientGrant, ...]:
+    """Return the grants that are written somewhere. Raises ConfigError where one is wrong."""
     try:
         found = msgspec.json.decode(data, type=GrantsFile).clients
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"the clients in {path} cannot be read: {error}") from error
+        raise ConfigError(f"the clients in {where} cannot be read: {error}") from error
     for each in found:
-        check_grant(each, str(path))
-    return {each.id: each for each in found}
+        check_grant(each, where)
+    return found
 
 
 def check_grant(grant: ClientGrant, where: str) -> None:

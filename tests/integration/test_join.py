@@ -25,7 +25,7 @@ from processes import COMMAND, announced, dev
 from synchromesh import Client, Contract, query
 from synchromesh.clients import credential_text
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import CallError, ConfigError, DiscoveryError
+from synchromesh.errors import CallError, ConfigError, DiscoveryError, Unauthenticated
 from synchromesh.http import HttpPool, HttpResponse
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime
@@ -267,9 +267,24 @@ async def test_on_nats_it_joins_from_a_machine_without_the_run_directory(
 
                 await comes(is_listed)
                 assert (await ask(pool, gateway, "/quotes/axle")).body == b"800"
-                # A client that finds the system by its folder is told of the same list.
-                async with Client(folder, credential=added(folder, bytes.fromhex(key))) as client:
-                    assert await client.call(Orders.quote("axle"), timeout_s=30.0) == 800
+                # A client that finds the system by its folder is told of the same list. It is
+                # known and revoked on NATS, from whichever host.
+                words = ("client", "add", "ada", "--scope", "orders", "--why", "tries")
+                credential = typed(elsewhere, *words).strip()
+
+                async def is_let_in() -> bool:
+                    try:
+                        async with Client(folder, credential=credential) as client:
+                            return await client.call(Orders.quote("axle"), timeout_s=30.0) == 800
+                    except Unauthenticated:
+                        return False
+
+                async def is_refused() -> bool:
+                    return not await is_let_in()
+
+                await comes(is_let_in)
+                typed(elsewhere, "client", "revoke", "ada", "--why", "lost")
+                await comes(is_refused)
                 process.terminate()
                 assert process.wait(30.0) == ENDS["uvicorn"]
                 await nats_world.listed(registry, service="shop")

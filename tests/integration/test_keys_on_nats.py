@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import nats
 import pytest
 
-from nats_server import NatsServer
+from nats_server import JETSTREAM, NatsServer
 from nats_world import KEY, until
 from synchromesh.discovery import nats_connection
 from synchromesh.discovery.nats_document import NatsDocument
@@ -21,7 +21,7 @@ from synchromesh.errors import ConfigError, DiscoveryError
 from synchromesh.gateway import ApiKey, make_key
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
-from synchromesh.system.config import keys_on_nats as keys_module
+from synchromesh.system.config import merged_document
 from synchromesh.system.config.keys_on_nats import KeysOnNats
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +187,30 @@ async def test_the_keys_of_a_folder_are_brought_along_once(
     assert "gateway key import" in caplog.text
 
 
+@pytest.mark.parametrize("most", [999_424, 64_960])
+async def test_what_no_longer_fits_is_refused_before_anything_is_sent(
+    server: NatsServer, most: int
+) -> None:
+    """By the bucket, and by a server that takes less: with what there is to do; the rest stays."""
+    rng = random.Random(3)
+    every = [make_key(f"shop-{n:05}", ["orders:read"], rng=rng)[1] for n in range(most // 125)]
+    small = None if most > 100_000 else NatsServer(JETSTREAM, "max_payload: 64KB")
+    async with opened(small or server) as keys:
+        fits = most // 156
+        with pytest.raises(ConfigError, match=f"NATS takes {most:,} at most: nothing was changed"):
+            await keys.change(lambda known: known.with_keys(every))
+        assert keys.known.keys == ()
+        await keys.change(lambda known: known.with_keys(every[:fits]))
+    async with opened(small or server) as later:
+        assert len(later.known.keys) == fits, "what fits is read back as a whole"
+        with pytest.raises(ConfigError, match=r"remove those that nobody uses .* clients tokens"):
+            await later.change(lambda known: known.with_keys(every))
+        await later.change(lambda known: known.without(every[0].id))
+        assert len(later.known.keys) == fits - 1
+    if small is not None:
+        small.close()
+
+
 async def test_another_system_s_keys_are_refused(server: NatsServer) -> None:
     """Of the same name, under another key."""
     async with opened(server, made()):
@@ -219,7 +243,7 @@ async def test_a_command_that_is_not_answered_says_what_is_unknown(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that was done late is not done twice, nor undone by what comes after it."""
-    monkeypatch.setattr(keys_module, "CHANGE_WITHIN_S", 0.0)
+    monkeypatch.setattr(merged_document, "CHANGE_WITHIN_S", 0.0)
     key = made()
     async with opened(server) as command:
         server.pause()

@@ -18,6 +18,8 @@ from synchromesh.system.config.rundir import RunDir
 if TYPE_CHECKING:
     from synchromesh.clients import ClientGrant
     from synchromesh.system.config.client_grants import ClientsFile
+    from synchromesh.system.config.grants_on_nats import SharedClientsFile
+    from synchromesh.system.config.schema import SystemConfig
 
 DAYS = 90
 
@@ -73,7 +75,7 @@ def add(
     check_scopes(scopes, serves, load_services(config, folder), config.system.joined)
     rundir.create()
     key = signing_key(config.system.key, rundir, folder, os.environ)
-    made = _file(folder, runtime).add(
+    made = _file(config, folder, runtime).add(
         name, scopes, serves=serves, days=days, made=(who, why), rng=runtime.secret_rng
     )
     text = credential_text(made.id, Signer(key).client_key(made.id))
@@ -102,9 +104,8 @@ def add(
 @click.pass_obj
 def list_clients(folder: Path, is_all: bool, is_json: bool) -> int:
     """List clients, what they may call, and until when."""
-    _in_system(folder)
-    runtime = RealRuntime()
-    found = [_told(each, runtime) for each in _file(folder, runtime).read()]
+    config, runtime = _in_system(folder), RealRuntime()
+    found = [_told(each, runtime) for each in _file(config, folder, runtime).read()]
     shown = [each for each in found if is_all or each["state"] == "active"]
     if is_json:
         print_json(shown)
@@ -123,9 +124,8 @@ def revoke(folder: Path, name: str, why: str, is_json: bool) -> int:
 
     Who did it and why is recorded.
     """
-    _in_system(folder)
-    runtime = RealRuntime()
-    revoked = _file(folder, runtime).revoke(name, who=say_why(why), why=why)
+    config, runtime = _in_system(folder), RealRuntime()
+    revoked = _file(config, folder, runtime).revoke(name, who=say_why(why), why=why)
     if is_json:
         print_json(_told(revoked, runtime))
     else:
@@ -133,18 +133,28 @@ def revoke(folder: Path, name: str, why: str, is_json: bool) -> int:
     return 0
 
 
-def _in_system(folder: Path) -> None:
-    """Raise ConfigError where there is no system in a folder."""
+def _in_system(folder: Path) -> SystemConfig:
+    """Return the configuration of a folder. Raises ConfigError where there is no system."""
     from synchromesh.system.config.reading import load_config
 
-    load_config(folder, environment=os.environ)
+    config = load_config(folder, environment=os.environ)
     RunDir(folder).create()
+    return config
 
 
-def _file(folder: Path, runtime: RealRuntime) -> ClientsFile:
+def _file(
+    config: SystemConfig, folder: Path, runtime: RealRuntime
+) -> ClientsFile | SharedClientsFile:
+    """Return what has the grants: the run directory, or NATS where hosts share it."""
     from synchromesh.system.config.client_grants import ClientsFile
+    from synchromesh.system.config.grants_on_nats import SharedClientsFile
+    from synchromesh.system.config.keys_on_nats import are_keys_shared
 
-    return ClientsFile(RunDir(folder).clients, runtime.disk, runtime.wall_us())
+    rundir = RunDir(folder)
+    file = ClientsFile(rundir.clients, runtime.disk, runtime.wall_us())
+    if are_keys_shared(config, rundir):
+        return SharedClientsFile(config, rundir, runtime.wall_us, file)
+    return file
 
 
 def _told(grant: ClientGrant, runtime: RealRuntime) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from synchromesh.identity import Signer
 
 # Of the server's own bound of a message, 1 MiB by default.
 DOCUMENT_BYTES_MAX = 1_000_000
+# What comes with it: the server counts headers, too, and a seal is before the data.
+HEADER_BYTES_MAX, SEAL_BYTES = 512, 64
 # Requests without an answer, after which the connection is no longer believed in.
 SILENT_MAX = 3
 CLOSE_WITHIN_S = 1.0
@@ -86,6 +88,12 @@ class NatsDocument:
     def there(self) -> str:
         """Where it is, for a message."""
         return self._requests.there
+
+    @property
+    def bytes_max(self) -> int:
+        """How long it may be: by its bucket, and by what the server takes as one message."""
+        most = min(DOCUMENT_BYTES_MAX, self._requests.payload_max)
+        return most - HEADER_BYTES_MAX - SEAL_BYTES
 
     async def open(self) -> None:
         """Connect, and make the bucket where there is none.
@@ -162,14 +170,14 @@ class NatsDocument:
             ConfigError: it is too long.
             DiscoveryError: the server does not answer, so that it may be written yet; or refuses.
         """
-        sealed = self._signer.seal(data, audience=self._subject)
-        if len(sealed) > DOCUMENT_BYTES_MAX:
-            raise ConfigError(
-                f"{self._subject} would have {len(sealed)} bytes, and may have "
-                f"{DOCUMENT_BYTES_MAX}; remove what is not needed"
-            )
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         await self._connected()
+        if len(data) > self.bytes_max:
+            raise ConfigError(
+                f"{self._subject} would have {len(data):,} bytes, and {self.there} takes "
+                f"{self.bytes_max:,} at most; remove what is not needed, or raise its max_payload"
+            )
+        sealed = self._signer.seal(data, audience=self._subject)
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         return await self._requests.publish(self._subject, sealed, headers)
 
     async def _asked(self, asked: dict[str, object]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 ASK_WITHIN_S = 1.0
+# The server's own default.
+PAYLOAD_MAX = 1_048_576
 CREATE_ATTEMPTS_MAX = 5
 # Of a stream's metadata: whose it is.
 MARK = "synchromesh.key"
@@ -63,6 +65,13 @@ class NatsRequests:
         if client is None or client.is_closed:
             client = self._client = await connect(self._url, name=self._name, on_down=self._on_down)
         return client
+
+    @property
+    def payload_max(self) -> int:
+        """How many bytes the server takes as one message, headers among them."""
+        client = self._client
+        told = client.max_payload if client is not None and client.is_connected else 0
+        return told or PAYLOAD_MAX
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""

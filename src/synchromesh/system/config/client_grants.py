@@ -42,7 +42,7 @@ class ClientsFile:
         self._path = path
         self._disk = disk
         self._now_us = now_us
-        self._now = dt.datetime.fromtimestamp(now_us // 1_000_000, dt.UTC)
+        self._now = _moment(now_us)
 
     def read(self) -> list[ClientGrant]:
         """Return the grants, also those that have ended; none where there is no file.
@@ -72,24 +72,10 @@ class ClientsFile:
             ConfigError: the client has one that is active, the grant or the file is wrong, or
                 another command changes the file.
         """
+        grant = granted(name, scopes, serves, days, made, rng, now_us=self._now_us)
         with self._alone():
-            kept = [each for each in self.read() if self._ended_at(each) > self._now - KEPT]
-            if any(each.name == name and each.state(self._now_us) == "active" for each in kept):
-                raise ConfigError(
-                    f"client {name!r} has a credential that is active; take it back with: "
-                    f"synchromesh client revoke {name} --why TEXT, or use another name beside it"
-                )
-            if len(kept) >= CLIENTS_MAX:
-                raise ConfigError(f"there are {len(kept)} clients of the last year; no more may be")
-            grant = ClientGrant(
-                "".join(rng.choice(_ALPHABET) for _ in range(12)),
-                name,
-                tuple(sorted(set(scopes))),
-                GrantChange(self._now, *made),
-                self._now + dt.timedelta(days=days),
-                serves,
-            )
-            check_grant(grant, self._path.name)
+            kept = [each for each in self.read() if ended_at(each) > self._now - KEPT]
+            check_new(grant, kept, self._now_us)
             self._write((*kept, grant))
             return grant
 
@@ -101,17 +87,9 @@ class ClientsFile:
         """
         with self._alone():
             grants = self.read()
-            active = [each for each in grants if each.state(self._now_us) == "active"]
-            found = next((each for each in active if each.name == name), None)
-            if found is None:
-                known = ", ".join(each.name for each in active) or "none"
-                raise ConfigError(f"no client {name[:40]!r} is active; those that are: {known}")
-            revoked = msgspec.structs.replace(found, revoked=GrantChange(self._now, who, why))
-            self._write(revoked if each is found else each for each in grants)
-            return revoked
-
-    def _ended_at(self, grant: ClientGrant) -> dt.datetime:
-        return grant.expires if grant.revoked is None else grant.revoked.at
+            found = revoked(grants, name, who=who, why=why, now_us=self._now_us)
+            self._write(found if each.id == found.id else each for each in grants)
+            return found
 
     def _write(self, grants: Iterable[ClientGrant]) -> None:
         data = msgspec.json.format(msgspec.json.encode(GrantsFile(tuple(grants))), indent=2)
@@ -132,6 +110,75 @@ class ClientsFile:
 
     def __repr__(self) -> str:
         return f"<ClientsFile {self._path.name}>"
+
+
+def ended_at(grant: ClientGrant) -> dt.datetime:
+    """Return when a grant has ended, or will."""
+    return grant.expires if grant.revoked is None else grant.revoked.at
+
+
+def granted(
+    name: str,
+    scopes: Sequence[str],
+    serves: str,
+    days: int,
+    made: tuple[str, str],
+    rng: Random,
+    *,
+    now_us: int,
+) -> ClientGrant:
+    """Return a new grant; `made` is who makes it, and why.
+
+    Raises:
+        ConfigError: what it says is wrong.
+    """
+    now = _moment(now_us)
+    grant = ClientGrant(
+        "".join(rng.choice(_ALPHABET) for _ in range(12)),
+        name,
+        tuple(sorted(set(scopes))),
+        GrantChange(now, *made),
+        now + dt.timedelta(days=days),
+        serves,
+    )
+    check_grant(grant, "clients.json")
+    return grant
+
+
+def check_new(grant: ClientGrant, kept: Sequence[ClientGrant], now_us: int) -> None:
+    """Check that a grant may be added to those of the last year.
+
+    Raises:
+        ConfigError: the client has one that is active, or there are too many.
+    """
+    name = grant.name
+    if any(each.name == name and each.state(now_us) == "active" for each in kept):
+        raise ConfigError(
+            f"client {name!r} has a credential that is active; take it back with: "
+            f"synchromesh client revoke {name} --why TEXT, or use another name beside it"
+        )
+    if len(kept) >= CLIENTS_MAX:
+        raise ConfigError(f"there are {len(kept)} clients of the last year; no more may be")
+
+
+def revoked(
+    grants: Iterable[ClientGrant], name: str, *, who: str, why: str, now_us: int
+) -> ClientGrant:
+    """Return the active grant of a client as it is once it has been taken back.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    active = [each for each in grants if each.state(now_us) == "active"]
+    found = next((each for each in active if each.name == name), None)
+    if found is None:
+        known = ", ".join(each.name for each in active) or "none"
+        raise ConfigError(f"no client {name[:40]!r} is active; those that are: {known}")
+    return msgspec.structs.replace(found, revoked=GrantChange(_moment(now_us), who, why))
+
+
+def _moment(now_us: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(now_us // 1_000_000, dt.UTC)
 
 
 def check_scopes(

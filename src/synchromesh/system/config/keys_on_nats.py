@@ -9,31 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import msgspec
-
 from synchromesh.discovery.nats_document import NatsDocument
-from synchromesh.discovery.nats_requests import Conflict
 from synchromesh.errors import ConfigError, DiscoveryError
 from synchromesh.gateway import ApiKey
 from synchromesh.gateway.principal import taken_name
 from synchromesh.gateway.shared_keys import SharedKeys, read_shared
 from synchromesh.identity import Signer
+from synchromesh.system.config.merged_document import DocumentWords, MergedDocument
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import system_keys
 
 T = TypeVar("T")
 
-ASK_EVERY_S = 0.4
-# Every so many times the whole is asked for, and not only whether it has changed.
-WHOLE_EVERY = 20
-CHANGE_WITHIN_S = 10.0
-PAUSE_S = 0.1
+_WORDS = DocumentWords(
+    what="the API keys",
+    look="synchromesh gateway key list",
+    too_many="remove those that nobody uses (synchromesh gateway key list), or give clients tokens",
+    log="synchromesh.gateway",
+)
 
 _log = logging.getLogger("synchromesh.gateway")
 
@@ -62,20 +61,11 @@ def keys_on_nats(
     )
 
 
-class KeysOnNats:
-    """The keys as one replica or command knows them; `open`, then `run` or `change`, then `close`.
-
-    Attributes:
-        known: what was last seen, with all that was ever seen before.
-        why_old: why it may be old, in words; "" where it is not.
-    """
+class KeysOnNats(MergedDocument[SharedKeys]):
+    """The keys as one process knows them; `open`, then `run` or `change`, then `close`."""
 
     def __init__(self, document: NatsDocument) -> None:
-        self._document = document
-        self.known = SharedKeys()
-        self.why_old = ""
-        self._revision: int | None = None
-        self._asked = 0
+        super().__init__(document, SharedKeys(), read_shared, _WORDS)
 
     async def open(self, brought: Iterable[ApiKey] = ()) -> None:
         """Ask for the keys.
@@ -89,7 +79,7 @@ class KeysOnNats:
             MissingExtra: the extra `nats` is not installed.
         """
         brought = tuple(brought)
-        if await self._patiently(self._first) == 0:
+        if not await self.first():
             await self.change(lambda known: known.with_keys(brought))
             if brought:
                 _log.info("%d API keys of this folder are on NATS now", len(brought))
@@ -102,111 +92,9 @@ class KeysOnNats:
                 ", ".join(sorted(left)),
             )
 
-    async def close(self) -> None:
-        """End the connection. May be repeated."""
-        await self._document.close()
-
-    async def change(self, change: Callable[[SharedKeys], SharedKeys]) -> SharedKeys:
-        """Change the keys on the server, and return them.
-
-        Args:
-            change: returns what is wanted of what is there; asked again where others change it
-                meanwhile, or the server was slow.
-
-        Raises:
-            ConfigError: as it raises; or there are too many keys.
-            DiscoveryError: the server does not answer; what was wanted may be done yet.
-        """
-
-        async def changing() -> SharedKeys:
-            revision = await self._look()
-            wanted = change(self.known)
-            if wanted != self.known or not revision:
-                await self._write(wanted, revision)
-            return wanted
-
-        try:
-            return await self._patiently(changing)
-        except DiscoveryError as error:
-            raise DiscoveryError(
-                f"{error.message}; it is not known whether the API keys were changed: look at "
-                "synchromesh gateway key list once the server answers"
-            ) from error
-
     async def run(self, changed: Callable[[Mapping[str, ApiKey]], None]) -> None:
         """Ask for them again and again, and tell what has changed; a supervised loop."""
-        while True:
-            before = self.known
-            try:
-                self._asked += 1
-                if self._asked % WHOLE_EVERY == 0 or self._revision is None or self.why_old:
-                    await self._look()
-                else:
-                    found = await self._document.read(self._revision)
-                    if found is not None:
-                        await self._look()
-            except Conflict:
-                pass  # another replica writes it down again
-            except (ConfigError, DiscoveryError) as error:
-                if not self.why_old:
-                    _log.error("the API keys stay as they were: %s", error.message)
-                self.why_old = error.message
-            else:
-                if self.why_old:
-                    _log.info("the API keys are asked for again")
-                self.why_old = ""
-            if self.known != before:
-                changed(self.known.by_id())
-            await asyncio.sleep(ASK_EVERY_S)
-
-    async def _first(self) -> int:
-        await self._document.open()
-        return await self._look(is_renewed=True)
-
-    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        """Do something again while others change the keys, and for a while where nobody answers."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + CHANGE_WITHIN_S
-        while True:
-            try:
-                return await act()
-            except Conflict:
-                pass
-            except DiscoveryError:
-                if loop.time() >= end_s:
-                    raise
-            await asyncio.sleep(PAUSE_S)
-
-    async def _look(self, *, is_renewed: bool = False) -> int:
-        """Read the keys, write down again what was lost; return the revision, 0 for none ever.
-
-        Args:
-            is_renewed: writes down again also what an older key has sealed. By starts alone: while
-                the key is changed those with either would else do it in turn.
-
-        Raises:
-            Conflict: they have changed meanwhile.
-            ConfigError, DiscoveryError: they cannot be read or written.
-        """
-        found = await self._document.read()
-        assert found is not None, "no revision was named"
-        there = SharedKeys()
-        if found.data is not None:
-            there = read_shared(found.data, self._document.there)
-        self.known = self.known.merged(there)
-        self._revision = found.revision
-        if self.known != there or (is_renewed and found.is_old):
-            return await self._write(self.known, found.revision)
-        return found.revision
-
-    async def _write(self, wanted: SharedKeys, expected: int) -> int:
-        data = msgspec.json.encode(wanted)
-        self._revision = await self._document.write(data, expected=expected)
-        self.known = wanted
-        return self._revision
-
-    def __repr__(self) -> str:
-        return f"<KeysOnNats {len(self.known.keys)} of {self._document!r}>"
+        await self.follow(lambda known: changed(known.by_id()))
 
 
 class SharedKeysFile:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
-from synchromesh.clients import ClientBook
 from synchromesh.discovery import Endpoint, Registry
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
@@ -57,7 +56,7 @@ from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
 from synchromesh.system.host.securing import open_https, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
-from synchromesh.system.host.shared_keys import open_shared_keys
+from synchromesh.system.host.shared_keys import book_of_clients, open_shared_keys
 from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
@@ -213,14 +212,13 @@ class Host:
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
         self.export.start(self.background)
-        secured = config, self.folder, runtime, limits, enter
-        tls, https = open_https(*secured, self.background)
+        tls, https = open_https(config, self.folder, runtime, limits, enter, self.background)
         self._inside = tls.inside
         self.admin = AdminListener(tls.watched, section.host, port, runtime.wall_us, section.scheme)
-        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime), **https}
-        if self._inproc is not None:
-            transports["inproc"] = self._inproc
-        table, signer.clients = FaultTable(), ClientBook(self.rundir.clients, signer.client_keys)
+        inproc: dict[str, Transport] = {} if self._inproc is None else {"inproc": self._inproc}
+        transports = {"http": HttpTransport(pool, runtime=runtime), **https, **inproc}
+        table, of_clients = FaultTable(), (config, self.rundir, runtime, signer, enter)
+        signer.clients = await book_of_clients(*of_clients, self.background)
         self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,

@@ -1,13 +1,16 @@
-"""Opens the API keys that the gateway of a process shares with its other replicas."""
+"""Opens what processes on several hosts share: API keys, and the grants of clients."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+from synchromesh.clients import ClientBook, read_grants
 from synchromesh.gateway import Gateway
 from synchromesh.identity import Signer
 from synchromesh.runtime import DiskRuntime
+from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.gateway_keys import keys_of_folder
+from synchromesh.system.config.grants_on_nats import grants_on_nats
 from synchromesh.system.config.keys_on_nats import KeysOnNats, are_keys_shared, keys_on_nats
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
@@ -36,3 +39,31 @@ async def open_shared_keys(
     enter.push_async_callback(keys.close)
     await keys.open(keys_of_folder(gateway, rundir, runtime.disk))
     return keys
+
+
+async def book_of_clients(
+    config: SystemConfig,
+    rundir: RunDir,
+    runtime: DiskRuntime,
+    signer: Signer,
+    enter: AsyncExitStack,
+    background: Supervisor,
+) -> ClientBook:
+    """Return what admits clients from outside: by the grants on NATS, where hosts share them.
+
+    Args:
+        enter: closes them when the process ends.
+
+    Raises:
+        ConfigError: the server cannot be used, or what is there is another system's.
+        DiscoveryError: it does not answer.
+    """
+    book = ClientBook(rundir.clients, signer.client_keys)
+    if not are_keys_shared(config, rundir):
+        return book
+    grants = grants_on_nats(config, rundir, signer, runtime.wall_us)
+    enter.push_async_callback(grants.close)
+    await grants.open(read_grants(rundir.clients).values())
+    book.shared = grants.by_id
+    background.start(Child("clients", grants.run))
+    return book
