@@ -81,6 +81,8 @@ class Edge:
         self.policy = policy
         self.name = name
         self.timeout_key = timeout_key
+        # Of each attempt, also where it is kept by who makes them, as behind `untimed`.
+        self._timeout_s = policy.timeout_s
         self.breaker: Breaker | None = None
         if policy.breaker is not None:
             self.breaker = Breaker(
@@ -242,7 +244,7 @@ class Edge:
         """Return what an attempt is cut by at its deadline, as it is configured."""
         if not attempt.has_full_timeout:
             return CALLERS
-        return f"{self.timeout_key} = {self.policy.timeout_s:g}s"
+        return f"{self.timeout_key} = {self._timeout_s:g}s"
 
     def of_operation(
         self,
@@ -269,7 +271,7 @@ class Edge:
             )
             self._limiters[name] = edge.limiter
         edge.policy, edge.tracker, edge.is_read = policy, LatencyTracker(), is_read
-        edge.timeout_key = timeout_key or self.timeout_key
+        edge.timeout_key, edge._timeout_s = timeout_key or self.timeout_key, policy.timeout_s
         if edge.budget is None and policy.retry is not None and policy.budget is not None:
             edge.budget = RetryBudget(policy.budget, now=self._began_s)
         if policy.hedge is not None:
