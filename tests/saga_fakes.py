@@ -10,25 +10,28 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import pytest
 
+import virtual_postgres
 from synchromesh import events
 from synchromesh.calls.contract import Contract, Operation, command, query
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
-from synchromesh.errors import ConnectionLost, Rejection, TimedOut
+from synchromesh.errors import ConnectionLost, Rejection, SagaGone, TimedOut
 from synchromesh.saga import (
     Engine,
     EngineOptions,
     Saga,
     SagaDefinition,
     SagaPolicy,
+    SagaRun,
     SagaVersions,
 )
 from synchromesh.saga.engine import DEFAULTS
 from synchromesh.saga.schema import SCHEMA
-from synchromesh.store import Migration, Schema, SqliteStore, Unit
+from synchromesh.store import Migration, Schema, SqliteStore, Store, Unit
 from synchromesh.telemetry import MemoryRing, Tracer
-from synchromesh.testing import SimRuntime
+from synchromesh.testing import SimRuntime, World
 
 
 class OutOfStock(Rejection, code="test_out_of_stock", status=409):
@@ -101,7 +104,8 @@ TABLES = Schema(
 async def create_order(tx: Unit, order: Order) -> Created:
     """Insert the order; a bad one is refused after the row was written."""
     await tx.execute(
-        "insert into orders values (?, 'open', 1) on conflict(id) do update set n = n + 1", order.id
+        "insert into orders values (?, 'open', 1) on conflict(id) do update set n = orders.n + 1",
+        order.id,
     )
     if order.is_bad:
         raise OutOfStock("bad order")
@@ -226,6 +230,10 @@ class Participants:
         return [context for sent, _, context in self.sent if sent == name]
 
 
+ON_SQLITE = pytest.mark.parametrize("each_engine", ["sqlite"], indirect=True)
+ON_POSTGRES = pytest.mark.parametrize("each_engine", ["postgres"], indirect=True)
+"""Of a suite on each engine, mark what is about one of them, or long and of code they share."""
+
 R = TypeVar("R")
 
 CONTEXT = CallContext(trace_id="0af7651916cd43dd8448eb211c80319c", span_id="b7ad6b7169203331")
@@ -239,7 +247,7 @@ def as_itself(
 
 
 def engine_on(
-    store: SqliteStore,
+    store: Store,
     others: Participants,
     runtime: SimRuntime,
     definitions: Iterable[SagaDefinition[Any, Any]] = (PLACE, THREE),
@@ -259,11 +267,12 @@ def engine_on(
     )
 
 
-async def open_store(runtime: SimRuntime) -> SqliteStore:
-    """Open the service's database on the simulated disk."""
-    return await SqliteStore.open(
-        "/orders.db", service="orders", schemas=[events.SCHEMA, SCHEMA, TABLES], runtime=runtime
-    )
+async def open_store(runtime: SimRuntime, *more: Schema) -> Any:
+    """Open the service's database, on the simulated disk or on the server (`each_engine`)."""
+    schemas = [events.SCHEMA, SCHEMA, TABLES, *more]
+    if virtual_postgres.is_on():
+        return await virtual_postgres.stores(runtime).open("orders", schemas)
+    return await SqliteStore.open("/orders.db", service="orders", schemas=schemas, runtime=runtime)
 
 
 @asynccontextmanager
@@ -292,6 +301,21 @@ async def at_work(
         await store.close()
 
 
+async def has_left(run: SagaRun[Any]) -> None:
+    """Wait until a run has left memory; on the server it may be in that of another process."""
+    if virtual_postgres.is_on():
+        assert await run.result(10.0) is None
+    else:
+        with pytest.raises(SagaGone):
+            await run.result(60.0)
+
+
 async def rows(runtime: SimRuntime, sql: str) -> list[Any]:
     """Return committed rows, as an audit sees them."""
-    return runtime.disk.rows("/orders.db", sql)
+    return audit(runtime, sql)
+
+
+def audit(world: World | SimRuntime, sql: str) -> list[Any]:
+    """Return committed rows, also after the end of a world."""
+    on_server = virtual_postgres.is_on()
+    return virtual_postgres.audit(sql) if on_server else world.disk.rows("/orders.db", sql)

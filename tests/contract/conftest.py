@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import virtual_postgres
 from postgres_server import empty_database, shared_server
+from saga_fakes import open_store
 from synchromesh.calls import Caller
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Schema, SqliteStore, Store
 from synchromesh.store.postgres import PostgresStore
+from synchromesh.testing import SimRuntime, run
 
 
 class Stores:
@@ -85,3 +88,19 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         self.is_slow = request.param == "slow"
 
     monkeypatch.setattr(Caller, "__init__", made)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def each_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have simulations keep their data on each engine in turn, in virtual time on both."""
+    if request.param == "sqlite":
+        yield
+    else:
+        with virtual_postgres.turned_on():
+            run(made)
+            yield
+
+
+async def made(runtime: SimRuntime) -> None:
+    """Have the tables made, so that no life of a test's service takes longer than the others."""
+    await (await open_store(runtime)).close()

@@ -423,7 +423,7 @@ def test_holes_side_by_side_are_one_and_others_are_kept() -> None:
             await tell(store, TOLD, f"k-{n}")
         for positions in ([2, 5], [4, 9, 10], [3], [11, 8], []):
             await store.write(
-                lambda unit, each=positions: remove_each(unit, each),  # type: ignore[misc]
+                lambda unit, each=positions: remove_each(unit, each),
                 name="remove",
             )
             assert await log_faults(store) == []

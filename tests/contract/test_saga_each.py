@@ -18,6 +18,7 @@ from saga_fakes import (
     DUMB,
     HANGS,
     LOST,
+    ON_SQLITE,
     PATIENT,
     Bank,
     Declined,
@@ -27,6 +28,7 @@ from saga_fakes import (
     Participants,
     Stock,
     at_work,
+    audit,
     create_order,
     engine_on,
     open_store,
@@ -39,6 +41,8 @@ from synchromesh.saga.records import Ask, RecordKind, RepairVerb, SagaRecord, Sa
 from synchromesh.saga.repair import RepairWish
 from synchromesh.saga.saga import EACH_MAX, STEPS_TOGETHER_MAX
 from synchromesh.testing import SimRuntime, World, run
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 FOREVER_S = 100_000.0
 
@@ -303,7 +307,7 @@ def test_units_and_functions_are_done_for_each_too() -> None:
             return sum(receipt.cents for receipt in paid)
 
         ended = await told(runtime, Participants(), SagaDefinition(ships, "ships", policy=PATIENT))
-        states = runtime.disk.rows("/orders.db", "select id, state, n from orders order by id")
+        states = audit(runtime, "select id, state, n from orders order by id")
         if refuses:
             assert isinstance(ended, Declined)
             assert provider.paid == {}
@@ -390,6 +394,7 @@ class Brief(Picky):
         return b'{"id":"a hold of some length"}'
 
 
+@ON_SQLITE
 def test_ten_thousand_are_held_by_a_few_tasks() -> None:
     """As many as the cap, and those of the engine."""
 
@@ -528,6 +533,7 @@ class Warehouse:
 
 
 @pytest.mark.parametrize("story", STORIES)
+@ON_SQLITE
 def test_a_power_cut_at_any_step_leaves_all_or_nothing(story: str) -> None:
     """At each record of each item; what was under way is asked again under its key, or undone."""
     calm = Warehouse(story)

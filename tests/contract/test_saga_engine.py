@@ -53,9 +53,12 @@ from synchromesh.errors import (
     VersionConflict,
 )
 from synchromesh.saga import Engine, EngineOptions, Saga, SagaDefinition, SagaRun
-from synchromesh.store import SqliteStore, Unit
+from synchromesh.store import Unit
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import SimRuntime, run
+from virtual_postgres import few
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 FOREVER_S = 10_000.0
 
@@ -141,8 +144,7 @@ def test_three_steps_alone_take_four_commits_and_fifty_share_theirs() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         async with at_work(runtime, Participants()) as engine:
-            store = engine._store
-            assert isinstance(store, SqliteStore)
+            store: Any = engine._store
             before = store.commits
             await (await start(engine, THREE)).result(FOREVER_S)
             assert store.commits - before == 4
@@ -283,7 +285,7 @@ def test_bad_starts_are_refused_before_anything_is_written() -> None:
                     await start(engine, THREE, Order("A"), id=id_)
             with pytest.raises(ContractError, match="none of service"):
                 await start(engine, PLACE)
-            unready = engine_on(engine._store, Participants(), runtime)  # type: ignore[arg-type]
+            unready = engine_on(engine._store, Participants(), runtime)
             with pytest.raises(SagaError, match="recover first"):
                 await start(unready, THREE, id="A-2")
             assert await engine.runs() == []
@@ -652,7 +654,7 @@ def test_a_cancel_during_a_write_waits_for_its_commit_and_undoes_it() -> None:
         assert await rows(runtime, "select state, n from orders") in ([], [("rejected", 0)])
         assert others.log == []
 
-    for seed in range(10):
+    for seed in few(range(10), 3):
         run(main, seed=seed)
 
 
@@ -895,9 +897,9 @@ def test_opening_needs_the_tables() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         store = await open_store(runtime)
-        names = await store.read("select name from sqlite_master where name like 'sm_saga%'")
+        for table in ("sm_saga", "sm_saga_record", "sm_saga_epoch"):
+            assert await store.read(f"select count(*) from {table}") == [(0,)]
         await store.close()
-        assert {("sm_saga",), ("sm_saga_record",), ("sm_saga_epoch",)} <= set(names)
 
     run(main)
 

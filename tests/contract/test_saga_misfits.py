@@ -15,6 +15,8 @@ from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairWish
 from synchromesh.testing import SimRuntime, run
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 FOREVER_S = 10_000.0
 
 

@@ -10,6 +10,7 @@ import pytest
 from saga_fakes import (
     CONTEXT,
     HANGS,
+    ON_SQLITE,
     PLACE,
     THREE,
     Fault,
@@ -25,6 +26,8 @@ from synchromesh.context import CallContext
 from synchromesh.errors import NoInstance, SagaConflict, SagaLocked, SagaUndone, Shed, TimedOut
 from synchromesh.saga import Engine, EngineOptions, SagaDefinition, SagaRun
 from synchromesh.testing import SimRuntime, run
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 FOREVER_S = 10_000.0
 NARROW = EngineOptions(in_flight_max=4, queue_max=6)
@@ -217,6 +220,7 @@ async def interrupted(runtime: SimRuntime, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
+@ON_SQLITE
 def test_none_is_undone_by_the_rush_of_a_recovery() -> None:
     """Six hundred come back to those who can take a hundred at once: all are completed."""
 
@@ -298,7 +302,7 @@ def test_a_page_of_runs_is_read_by_two_statements() -> None:
             asked.append(sql)
             return await read(sql, *values)
 
-        store.read = counted  # type: ignore[method-assign]
+        store.read = counted
         engine = engine_on(store, Participants(), runtime, [THREE])
         await engine.recover()
         task = asyncio.ensure_future(engine.keep_going())

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,8 @@ from saga_fakes import (
     DUMB,
     HANGS,
     LOST,
+    ON_POSTGRES,
+    ON_SQLITE,
     PATIENT,
     PLACE,
     THREE,
@@ -28,8 +31,10 @@ from saga_fakes import (
     Quote,
     Stock,
     at_work,
+    audit,
     create_order,
     engine_on,
+    has_left,
     open_store,
     reject_order,
     rows,
@@ -50,8 +55,11 @@ from synchromesh.errors import (
 from synchromesh.saga import Engine, EngineOptions, Saga, SagaDefinition, SagaRun
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import SagaCause, SagaStatus
-from synchromesh.store import SqliteStore, Unit
+from synchromesh.store import Store, Unit
 from synchromesh.testing import SimRuntime, World, run
+from virtual_postgres import few, is_on
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 FOREVER_S = 10_000.0
 
@@ -138,13 +146,13 @@ class Universe:
 
     def audit(self) -> None:
         """Judge by the database and the participants alone."""
-        read = self.world.disk.rows
-        ((status,),) = read("/orders.db", "select status from sm_saga")
+        read = partial(audit, self.world)
+        ((status,),) = read("select status from sm_saga")
         assert status == self.scenario.ends
-        kinds = read("/orders.db", "select seq, kind from sm_saga_record order by seq")
+        kinds = read("select seq, kind from sm_saga_record order by seq")
         assert [seq for seq, _ in kinds] == list(range(1, len(kinds) + 1))
         assert kinds[-1][1] == "ended"
-        orders = read("/orders.db", "select state, n from orders")
+        orders = read("select state, n from orders")
         live = dict(+self.others.live)
         is_placed = self.scenario.definition is PLACE
         if status == "completed":
@@ -165,21 +173,33 @@ class Universe:
             assert log.index("plant.unbook") < log.index("stock.release")
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_crash_at_any_step_leaves_all_or_nothing(name: str) -> None:
     """Killed before each step of the process in turn, a saga ends as it would have (S1 to S5)."""
+    play_with_crashes(name)
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("name", ["pivot unknown", "undo fails"])
+def test_a_crash_leaves_all_or_nothing_on_a_server_too(name: str) -> None:
+    """A commit that was under way took effect or not, and the next life has the runs (S1 to S5)."""
+    play_with_crashes(name)
+
+
+def play_with_crashes(name: str) -> None:
     calm = Universe(SCENARIOS[name], None)
     calm.play()
     calm.audit()
     seen: Counter[str] = Counter()
-    for step in range(1, calm.node.steps + 1):
+    for step in few(range(1, calm.node.steps + 1), 12):
         universe = Universe(SCENARIOS[name], step)
         universe.play()
         universe.audit()
         seen.update(universe.counts)
         seen.update(universe.others.seen)
-    assert seen["recovered"] > 5, "the rare path was walked"
-    if SCENARIOS[name].ends == "undone" and not SCENARIOS[name].is_bad:
+    assert seen["recovered"] > 2, "the rare path was walked"
+    if not is_on() and SCENARIOS[name].ends == "undone" and not SCENARIOS[name].is_bad:
         assert seen["recovered mid-undo"] > 0
         assert seen["asked again"] > 0
 
@@ -311,14 +331,15 @@ def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
     assert run(lambda runtime: main(runtime, 90.0), until_s=100_000.0) is SagaStatus.STUCK
 
 
-async def stuck_run(runtime: SimRuntime) -> SqliteStore:
+async def stuck_run(runtime: SimRuntime) -> Store:
     """Leave a run that became stuck in its database, and return that."""
     others = Participants(refuses={"plant.book"})
     async with at_work(runtime, others) as engine:
         handle = await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
         with pytest.raises(Stuck):
             await handle.result(FOREVER_S)
-    return await open_store(runtime)
+    store: Store = await open_store(runtime)
+    return store
 
 
 def test_a_record_that_nobody_can_read_holds_its_own_run_alone() -> None:
@@ -367,14 +388,23 @@ def test_a_record_that_nobody_can_read_holds_its_own_run_alone() -> None:
         ("body = '[]' where kind = 'stuck'", "stuck"),
         ("body = '[' where kind = 'stuck'", "stuck"),
         ("kind = 'paused' where kind = 'stuck'", "paused"),
-        ("at_us = 'late' where kind = 'stuck'", "stuck"),
-        ("attempt = 'x', at_us = x'00' where kind = 'stuck'", "stuck"),
     ],
 )
 def test_a_story_and_its_conclusion_survive_any_record_that_was_spoilt(
     spoilt: str, kind: str
 ) -> None:
     """The line says that it cannot be read; the reason is kept beside the records as well."""
+    tell_of_spoilt(spoilt, kind)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("spoilt", ["at_us = 'late'", "attempt = 'x', at_us = x'00'"])
+def test_they_survive_a_value_of_another_type(spoilt: str) -> None:
+    """SQLite takes it in any column."""
+    tell_of_spoilt(f"{spoilt} where kind = 'stuck'", "stuck")
+
+
+def tell_of_spoilt(spoilt: str, kind: str) -> None:
 
     async def main(runtime: SimRuntime) -> None:
         store = await stuck_run(runtime)
@@ -600,6 +630,7 @@ def test_many_runs_are_recovered_at_once() -> None:
         async with at_work(runtime, others, THREE) as engine:
             for n in range(150):
                 await engine.start(THREE, Order(f"A-{n}"), id=f"A-{n}", context=CONTEXT)
+            await asyncio.sleep(0.1)
         async with at_work(
             runtime, others, THREE, options=EngineOptions(in_flight_max=10)
         ) as engine:
@@ -611,6 +642,7 @@ def test_many_runs_are_recovered_at_once() -> None:
     run(main)
 
 
+@ON_SQLITE
 def test_after_a_takeover_no_record_of_the_old_engine_is_accepted() -> None:
     """The epoch is checked in every commit (S10)."""
 
@@ -657,8 +689,7 @@ def test_records_that_came_late_put_a_run_out_of_memory_and_it_goes_on_from_them
             )
 
         await store.write(late, name="late")
-        with pytest.raises(SagaGone):
-            await (await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)).result(60.0)
+        await has_left(await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT))
         assert await engine.adopt() == 1
         assert await engine.conclusion("A-1", FOREVER_S) is not None
         assert others.live["bank.charge"] == 1
@@ -668,6 +699,7 @@ def test_records_that_came_late_put_a_run_out_of_memory_and_it_goes_on_from_them
     run(main)
 
 
+@ON_SQLITE
 def test_a_write_of_an_engine_that_was_taken_over_has_no_effect() -> None:
     """The business rows of a step are under the same fence as its record (S10)."""
 
@@ -696,7 +728,7 @@ def test_a_write_of_an_engine_that_was_taken_over_has_no_effect() -> None:
 class FullDisk:
     """A store that has no room for a while."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self.failures = 0
 
@@ -743,8 +775,7 @@ def test_a_run_that_left_memory_by_a_fault_is_adopted_and_ends() -> None:
         async with at_work(runtime, others) as engine:
             with patch.object(SagaMachine, "on_outcome", side_effect=RuntimeError("a bug")):
                 handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
-                with pytest.raises(SagaGone):
-                    await handle.result(FOREVER_S)
+                await has_left(handle)
             assert await engine.adopt() == 1
             assert await engine.adopt() == 0
             assert await handle.result(FOREVER_S) is not None
@@ -776,7 +807,7 @@ def test_an_engine_that_is_closed_leaves_runs_that_others_wait_for() -> None:
                 await engine.conclusion("A-2", FOREVER_S)
             assert {each.status for each in await engine.runs()} <= {"completed", "undone"}
 
-    for seed in range(20):
+    for seed in few(range(20), 3):
         run(main, seed=seed)
 
 

@@ -34,6 +34,8 @@ from synchromesh.saga.records import RepairVerb, SagaStatus
 from synchromesh.saga.repair import RepairWish
 from synchromesh.testing import SimRuntime, run
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 FOREVER_S = 10_000.0
 RETRY, SKIP, UNDO, CANCEL = RepairVerb
 ADA = RepairWish("ada", "looked at it")

@@ -15,7 +15,7 @@ from synchromesh.clock import loop_clock
 from synchromesh.context import CallContext, span_ids
 from synchromesh.durations import FOR_EVER, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.eager import TaskStarter, starter
-from synchromesh.errors import Fenced, SagaError, Shed
+from synchromesh.errors import Fenced, SagaError, Shed, StoreBroken
 from synchromesh.runtime import Runtime
 from synchromesh.saga import elsewhere, tables, timetable
 from synchromesh.saga.asked import AskedRuns, gone
@@ -446,8 +446,16 @@ class Engine(StoredRuns):
             UnknownSaga: no run has this id.
             SagaGone: it has not ended, and this engine does not run it.
         """
+        until_s = loop_clock(asyncio.get_running_loop())() + within_s
+        try:
+            return await self._concluded(id, until_s)
+        except StoreBroken as error:
+            if self._is_closed:
+                raise gone(id) from error
+            raise
+
+    async def _concluded(self, id: str, until_s: float) -> Conclusion | None:  # noqa: A002
         time = loop_clock(asyncio.get_running_loop())
-        until_s = time() + within_s
         while True:
             execution = self._executions.get(id)
             if execution is not None:
@@ -468,7 +476,7 @@ class Engine(StoredRuns):
                 return None
             if comes:
                 await self._back.awake(id, until_s - time())
-            elif self._is_alone:
+            elif self._is_alone or self._is_closed:
                 raise gone(id)
             elif not await elsewhere.has_changed(self._store, row, until_s):
                 return None
