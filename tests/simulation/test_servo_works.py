@@ -1,6 +1,6 @@
 """Claims about the whole system under faults: servo-works, its shipped modules, 2,000 universes.
 
-The universes run in processes of their own, one a core, and are not measured for coverage.
+The universes run in processes of their own, two at a time, and are not measured for coverage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simulation import __main__ as command
 from synchromesh.testing import World
 
 MODULE = "synchromesh.examples.servo_works.simulation"
-UNIVERSES, WORKERS = 2000, 2
+UNIVERSES, SLOW_UNIVERSES, WORKERS = 2000, 60, 2
 
 # How often each rare path is walked at least, in all universes together. A simulation in which one
 # of them never happened proves nothing about it.
@@ -60,53 +60,48 @@ FLOORS = {
 }
 
 
-def run_side_by_side(*arguments: list[str], hash_seed: str = "random") -> list[str]:
-    """Run the simulation once for each list of arguments, at the same time."""
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", MODULE, *each],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={"PYTHONHASHSEED": hash_seed},
-        )
-        for each in arguments
-    ]
-    said = [worker.communicate()[0] for worker in workers]
-    for worker, text in zip(workers, said, strict=True):
-        assert worker.returncode == 0, text[-4000:]
-    return said
+def run_apart(*arguments: str, hash_seed: str = "random") -> str:
+    """Run the simulation in processes of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, "--jobs", str(WORKERS), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"PYTHONHASHSEED": hash_seed},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 def test_nothing_breaks_in_two_thousand_universes() -> None:
     """Under every fault each order is placed or undone, all adds up, and rare paths were walked."""
-    share = UNIVERSES // WORKERS
-    said = run_side_by_side(
-        *(
-            ["--seed", str(worker * share), "--count", str(share), "--json"]
-            for worker in range(WORKERS)
-        )
-    )
-    counts: Counter[str] = Counter()
-    for text in said:
-        counts.update(json.loads(text))
+    counts = Counter(json.loads(run_apart("--count", str(UNIVERSES), "--json")))
     assert counts["universes"] == UNIVERSES
     too_rare = {path: counts[path] for path, least in FLOORS.items() if counts[path] < least}
     assert not too_rare
 
 
+def test_nothing_breaks_on_the_slow_way() -> None:
+    """With the fast way of calls and of HTTP switched off, universes are as sound."""
+    counts = json.loads(run_apart("--count", str(SLOW_UNIVERSES), "--slow", "--json"))
+    assert counts["universes"] == SLOW_UNIVERSES
+    assert counts["call on the slow way"] > 20 * SLOW_UNIVERSES
+
+
 def test_nothing_breaks_by_a_power_cut_at_any_step() -> None:
     """With the power cut before each step of each node, nothing breaks."""
-    (said,) = run_side_by_side(["--seed", "1", "--count", "1", "--sweep", "--json"])
-    count = json.loads(said)
+    count = json.loads(run_apart("--seed", "1", "--count", "1", "--sweep", "--json"))
     assert min(count["universes"], count["crash"]) > 300
     assert count["saga recovered mid-undo"] > 0
 
 
 def test_a_seed_is_one_universe() -> None:
-    """The same seeds give the same steps in another process, whatever its hash seed is."""
-    arguments = ["--seed", "40", "--count", "12", "--trace"]
-    assert run_side_by_side(arguments, hash_seed="1") == run_side_by_side(arguments, hash_seed="2")
+    """The same seeds give the same steps in other processes, whatever the hash seed is."""
+    seeds = ("--seed", "40", "--count", "24", "--trace")
+    in_forks = run_apart(*seeds, hash_seed="1")
+    assert in_forks == run_apart(*seeds, "--jobs", "1", hash_seed="2")
+    assert in_forks.count("make sim SEED=") == 24
 
 
 @pytest.fixture
@@ -118,7 +113,7 @@ def broken() -> Iterator[None]:
 @pytest.mark.usefixtures("broken")
 def test_a_broken_universe_is_named_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     """A universe in which something is broken ends the run with the command that repeats it."""
-    assert command.main(["--seed", "3", "--count", "2"]) == 1
+    assert command.main(["--seed", "3", "--count", "2", "--jobs", "1"]) == 1
     assert capsys.readouterr().out == "the sum is wrong\nto see it again: make sim SEED=3 N=1\n"
 
 

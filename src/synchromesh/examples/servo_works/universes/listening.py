@@ -6,11 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
+from synchromesh.calls import Caller
+from synchromesh.calls.sending import Sending
 from synchromesh.errors import StoreBroken, StoreFull, StoreUnavailable
 from synchromesh.events import removal
 from synchromesh.events.removal import Reached
+from synchromesh.http import HttpServer
 from synchromesh.saga import forgetting as saga_forgetting
 from synchromesh.saga.forgetting import ForgottenRuns
 from synchromesh.service import forgetting
@@ -89,6 +93,28 @@ def keeping_spans_longer() -> Iterator[None]:
     defaults = SqliteRing.__init__.__kwdefaults__
     assert defaults is not None
     with mock.patch.dict(defaults, flush_s=SPANS_EVERY_S):
+        yield
+
+
+@contextmanager
+def taking_the_slow_way(count: Counter[str]) -> Iterator[None]:
+    """Have no call and no request take the fast way; count the calls."""
+    make, run, defaults = Caller.__init__, Sending.run, HttpServer.__init__.__kwdefaults__
+    assert defaults is not None
+
+    def made(self: Caller, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.is_slow = True
+
+    def counted(self: Sending, *args: Any) -> Any:
+        count["call on the slow way"] += 1
+        return run(self, *args)
+
+    with (
+        mock.patch.object(Caller, "__init__", made),
+        mock.patch.object(Sending, "run", counted),
+        mock.patch.dict(defaults, is_fast=False),
+    ):
         yield
 
 

@@ -7,7 +7,7 @@ import functools
 import math
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TypeVar
 from unittest import mock
 
@@ -48,6 +48,7 @@ from universes.listening import (
     counting_replays,
     keeping_spans_longer,
     noting_what_is_forgotten,
+    taking_the_slow_way,
     watching_often,
 )
 from universes.releases import DIFFERENT
@@ -88,6 +89,7 @@ class Universe:
         seed: decides everything.
         is_stormy: whether there are random faults.
         kill: a node, and the number of its step before which its power is cut.
+        is_slow: whether the fast way of calls and of HTTP is switched off.
 
     Attributes:
         broken: what is not as it must be, by the databases and by what clients were told.
@@ -96,9 +98,15 @@ class Universe:
     """
 
     def __init__(
-        self, seed: int | str, *, is_stormy: bool = True, kill: tuple[str, int] | None = None
+        self,
+        seed: int | str,
+        *,
+        is_stormy: bool = True,
+        kill: tuple[str, int] | None = None,
+        is_slow: bool = False,
     ) -> None:
         self.world = World(f"servo-works/{seed}")
+        self._is_slow = is_slow
         # In one of ten universes it is much worse.
         is_hurricane = self.world.rng.random() < 0.1
         self._weather = (HURRICANE if is_hurricane else STORM) if is_stormy else PEACE
@@ -138,6 +146,7 @@ class Universe:
             noting_what_is_forgotten(self.forgotten, self.forgotten_records, self._check_age),
             watching_often(),
             keeping_spans_longer(),
+            taking_the_slow_way(self.count) if self._is_slow else nullcontext(),
             collecting_errors(self.broken, self.world, known),
         ):
             try:
