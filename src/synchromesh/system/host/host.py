@@ -243,10 +243,7 @@ class Host:
         for name, events in definitions.left_out.items():
             self.deps.declared.remember(name, events)
         self.local = LocalProcess(
-            config.system.name,
-            self.deps,
-            ring,
-            faults_of(config, table),
+            config.system.name, self.deps, ring, faults_of(config, table),
             externals=() if self.name else tuple(config.external),
             supervisors=[self.background], restart=self.restart, export=self.export.status,
             engines=config.engine.shown(self.folder, os.environ),
