@@ -4,8 +4,9 @@
 
 In one process: `synchromesh dev`, all defaults, spans kept in their file; the figure is the median
 of single calls, and beside it stands all CPU of the process for a call, the thread that writes the
-spans included. Over HTTP: `synchromesh dev --split`, so that caller and callee are a process each,
-against an aiohttp client and an aiohttp server, a process each too.
+spans included, less what the process takes while nobody calls. Over HTTP: `synchromesh dev
+--split`, so that caller and callee are a process each, against an aiohttp client and an aiohttp
+server, a process each too.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ async def _in_process(report: Report, system: System) -> None:
         peer="await + copy",
     )
     report.alone("  all CPU a call, spans written", "µs", results.median("call", "cpu_us"))
+    report.alone("  of it the spans' thread", "µs", results.median("call", "threads_us"))
     report.alone("  Python calls, both sides", "calls", passed.calls, at_most(40))
     report.alone("  files passed", "files", len(passed.files), at_most(12))
     report.alone(
