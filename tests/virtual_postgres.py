@@ -232,8 +232,8 @@ _databases: dict[str, str] = {}
 
 def url_of(service: str) -> str:
     """Return the address of a service's database, which is there from its first use on."""
-    if service not in _databases:
-        server, name = shared_server(), f"virtual_{service}"
+    server, name = shared_server(), f"virtual_{service}"
+    if str(server.folder) not in _databases.get(service, ""):
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute(f"create database {name}")
         _databases[service] = server.url(name)

@@ -284,6 +284,12 @@ MUTANTS_OF_TESTS: Sequence[Mutant] = (
         "test_after_a_takeover_no_record_of_the_old_engine_is_accepted",
     ),
     Mutant(
+        "a replica that wakes writes under an epoch that is over",
+        f"{_STORE}.owners._SharedFence.lost",
+        _nothing_is_lost,
+        test="tests/simulation/test_replicas.py",
+    ),
+    Mutant(
         "code that leaves recorded steps out is taken for the same",
         f"{_SAGA}.machine.SagaMachine.unasked",
         _unasked_is_nothing,
