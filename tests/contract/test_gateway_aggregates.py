@@ -304,7 +304,10 @@ def test_a_deadline_ends_an_aggregate_with_what_there_is() -> None:
         assert json_of(answer)["branches"]["order"] == {"status": "failed", "code": "timed_out"}
         assert marks_of(answer)["production"] == "ok"
         plant.fleet.answers["machine"] = stalls
-        assert (await plant.ask("GET /machines/M-1")).status == 504
+        cut = await plant.ask("GET /machines/M-1")
+        assert (cut.status, json_of(cut).get("limit")) == (
+            504, "the deadline of this route, 1s, or the timeout of a branch",
+        )  # fmt: skip
 
     behind(main, policies=NO_RETRY)
 

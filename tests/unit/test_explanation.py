@@ -66,9 +66,11 @@ def test_what_was_cut_is_told_with_its_limit() -> None:
         span("b", "g", "gateway call fleet.all", 0, 5000, "timed_out", limit="of who calls"),
         span("c", "", "cron call fleet.all", 0, 5000, "timed_out", limit="of who calls"),
     ]
+    alone = "gateway -> fleet: fleet.all, by the deadline of GET /page"
+    assert explain([spans[0], spans[2]]).cut == (alone,)
     assert explain(spans).cut == (
         f"gateway -> orders: orders.one, by {key}",
-        "gateway -> fleet: fleet.all, by the deadline of GET /page",
+        "gateway -> fleet: fleet.all, by the deadline of GET /page, or the timeout of its branch",
         "cron -> fleet: fleet.all, by of who calls",
     )
 

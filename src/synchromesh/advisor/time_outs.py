@@ -15,6 +15,7 @@ from synchromesh.advisor.advice import AdviceCase
 from synchromesh.advisor.facts import Facts
 from synchromesh.advisor.traces import CASES_MIN, service_of, some, walked_of
 from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry.explanation import OR_BRANCH
 from synchromesh.telemetry.trace_tree import TraceTree
 
 _CUT = "timed_out"
@@ -80,7 +81,8 @@ def _limit_of(tree: TraceTree, call: SpanRecord) -> str:
         return limit
     above = [span for _, span in tree.walk() if span.span_id == call.parent_id]
     if above and above[0].kind == "gateway":
-        return f"the deadline of {above[0].name}"
+        is_page = len(tree.below(above[0])) > 1
+        return f"the deadline of {above[0].name}{OR_BRANCH * is_page}"
     return limit or "the deadline of who calls"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from synchromesh.calls.routes import NoMatch
@@ -51,6 +51,11 @@ class AskedRoute(Protocol):
         """How long a request may take."""
         ...
 
+    @property
+    def parts(self) -> Mapping[str, object]:
+        """Of an aggregate its branches, which may have times of their own."""
+        ...
+
 
 def refused(
     error: SynchromeshError, fields: Iterable[tuple[str, str]] = ALWAYS, *, trace_id: str = ""
@@ -70,6 +75,10 @@ def _retry_after(wait_s: float, fields: Iterable[tuple[str, str]]) -> int:
     return max([whole_seconds(wait_s), *(int(value.rpartition(";t=")[2]) for value in spent)])
 
 
+OR_BRANCH = ", or the timeout of a branch"
+"""What else may have cut a call of an aggregate."""
+
+
 def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshError:
     """Log what failed within, and return what the outside may know of it (G6)."""
     if not isinstance(error, SynchromeshError):
@@ -83,7 +92,7 @@ def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshEr
         told.limit = (
             f"the timeout of a call that it makes, {length}"
             if length
-            else f"the deadline of this route, {route.deadline_s:g}s"
+            else f"the deadline of this route, {route.deadline_s:g}s{OR_BRANCH * bool(route.parts)}"
         )
     return told
 

@@ -33,6 +33,7 @@ _UNREMARKABLE = frozenset({"ok", "completed", "running", "undone", "cancelled"})
 PLACE_MS = "place_ms"
 # What of its own time a span notes in milliseconds.
 _NOTED = (("held_ms", HELD), (PLACE_MS, PLACE), ("backoff_ms", BACKOFF))
+OR_BRANCH = ", or the timeout of its branch"
 # What has a time that is written where it is defined.
 _TIMED = {
     "gateway": "the deadline of",
@@ -165,7 +166,7 @@ def explain(spans: Sequence[SpanRecord], root_id: str = "") -> Explanation:
         first_failure=first,
         followed=followed[:LISTED_MAX],
         also_failed=also[:LISTED_MAX],
-        cut=tuple(dict.fromkeys(_cut(sorted(everything, key=tree.ended_us))))[:LISTED_MAX],
+        cut=tuple(dict.fromkeys(_cut(tree, sorted(everything, key=tree.ended_us))))[:LISTED_MAX],
         stood_in=tuple(dict.fromkeys(_stood_in(tree, everything)))[:LISTED_MAX],
         undone=tuple(_undone(everything))[:LISTED_MAX],
         sagas=tuple(dict.fromkeys(
@@ -274,7 +275,7 @@ def _failure(tree: TraceTree, span: SpanRecord) -> SpanFailure:
     return SpanFailure(span.span_id, span.service, span.kind, span.name, span.status, after_us, why)
 
 
-def _cut(everything: Sequence[SpanRecord]) -> Iterator[str]:
+def _cut(tree: TraceTree, everything: Sequence[SpanRecord]) -> Iterator[str]:
     by_id = {span.span_id: span for span in everything}
     for span in everything:
         limit = span.attributes.get("limit", "")
@@ -288,6 +289,7 @@ def _cut(everything: Sequence[SpanRecord]) -> Iterator[str]:
                 above = by_id.get(above.parent_id)
             if above is not None and above.kind in _TIMED:
                 limit = f"{_TIMED[above.kind]} {above.name}"
+                limit += OR_BRANCH * (above.kind == "gateway" and len(tree.below(above)) > 1)
         yield f"{_edge(span)}: {span.name}, by {limit}"
 
 
