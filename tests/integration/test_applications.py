@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from certificates import issue
 from notes_app import TESTS, write_config
 from processes import announced, dev
 from split_world import WAIT_S, ControlSocket, port_of, running
+from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System
+from synchromesh.tls import ClientContexts, ClientFiles
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +90,35 @@ async def test_it_is_run_watched_restarted_and_drained_as_any_service(
                     await asyncio.sleep(0.02)
         assert [(await each)["pool"] for each in slow] == ["open", "open"]
     assert all("the pool is closed" in (log / f"{name}.log").read_text() for name in APPS)
+
+
+async def test_by_tls_both_sides_show_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under either server: a service calls it, and who shows none gets no answer."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    ca = issue(tmp_path, "ca")
+    own = issue(tmp_path, "own", by=ca)
+    names = 'certificate = "own.pem", key = "own.key", ca = "ca.pem"'
+    toml = TOML.replace('"works"', f'"works"\ntls = {{ {names} }}')
+    network = RealRuntime().network
+
+    def by(files: ClientFiles) -> HttpPool:
+        return HttpPool(network=network.secured(client=ClientContexts(files=files)))
+
+    async with (
+        HttpPool(network=network) as plain,
+        by(ClientFiles(ca.pem, own.pem, own.key)) as known,
+        by(ClientFiles(ca.pem)) as unknown,
+        running(tmp_path, toml, is_split=False) as system,
+    ):
+        assert (await quoted(ControlSocket(system, plain)))["caller"] == "orders"
+        for service in APPS:
+            assert system.info.services[service].startswith("https://")
+            assert (await ask(system, known, service))["left"] == "7"
+            for pool in (plain, unknown):
+                with pytest.raises(SynchromeshError):
+                    await ask(system, pool, service)
 
 
 def test_what_it_prints_as_it_starts_and_stops_is_on_the_terminal(tmp_path: Path) -> None:

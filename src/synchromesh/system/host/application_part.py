@@ -129,9 +129,11 @@ class ApplicationPart:
         enter.push_async_callback(lifespan.shutdown)
         self._loaded()
         listening = await self._listen()
-        self.url = self._listening.url_of(_url_of(listening))
+        tls = host.config.system.tls.server(host.folder)
+        self.url = self._listening.url_of(_url_of(listening, is_secured=tls is not None))
         address = listening.getsockname()[:2]
-        self._server = server_of(self._server_name, _with_state(self._app, lifespan), listening)
+        stated = _with_state(self._app, lifespan)
+        self._server = server_of(self._server_name, stated, listening, tls)
         self._serving = asyncio.create_task(self._server.run(), name=f"server/{name}")
         enter.push_async_callback(self._end_server)
         await self._accepts(*address)
@@ -247,6 +249,7 @@ def _with_state(app: AsgiApp, lifespan: Lifespan) -> AsgiApp:
     return stated
 
 
-def _url_of(listening: socket) -> str:
+def _url_of(listening: socket, *, is_secured: bool) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if is_secured else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -11,10 +11,13 @@ import importlib
 from contextlib import nullcontext
 from importlib.util import find_spec
 from socket import socket
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from synchromesh.errors import ConfigError
 from synchromesh.http import AsgiApp
+
+if TYPE_CHECKING:
+    from synchromesh.tls import ServerFiles
 
 AUTO, UVICORN, GRANIAN = "auto", "uvicorn", "granian"
 
@@ -48,15 +51,30 @@ def find_server(wanted: str, service: str) -> str:
     )
 
 
-def server_of(name: str, app: AsgiApp, listening: socket) -> AsgiServer:
-    """Return a server for an application at a socket that listens; it owns the socket."""
-    return _Uvicorn(app, listening) if name == UVICORN else _Granian(app, listening)
+def server_of(
+    name: str, app: AsgiApp, listening: socket, tls: ServerFiles | None = None
+) -> AsgiServer:
+    """Return a server for an application at a socket that listens; it owns the socket.
+
+    Args:
+        tls: what it proves itself by, and whose certificates it asks for; read once.
+    """
+    return _Uvicorn(app, listening, tls) if name == UVICORN else _Granian(app, listening, tls)
 
 
 class _Uvicorn:
-    def __init__(self, app: AsgiApp, listening: socket) -> None:
+    def __init__(self, app: AsgiApp, listening: socket, tls: ServerFiles | None) -> None:
         uvicorn: Any = importlib.import_module(UVICORN)
-        options = {"lifespan": "off", "log_config": None, "access_log": False}
+        options: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False}
+        if tls is not None:
+            import ssl
+
+            options |= {
+                "ssl_certfile": str(tls.certificate),
+                "ssl_keyfile": str(tls.key),
+                "ssl_ca_certs": str(tls.client_ca),
+                "ssl_cert_reqs": int(ssl.CERT_REQUIRED),
+            }
         self._server: Any = uvicorn.Server(uvicorn.Config(app, **options))
         # The process has its own, which stop more than this.
         self._server.capture_signals = nullcontext
@@ -73,15 +91,19 @@ class _Uvicorn:
 
 
 class _Granian:
-    def __init__(self, app: AsgiApp, listening: socket) -> None:
+    def __init__(self, app: AsgiApp, listening: socket, tls: ServerFiles | None) -> None:
         embed: Any = importlib.import_module("granian.server.embed")
         constants: Any = importlib.import_module("granian.constants")
         host, port = listening.getsockname()[:2]
         # It takes an address, and no socket; ours has kept that free.
         listening.close()
         interface = constants.Interfaces.ASGINL
+        secured: dict[str, Any] = {}
+        if tls is not None:
+            secured = {"ssl_cert": tls.certificate, "ssl_key": tls.key, "ssl_ca": tls.client_ca}
+            secured["ssl_client_verify"] = True
         self._server: Any = embed.Server(
-            app, address=host, port=port, interface=interface, log_enabled=False
+            app, address=host, port=port, interface=interface, log_enabled=False, **secured
         )
         self._is_over = asyncio.Event()
 
