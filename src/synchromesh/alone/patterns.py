@@ -368,21 +368,14 @@ class Alone:
             ...     async with shop.unit(session) as unit:  # in a transaction of the session
             ...         await unit.start(checkout, cents, id=order_id)
         """
-
-        def register(
-            function: Callable[[Saga, I], Coroutine[Any, Any, R]],
-        ) -> SagaDefinition[I, R]:
-            return self._sagas.define(
-                function,
-                name=name,
-                version=version,
-                deadline=deadline,
-                key=key,
-                owner=owner or self.name,
-                policy=policy,
-            )
-
-        return register
+        return self._sagas.defining(
+            name=name,
+            version=version,
+            deadline=deadline,
+            key=key,
+            owner=owner or self.name,
+            policy=policy,
+        )
 
     async def run_sagas(
         self,

@@ -49,9 +49,8 @@ class SagaVersions:
             )
         versions[definition.version] = definition
 
-    def define(
+    def defining(
         self,
-        function: Callable[[Saga, I], Coroutine[Any, Any, R]],
         *,
         name: str,
         version: int,
@@ -59,27 +58,33 @@ class SagaVersions:
         key: Callable[[I], str | None] | None,
         owner: str,
         policy: SagaPolicy | None,
-    ) -> SagaDefinition[I, R]:
-        """Define a saga by the words of a decorator, add it and return it.
+    ) -> Callable[[Callable[[Saga, I], Coroutine[Any, Any, R]]], SagaDefinition[I, R]]:
+        """Return a decorator that defines a saga, adds it and returns it.
 
-        Raises:
+        What it decorates raises:
             ContractError: it is no `async def`, or this version is defined already.
             ConfigError: an option is outside its range.
         """
-        stored = name or function.__name__
-        if not inspect.iscoroutinefunction(function):
-            raise ContractError(f"saga {stored!r} is not async; write async def")
-        definition = SagaDefinition(
-            function,
-            name=stored,
-            version=version,
-            deadline_s=duration(deadline, f"saga {stored!r}: deadline"),
-            lock_key=key,
-            owner=owner,
-            policy=policy or SagaPolicy(),
-        )
-        self.add(definition)
-        return definition
+
+        def define(
+            function: Callable[[Saga, I], Coroutine[Any, Any, R]],
+        ) -> SagaDefinition[I, R]:
+            stored = name or function.__name__
+            if not inspect.iscoroutinefunction(function):
+                raise ContractError(f"saga {stored!r} is not async; write async def")
+            definition = SagaDefinition(
+                function,
+                name=stored,
+                version=version,
+                deadline_s=duration(deadline, f"saga {stored!r}: deadline"),
+                lock_key=key,
+                owner=owner,
+                policy=policy or SagaPolicy(),
+            )
+            self.add(definition)
+            return definition
+
+        return define
 
     def replace(self, definition: SagaDefinition[Any, Any]) -> None:
         """Put a definition in the place of all that have its name."""

@@ -251,21 +251,14 @@ class Service:
             owner: who is told of a stuck run; the service where empty.
             policy: time-outs and attempts of its steps.
         """
-
-        def register(
-            function: Callable[[SagaSteps, I], Coroutine[Any, Any, R]],
-        ) -> SagaDefinition[I, R]:
-            return self.sagas.define(
-                function,
-                name=name,
-                version=version,
-                deadline=deadline,
-                key=key,
-                owner=owner or self.name,
-                policy=policy,
-            )
-
-        return register
+        return self.sagas.defining(
+            name=name,
+            version=version,
+            deadline=deadline,
+            key=key,
+            owner=owner or self.name,
+            policy=policy,
+        )
 
     @with_arguments('"sold", events=(Sold,)')
     def projection(
