@@ -19,7 +19,6 @@ import click
 import msgspec
 import pytest
 
-import standins
 from pages import FENCE, blocks_of
 from synchromesh import gateway
 from synchromesh.errors import SynchromeshError, error_table
@@ -86,7 +85,6 @@ def test_the_code_of_a_page_runs(
 ) -> None:
     """A reader who pastes a page's code, block after block, gets what the page says."""
     monkeypatch.chdir(tmp_path)
-    standins.put_in(monkeypatch)
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     # Annotations are resolved through the module, as for any other one.
     monkeypatch.setitem(sys.modules, module.__name__, module)

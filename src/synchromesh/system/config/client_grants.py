@@ -7,8 +7,7 @@ ended stays in it for a year, with who ended it and why.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -19,7 +18,7 @@ from synchromesh.clients import ClientGrant, GrantChange, GrantsFile, check_gran
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import Disk
 from synchromesh.service import Service
-from synchromesh.system.config.rundir import refuse_shared, write_private
+from synchromesh.system.config.rundir import changing, refuse_shared, write_private
 from synchromesh.system.config.schema import FILE_NAME
 
 CLIENTS_MAX = 1000
@@ -73,7 +72,7 @@ class ClientsFile:
                 another command changes the file.
         """
         grant = granted(name, scopes, serves, days, made, rng, now_us=self._now_us)
-        with self._alone():
+        with changing(self._path, self._disk):
             kept = [each for each in self.read() if ended_at(each) > self._now - KEPT]
             check_new(grant, kept, self._now_us)
             self._write((*kept, grant))
@@ -85,7 +84,7 @@ class ClientsFile:
         Raises:
             ConfigError: it has none, or as for `add`.
         """
-        with self._alone():
+        with changing(self._path, self._disk):
             grants = self.read()
             found = revoked(grants, name, who=who, why=why, now_us=self._now_us)
             self._write(found if each.id == found.id else each for each in grants)
@@ -94,19 +93,6 @@ class ClientsFile:
     def _write(self, grants: Iterable[ClientGrant]) -> None:
         data = msgspec.json.format(msgspec.json.encode(GrantsFile(tuple(grants))), indent=2)
         write_private(self._path, data + b"\n")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            lock = self._disk.try_lock(str(self._path))
-        except OSError as error:
-            raise ConfigError(f"{self._path}.lock cannot be written: {error.strerror}") from error
-        if lock is None:
-            raise ConfigError(f"another command changes {self._path}; try again")
-        try:
-            yield
-        finally:
-            lock.release()
 
     def __repr__(self) -> str:
         return f"<ClientsFile {self._path.name}>"

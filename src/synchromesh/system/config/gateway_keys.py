@@ -5,8 +5,7 @@ Commands change it while the system runs, and the gateway reads it again within 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +17,7 @@ from synchromesh.gateway.keys import parse_keys
 from synchromesh.gateway.names import reserved_prefixes
 from synchromesh.gateway.principal import Auth, Folders, taken_name
 from synchromesh.runtime import Disk
-from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
+from synchromesh.system.config.rundir import RunDir, changing, refuse_shared, write_private
 
 
 def folders_of(rundir: RunDir) -> Folders:
@@ -113,7 +112,7 @@ class ApiKeysFile:
         for key in made:
             if taken := taken_name(key.principal, self._reserved):
                 raise ConfigError(taken)
-        with self._alone():
+        with changing(self._path, self._disk):
             self.write((*self.read(), *made))
 
     def remove(self, key_id: str) -> ApiKey:
@@ -122,7 +121,7 @@ class ApiKeysFile:
         Raises:
             ConfigError: there is no such key, or as for `add`.
         """
-        with self._alone():
+        with changing(self._path, self._disk):
             keys = self.read()
             for key in keys:
                 if key.id == key_id:
@@ -130,19 +129,6 @@ class ApiKeysFile:
                     return key
         known = ", ".join(key.id for key in keys) or "none"
         raise ConfigError(f"there is no API key {key_id[:40]!r}; the ids are: {known}")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            lock = self._disk.try_lock(str(self._path))
-        except OSError as error:
-            raise ConfigError(f"{self._path}.lock cannot be written: {error.strerror}") from error
-        if lock is None:
-            raise ConfigError(f"another command changes {self._path}; try again")
-        try:
-            yield
-        finally:
-            lock.release()
 
     def __repr__(self) -> str:
         return f"<ApiKeysFile {self._path.name}>"

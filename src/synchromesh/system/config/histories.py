@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from synchromesh.errors import ConfigError
 from synchromesh.saga.recorded import FORMAT, RecordedRun
-from synchromesh.system.config.kept_files import SUFFIX, read_kept
+from synchromesh.system.config.kept_files import SUFFIX, read_kept, write_kept
 
 PLACE = Path("histories")
 
@@ -51,7 +49,7 @@ def write_histories(place: Path, runs: Iterable[RecordedRun]) -> list[str]:
                 if f"{name}{SUFFIX}" not in names
                 else (f"{name}.{run.path}{SUFFIX}")
             )
-            _write(place / name, msgspec.json.encode(run))
+            write_kept(place / name, msgspec.json.encode(run))
             names.add(name)
             written.append(name)
     except OSError as error:
@@ -60,14 +58,3 @@ def write_histories(place: Path, runs: Iterable[RecordedRun]) -> list[str]:
             "make room on the disk"
         ) from error
     return written
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically, with lines that a review can read."""
-    temporary = path.with_suffix(".new")
-    try:
-        temporary.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()

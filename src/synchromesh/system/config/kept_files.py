@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,3 +40,18 @@ def read_kept(path: Path, kind: type[T], *, newest: int, what: str) -> T:
         raise ConfigError(
             f"{path} is no {what} ({error}); take it from version control, or move it away"
         ) from error
+
+
+def write_kept(path: Path, data: bytes) -> None:
+    """Replace a file of JSON atomically, with lines that a review and version control compare.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_suffix(".new")
+    try:
+        temporary.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()

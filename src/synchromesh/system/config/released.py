@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -15,7 +13,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
-from synchromesh.system.config.kept_files import SUFFIX, read_kept
+from synchromesh.system.config.kept_files import SUFFIX, read_kept, write_kept
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 
@@ -62,7 +60,7 @@ def write_released(place: Path, parts: dict[str, ContractsOfPart]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
             file = ReleasedContracts(FORMAT, name, part.offers, part.expects)
-            _write(place / f"{name}{SUFFIX}", msgspec.json.encode(file, order="sorted"))
+            write_kept(place / f"{name}{SUFFIX}", msgspec.json.encode(file, order="sorted"))
         for path in place.glob(f"*{SUFFIX}"):
             if path.stem not in parts:
                 path.unlink()
@@ -86,14 +84,3 @@ def read_released(place: Path) -> dict[str, ContractsOfPart]:
             raise ConfigError(f"{path} is the contract of {file.part!r}; give it that name")
         found[file.part] = ContractsOfPart(file.offers, file.expects)
     return found
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file atomically, with lines that version control can compare."""
-    temporary = path.with_suffix(".new")
-    try:
-        temporary.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()

@@ -11,8 +11,8 @@ import os
 import pwd
 import secrets
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -253,6 +253,25 @@ def refuse_shared(path: Path) -> None:
     """Raise `ConfigError` for a secret file that other users may read."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path} can be read by others; make it private: chmod 600 {path}")
+
+
+@contextmanager
+def changing(path: Path, disk: Disk) -> Iterator[None]:
+    """Have a private file for one command at a time, from before it is read until it is written.
+
+    Raises:
+        ConfigError: another command has it, or nothing can be written there.
+    """
+    try:
+        lock = disk.try_lock(str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}.lock cannot be written: {error.strerror}") from error
+    if lock is None:
+        raise ConfigError(f"another command changes {path}; try again")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_private(path: Path, data: bytes) -> None:
