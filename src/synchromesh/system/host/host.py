@@ -218,7 +218,6 @@ class Host:
         inproc: dict[str, Transport] = {} if self._inproc is None else {"inproc": self._inproc}
         transports = {"http": HttpTransport(pool, runtime=runtime), **https, **inproc}
         table, of_clients = FaultTable(), (config, self.rundir, runtime, signer, enter)
-        signer.clients = await book_of_clients(*of_clients, self.background)
         self.databases = databases_by(config, self.folder, runtime, signer, store=self._store)
         self.deps = Deps(
             runtime=runtime,
@@ -240,6 +239,7 @@ class Host:
             propagation=config.telemetry.propagation(),
             stream=await open_stream(config, self.folder, signer, runtime, pool, enter),
         )
+        signer.clients = await book_of_clients(*of_clients, self.background)
         for name, events in definitions.left_out.items():
             self.deps.declared.remember(name, events)
         self.local = LocalProcess(
