@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from benchmarks.cascade.sharing import Sharing
+
 from synchromesh.errors import Shed
 from synchromesh.priority import Priority
 from synchromesh.resilience import AdaptiveLimitOptions, LatencyTracker, Limiter
@@ -105,6 +107,7 @@ class World:
         slower: when its work takes how many times as long.
         is_cut: whether the callee stops what its caller has given up, as with a limiter at the
             callee; else it goes on with it in vain, as a foreign one does.
+        is_shared: whether calls share the places, or wait for one.
     """
 
     places: int
@@ -116,6 +119,7 @@ class World:
     slower: tuple[tuple[float, float], ...] = ()
     deadline_s: float | None = 1.0
     is_cut: bool = True
+    is_shared: bool = False
     told: list[Told] = field(default_factory=list)
     limits: list[tuple[float, int]] = field(default_factory=list)
 
@@ -127,7 +131,7 @@ class World:
         rng = random.Random(self.seed)
         loop = asyncio.get_running_loop()
         self._began_s = loop.time()
-        self._callee = Callee(self.places)
+        self._callee = Sharing(self.places) if self.is_shared else Callee(self.places)
         self._limiter = None if self.limiter is None else Limiter(self.limiter, name="callee")
         self._trackers = [LatencyTracker() for _ in self.works]
         for at_s, places in self.changes:

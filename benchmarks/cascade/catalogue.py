@@ -23,6 +23,10 @@ def _other(name: str, *calls: str, calls_all: bool = False) -> Part:
 
 CHAIN3 = Shape("chain of 3", (_other("a", "b"), _other("b", "c"), _culprit("c")))
 CHAIN3_MIDDLE = Shape("chain of 3, b", (_other("a", "b"), _culprit("b", "c"), _other("c")))
+CHAIN3_SHARED = Shape(
+    "chain of 3, shared",
+    (_other("a", "b"), _other("b", "c"), replace(_culprit("c"), is_shared=True)),
+)
 CHAIN5 = Shape(
     "chain of 5",
     (_other("a", "b"), _other("b", "c"), _culprit("c", "d"), _other("d", "e"), _other("e")),
@@ -41,6 +45,7 @@ CULPRITS = {
     ALONE.name: "a",
     CHAIN3.name: "c",
     CHAIN3_MIDDLE.name: "b",
+    CHAIN3_SHARED.name: "c",
     CHAIN5.name: "c",
     DIAMOND.name: "d",
     FAN_OUT.name: "d",
@@ -76,6 +81,10 @@ def everything() -> list[Scenario]:
         if load == LOADS[0] or FAULTS[fault].lasts_s < LONG_S
     ]
     faults += [(CHAIN3_MIDDLE, "slow database", load) for load in LOADS]
+    faults += [
+        (CHAIN3_SHARED, fault, load)
+        for fault, load in itertools.product(("stall", "25 % capacity", "slow database"), LOADS)
+    ]
     faults += [(ALONE, "none", load) for load in LOADS]
     faults += [(REPLICAS, fault, LOADS[0]) for fault in ONE_OF_THREE]
     return [
@@ -90,7 +99,7 @@ def few() -> list[Scenario]:
         scenario(CHAIN3, "stall", 1.0, 0.3),
         scenario(CHAIN3, "stall", 1.0, None),
         scenario(CHAIN3, "slow 5 s", 1.0, 1.0, is_retrying=True),
-        scenario(CHAIN3, "25 % capacity", 1.0, 1.0),
+        scenario(CHAIN3_SHARED, "25 % capacity", 1.0, 1.0),
         scenario(CHAIN3, "25 % capacity", 2.0, 0.3, is_retrying=True),
         scenario(CHAIN3, "flapping", 0.5, 1.0),
         scenario(CHAIN3_MIDDLE, "slow database", 1.0, 5.0),

@@ -22,6 +22,7 @@ class Part:
         places: how many requests its own resource works on at once, in each instance.
         mean_s, sigma: the log-normal time that the resource takes for a request.
         timeout_s: of an attempt of its calls; None leaves it at the default.
+        is_shared: requests share the places, and become slower together; or wait for one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Part:
     sigma: float = 0.5
     instances: int = 1
     timeout_s: float | None = None
+    is_shared: bool = False
 
     @property
     def capacity_per_s(self) -> float:

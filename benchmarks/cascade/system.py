@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from benchmarks.cascade.shape import Part, Plans, Shape
+from benchmarks.cascade.sharing import Sharing
 from synchromesh import Contract, Service, query
 from synchromesh.calls import (
     Call,
@@ -43,7 +44,7 @@ class Broken(Exception):
 
 
 class Resource:
-    """What an instance needs for each request: so many places, each taken for a while, in turn.
+    """What an instance needs for each request: so many places, each taken for a while, or shared.
 
     Attributes:
         places, factor, fixed_s, is_stalled, is_failing: changed by faults; `factor` multiplies the
@@ -52,7 +53,8 @@ class Resource:
     """
 
     def __init__(self, part: Part, rng: random.Random) -> None:
-        self.places = part.places
+        self._sharing = Sharing(part.places) if part.is_shared else None
+        self._places = part.places
         self.factor = 1.0
         self.fixed_s: float | None = None
         self.is_stalled = self.is_failing = False
@@ -61,6 +63,18 @@ class Resource:
         self._mu = mu_of(part)
         self._queue: deque[asyncio.Future[None]] = deque()
         self._opened = asyncio.Event()
+
+    @property
+    def places(self) -> int:
+        """How many requests it works on at once."""
+        return self._places
+
+    @places.setter
+    def places(self, places: int) -> None:
+        self._places = places
+        if self._sharing is not None:
+            self._sharing.places = places
+            self._sharing.admit()
 
     @property
     def waiting(self) -> int:
@@ -80,6 +94,9 @@ class Resource:
         if self.is_failing:
             await asyncio.sleep(FAILS_AFTER_S)
             raise Broken
+        if self._sharing is not None:
+            await self._shared(self._sharing)
+            return
         if self.busy < self.places:
             self.busy += 1
         else:
@@ -91,6 +108,15 @@ class Resource:
         finally:
             self.busy -= 1
             self._hand_on()
+
+    async def _shared(self, sharing: Sharing) -> None:
+        self.busy += 1
+        try:
+            while self.is_stalled:
+                await self._opened.wait()
+            await sharing.serve(self._takes_s())
+        finally:
+            self.busy -= 1
 
     def _takes_s(self) -> float:
         if self.fixed_s is not None:

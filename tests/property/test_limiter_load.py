@@ -214,3 +214,64 @@ def test_a_cold_start_under_overload_is_known_for_one(deadline_s: float, seed: i
     ).play()  # fmt: skip
     assert world.count("ok", 1.0, 4.0) >= 0.9 * capacity * 3.0
     assert max(limit for at_s, limit in world.limits if at_s > 1.0) < 100
+
+
+@pytest.mark.parametrize(
+    ("places", "mean_s", "until_s"), [(1, 0.001, 3.0), (4, 0.02, 15.0), (16, 0.2, 20.0)]
+)
+def test_places_that_calls_share_are_left_in_peace_at_four_fifths(
+    places: int, mean_s: float, until_s: float
+) -> None:
+    """None waits for another, all become slower together: that is refused no more than a queue."""
+    works, loads = (Work(mean_s),), steady(places, mean_s, until_s=until_s)
+    limited = World(places, works, loads, seed=1, is_shared=True).play()
+    free = World(places, works, loads, seed=1, limiter=None, is_shared=True).play()
+    assert limited.share("shed") <= SHED_MAX
+    assert limited.count("ok") >= 0.98 * free.count("ok")
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5, 0.05], ids=["exponential", "log-normal", "alike"])
+@pytest.mark.parametrize(
+    ("places", "mean_s", "deadline_s"), [(8, 0.05, 0.3), (5, 0.05, 1.0), (16, 0.1, 0.65)]
+)
+def test_in_overload_places_that_calls_share_do_what_they_can(
+    places: int, mean_s: float, deadline_s: float, sigma: float | None
+) -> None:
+    """Twice what they can: nine tenths of it are answered in time, from two seconds on."""
+    capacity = places / mean_s
+    loads = (Load(0.6 * capacity, 0.0, 2.0), Load(2 * capacity, 2.0, 8.0))
+    world = World(
+        places, (Work(mean_s, sigma),), loads, 3, LIMITS[1], deadline_s=deadline_s, is_shared=True
+    ).play()
+    assert world.count("ok", 4.0) >= 0.9 * capacity * 4.0
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5, 0.05], ids=["exponential", "log-normal", "alike"])
+def test_a_cold_start_of_places_that_calls_share_is_known_for_one(sigma: float | None) -> None:
+    """Not one call has met a callee that was not in overload; those that began first tell most."""
+    world = World(
+        16, (Work(0.1, sigma),), (Load(320, 0.0, 6.0),), 2, LIMITS[1],
+        deadline_s=0.65, is_shared=True,
+    ).play()  # fmt: skip
+    assert world.count("ok", 2.0) >= 0.9 * 160 * 4.0
+
+
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "in turn"])
+def test_few_calls_that_are_late_cut_a_limit_that_they_do_not_reach(*, is_shared: bool) -> None:
+    """20 calls a second, and one place of four is left: they are never many, and all too late."""
+
+    def play(limiter: AdaptiveLimitOptions | None) -> int:
+        works, loads = (Work(0.1, 0.05),), (Load(20, 0.0, 22.0),)
+        world = World(4, works, loads, 1, limiter, ((2.0, 1),), is_shared=is_shared)
+        return world.play().count("ok", 4.0)
+
+    assert play(None) < 0.5 * 10 * 18.0
+    assert play(AdaptiveLimitOptions()) >= 0.9 * 10 * 18.0
+
+
+def test_a_limit_does_not_run_away_where_calls_share_the_places() -> None:
+    """Four times what they can, no deadline: that 90 take as long as 120 is no slower work."""
+    world = World(
+        8, (Work(0.05, 0.05),), (Load(640, 0.0, 8.0),), 1, deadline_s=None, is_shared=True
+    ).play()
+    assert max(limit for at_s, limit in world.limits if 2.0 < at_s < 8.0) < 200

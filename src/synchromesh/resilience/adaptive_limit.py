@@ -9,12 +9,15 @@ calls only waits there. The limit follows
 
 where the room is for chance: a queue of `room_max` calls, or of 70 ms of work if that is less. A
 callee that loses three quarters of its places gets a quarter of the calls, one that gains some gets
-more, and one that has enough is left in peace: a limit that is not half used is not cut.
+more, and one that has enough is left in peace: a limit that is not half used is not cut, but
+where half of all calls are late while others are answered, or some of slow ones.
 
 A queue delays all who wait in it. Where the mean has risen and most answers are as quick as ever
 there is none: some calls take longer by nature, as those that miss a cache do. And a call takes as
 long in a queue as there were calls before it: where it takes as long among many as among few it is
-the work that has become slower (`_Slowdown`), and that is learned, not limited.
+the work that has become slower (`_Slowdown`), and that is learned, not limited. Where calls share
+processors none waits and all are slowed, by how many they are on average: it comes to the same,
+later. So the limit is not raised again before calls that began since the last time have ended.
 
 Answers are not all. Calls that end in a time-out tell how much time calls have. None should wait
 for more than a third of what its work leaves of that: where it is the lower one the limit is, by
@@ -115,15 +118,15 @@ class _Slowdown:
     """
 
     __slots__ = (
-        "_began_s", "_by", "_fewer", "_in_flight", "_is_tried", "_least", "_least_s", "_more",
-        "_sum", "is_work", "windows",
+        "_began_s", "_by", "_fewer", "_in_flight", "_least", "_least_s", "_more", "_sum", "_tried",
+        "is_work", "windows",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._in_flight = self._by = self._sum = self._began_s = self._least_s = 0.0
-        self._fewer = 0.0
+        self._fewer = self._tried = 0.0
         self.windows = self._more = self._least = 0
-        self.is_work = self._is_tried = False
+        self.is_work = False
 
     def end(self) -> None:
         """Take note that answers are as quick as usual."""
@@ -184,22 +187,20 @@ class _Slowdown:
 
     def lowered(self, limit: float, target: float) -> float:
         """Return what to lower the limit to: at first to what tells a queue from slower work."""
-        self._is_tried = True
-        tried = self._in_flight * _TRIED
+        self._tried = self._tried or self._in_flight * _TRIED
+        tried = self._tried
         return (limit + target) / 2 if self._fewer >= _HELD else max(target, tried)
 
     def _refine(self, in_flight: float, by: float) -> None:
         """Learn how slow it is with that many calls: one window is a matter of chance."""
-        if not self._is_tried:
-            self._in_flight += (in_flight - self._in_flight) / 2
+        self._in_flight += (in_flight - self._in_flight) / 2
         self._by += (by - self._by) / 2
 
     def _begin(self, now: float, in_flight: float, by: float) -> None:
         self._began_s, self._in_flight, self._by = now, in_flight, by
-        self._fewer = 0.0
+        self._fewer = self._tried = self._sum = 0.0
         self._more = self._least = 0
-        self._sum = 0.0
-        self.is_work = self._is_tried = False
+        self.is_work = False
 
 
 class AdaptiveLimit:
@@ -231,9 +232,9 @@ class AdaptiveLimit:
 
     __slots__ = (
         "_before", "_cut_s", "_exact", "_given_s", "_in_flight", "_is_guarded", "_is_slow", "_late",
-        "_late_s", "_options", "_peak", "_points", "_quick", "_samples", "_sheds", "_slowdown",
-        "_took_s", "_trusts_refusals", "_usual_s", "_window_ends_s", "is_pressed", "is_slower",
-        "limit", "usual_s",
+        "_late_s", "_options", "_peak", "_points", "_quick", "_raised_s", "_samples", "_sheds",
+        "_slowdown", "_took_s", "_trusts_refusals", "_usual_s", "_window_ends_s", "is_pressed",
+        "is_slower", "limit", "usual_s",
     )  # fmt: skip
 
     def __init__(self, options: AdaptiveLimitOptions, *, trusts_refusals: bool = False) -> None:
@@ -253,6 +254,8 @@ class AdaptiveLimit:
         self._window_ends_s = 0.0
         # When calls that were late or shed have cut it last.
         self._cut_s = -math.inf
+        # When it was raised last: what that did is told by calls that began since.
+        self._raised_s = -math.inf
         # How many were under way, and when.
         self._points: deque[tuple[float, int]] = deque(maxlen=_POINTS)
         # Of the window: sums, and the most that were under way.
@@ -327,10 +330,12 @@ class AdaptiveLimit:
         if answers:
             self.usual_s = self._usual_s / answers
         slowness = max(1.0, self._took_s / self._usual_s) if self._usual_s > 0 else 1.0
-        is_used = 2 * self._peak >= self.limit
         is_slow = self._is_slow = slowness > _SLOW and self._quick < answers * _QUICK_SHARE
         least = self._samples * (_DROPS_SLOW if is_slow and not self.is_slower else _DROPS_QUICK)
         is_late, is_shedding = self._late >= max(1, least), self._sheds >= max(1, least)
+        # Where calls are few they never reach a limit that is far too high for the callee.
+        are_too_many = is_late and answers and (is_slow or 2 * self._late >= self._samples)
+        is_used = bool(are_too_many) or 2 * self._peak >= self.limit
         self._given_s = self._late_s / self._late if self._late else self._given_s * _FORGETS
         self.is_pressed = is_used and (is_slow or is_late or is_shedding)
         if is_used:
@@ -371,8 +376,10 @@ class AdaptiveLimit:
             busy = self._in_flight / self._samples / (1.0 if is_slow else min(slowness, _SLOW))
             target = min(target, 2 * busy + self._room(busy))
         if target > self._exact:
-            if not is_dropping or self._late:
+            took_s = self._took_s / answers if answers else 0.0
+            if (not is_dropping or self._late) and now - took_s >= self._raised_s:
                 self._exact = min(target, self._exact * 2)
+                self._raised_s = now
         elif is_dropping:
             self._exact = target
         elif slowdown.windows > 1 and self._peak >= _REACHED * self.limit:
