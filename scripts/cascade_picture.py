@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from scripts.svg import AMBER, BLUE, GREEN, GREY, INK, RED, line, picture, rect,
 
 PAGE = Path(__file__).parents[1] / "docs/slow-part.md"
 BEGIN, END = "<!-- cascade -->", "<!-- /cascade -->"
+EACH_BEGIN, EACH_END = "<!-- each claim -->", "<!-- /each claim -->"
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/cascade.json"
 # The name of a series is "FAULT with LAYERS".
 FAULTS = {"stall": "c stalls", "25 % capacity": "c does a quarter"}
@@ -89,7 +90,7 @@ def _smooth(shares: list[float | None]) -> list[float | None]:
 
 
 def page(text: str) -> str:
-    """Return the page with its table as the results have it: of each claim the worst scenario."""
+    """Return the page with its tables as the results have them: the worst of each, and all."""
     found = json.loads(RESULTS.read_text())
     made: Counter[str] = Counter()
     kept: Counter[str] = Counter()
@@ -110,5 +111,37 @@ def page(text: str) -> str:
         f"| {name} | {kept[name]} of {made[name]} | {shown} | {where} |"
         for name, (_, shown, where) in worst.items()
     ]
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return "\n".join((text[:begin], *lines, text[end:]))
+    text = _filled(text, BEGIN, END, lines)
+    return _filled(text, EACH_BEGIN, EACH_END, _each_claim(found["experiments"], list(made)))
+
+
+def _each_claim(experiments: Any, claims: list[str]) -> Iterator[str]:
+    """Return a table for each claim: a row for each fault, a column for each shape."""
+    rows = {
+        (row["claim"], *experiment.rsplit(" / ", 1)): row
+        for experiment, told in experiments.items()
+        for row in told
+    }
+    for claim in claims:
+        shapes = list(dict.fromkeys(shape for name, shape, _ in rows if name == claim))
+        faults = list(dict.fromkeys(fault for name, _, fault in rows if name == claim))
+        yield f"\n### {claim[0].upper()}{claim[1:]}\n"
+        yield f"| | {' | '.join(shapes)} |"
+        yield "|---|" + "---|" * len(shapes)
+        for fault in faults:
+            cells = (_cell(rows.get((claim, shape, fault))) for shape in shapes)
+            yield f"| {fault} | {' | '.join(cells)} |"
+
+
+def _cell(row: Any) -> str:
+    if row is None:
+        return ""
+    median, worst = (
+        "never" if row[name] is None else f"{row[name]:.3g}" for name in ("median", "worst")
+    )
+    kept = "" if row["kept"] == row["made"] else f", **{row['kept']} of {row['made']}**"
+    return f"{median} · {worst}{kept}"
+
+
+def _filled(text: str, begin: str, end: str, lines: Iterable[str]) -> str:
+    return "\n".join((text[: text.index(begin) + len(begin)], *lines, text[text.index(end) :]))
