@@ -38,6 +38,7 @@ import synchromesh
 sys.path.append(str(Path(synchromesh.__file__).parent / "examples/servo_works"))
 
 from audit import PROVIDER_DB, Report, audit
+from demo import door as asking
 from demo.account import Account
 from demo.customers import Customers
 from demo.door import Door
@@ -305,6 +306,8 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
         _say(f"{len(works.units)} processes start")
         if not await until(works.is_whole):
             raise TimeoutError(f"they did not come up: {await works.status()}")
+        # As long as a storm lasts nobody is promised an answer; after it, everybody.
+        asking.GIVE_UP_AFTER_S = seconds + SETTLES_WITHIN_S
         door = await Door.with_keys(cast("Any", works), pool, account, CUSTOMERS)
 
         async def is_let_in() -> bool:
@@ -328,6 +331,8 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
         await customers.settle()
         failed = Counter(f"{each.route}: {each.reason}" for each in account.failures[before:])
         _say(f"{account.orders} orders meanwhile, of whose requests {failed.total()} failed")
+        for why, times in failed.items():
+            _say(f"{times:6} times {why}")
         left += [
             f"{times} requests failed while all were replaced: {why}"
             for why, times in failed.items()

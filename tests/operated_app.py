@@ -29,6 +29,9 @@ tls = {{ certificate = "tls/host.pem", key = "tls/host.key", ca = "tls/authority
 app = "operated_app:tills"
 replicas = 2
 
+[policies."gateway:tills"]
+timeout = "20s"
+
 [gateway]
 app = "operated_app:way_in"
 port = {port}

@@ -6,16 +6,18 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -94,11 +96,11 @@ class Spread:
             process.kill()
             process.wait()
 
-    def ask(self, method: str = "GET", body: object = None) -> tuple[int, str]:
-        """Ask the gateway; return status and trace."""
+    def ask(self, method: str = "GET", body: object = None, port: int = 0) -> tuple[int, str]:
+        """Ask the gateway, or that at another port; return status and trace."""
         headers = {"content-type": "application/json", "idempotency-key": str(body)}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/tills",
+            f"http://127.0.0.1:{port or self.port}/tills",
             data=None if body is None else json.dumps(body).encode(),
             headers=headers,
             method=method,
@@ -320,6 +322,7 @@ def test_a_system_of_which_nothing_runs_says_so(spread: Spread, run: Run, tmp_pa
     (tmp_path / "synchromesh.toml").write_text(
         TOML.format(name=f"{spread.folder.name}-none", port=0)
     )
+    shutil.copytree(spread.folder / "tls", tmp_path / "tls")
     told = run(tmp_path, "status")
     assert (told.code, "start a replica with: synchromesh run NAME" in told.err) == (2, True)
 
@@ -431,7 +434,7 @@ def test_two_gateways_share_keys_rates_and_reloads(spread: Spread, run: Run) -> 
 
     toml = spread.folder / "synchromesh.toml"
     before = toml.read_text()
-    toml.write_text(f'{before}\n[policies."gateway:tills"]\ntimeout = "9s"\n')
+    toml.write_text(before.replace('timeout = "20s"', 'timeout = "9s"'))
     reloaded = ok(run(spread.folder, "gateway", "reload", "--why", "slow", "--json"))
     assert (reloaded["is_taken"], reloaded["mistakes"]) == (True, [])
     (change,) = reloaded["changes"]
@@ -450,17 +453,72 @@ def test_two_gateways_share_keys_rates_and_reloads(spread: Spread, run: Run) -> 
     assert ok(run(spread.folder, "gateway", "reload", "--why", "back", "--json"))["is_taken"]
 
 
-def test_a_replica_is_restarted_by_who_runs_it(spread: Spread) -> None:
-    """It ends, with exit code 0, and the verb waits for the one that is started in its place."""
-    before = spread.started["gateway"]
-    with spread.cli("restart", "gateway", "--json") as asking:
-        assert before.wait(WAIT_S) == 0
-        spread.start("gateway")
-        report = json.loads(asking.communicate(timeout=WAIT_S)[0])
-    followed = {"instance": GATEWAY, "by": GATEWAY, "node": NODE}
+class Clients:
+    """Three who ask one gateway all the time, one of them for something to be done."""
+
+    def __init__(self, spread: Spread) -> None:
+        self.port = spread.port
+        self.statuses: list[list[int]] = [[], [], []]
+        self._spread = spread
+        self._is_over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(3)
+        ]
+
+    def __enter__(self) -> Self:
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for each in self._threads:
+            each.join(WAIT_S)
+
+    def go_to(self, port: int) -> None:
+        """Ask another gateway, and return once nobody asks the one before any more."""
+        self.port = port
+        before = [len(each) for each in self.statuses]
+        assert until(
+            lambda: all(len(b) > a + 1 for a, b in zip(before, self.statuses, strict=True)), WAIT_S
+        )
+
+    def _ask(self, number: int) -> None:
+        told = self.statuses[number]
+        while not self._is_over.is_set():
+            body = {"till": f"rolled-{len(told)}"}
+            method, sent = ("GET", None) if number else ("POST", body)
+            told.append(self._spread.ask(method, sent, port=self.port)[0])
+            self._is_over.wait(0.2)
+
+
+def test_all_are_replaced_one_by_one_and_no_request_fails(spread: Spread) -> None:
+    """Each ends with exit code 0, and the verb waits for the one that is started in its place."""
+    port = free_port()
+    elsewhere = {"SYNCHROMESH_SYSTEM__NODE": "second", "SYNCHROMESH_GATEWAY__PORT": str(port)}
+    spread.start("gateway", **elsewhere)
+    with Clients(spread) as clients:
+        replaced(spread, "tills", "tills#1", "tills#2")
+        clients.go_to(port)
+        (followed,) = replaced(spread, GATEWAY, "gateway")
+        clients.go_to(spread.port)
+        spread.started["second"].terminate()
+        assert spread.started.pop("second").wait(WAIT_S) == 0
     pid = spread.started["gateway"].pid
-    assert report["followed"] == [{**followed, "pid": pid}]
-    assert (asking.returncode, report["stopped"], spread.ask()[0]) == (0, "", 200)
+    assert followed == {"instance": GATEWAY, "by": GATEWAY, "node": NODE, "pid": pid}
+    assert {status for each in clients.statuses for status in each} == {200}
+
+
+def replaced(spread: Spread, whom: str, *names: str) -> list[Any]:
+    """Restart some, start whatever ends, and return what the verb says of each."""
+    with spread.cli("restart", whom, "--json") as asking:
+        for name in names:
+            assert spread.started[name].wait(WAIT_S) == 0
+            spread.start(name)
+        report = json.loads(asking.communicate(timeout=WAIT_S)[0])
+    assert (asking.returncode, report["stopped"]) == (0, "")
+    followed: list[Any] = report["followed"]
+    return followed
 
 
 def test_a_restart_stops_where_nobody_starts_the_next(spread: Spread, run: Run) -> None:
