@@ -8,7 +8,10 @@ database of its own on it, and each is asked whether its commits are flushed. In
 - units of five statements, 64 in flight, against bare asyncpg at SERIALIZABLE: the same statements,
   as many connections, and run again by hand for as long as they are in conflict;
 - a log of events against `eventsourcing`, as `benchmarks.events` has both on SQLite;
-- sagas of three stubbed steps against DBOS, as `benchmarks.saga` has both on SQLite.
+- sagas of three stubbed steps against DBOS, as `benchmarks.saga` has both on SQLite;
+- processes on PostgreSQL and NATS, as `dev --split --engine all` runs them: from publish to effect,
+  and two replicas of a service against one;
+- a registry on NATS, whose instances renew their leases before all who watch.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from benchmarks import events, product, saga_runs, units
+from benchmarks import events, product, replicas, saga_runs, units
+from benchmarks.bench_registry_nats import measure_registry
 from benchmarks.harness import Measures, Report, at_least, at_most, check, in_turn_async, size
 from benchmarks.saga_services import place
 from synchromesh import Migration
@@ -334,6 +338,9 @@ async def main() -> None:
         await measure_units(server, report)
         await measure_events(server, report)
         await measure_sagas(server, report)
+    await asyncio.to_thread(replicas.measure_effects, report)
+    await asyncio.to_thread(replicas.measure_replicas, report)
+    await measure_registry(report)
     report.finish()
 
 

@@ -173,16 +173,23 @@ def synchromesh(folder: Path, *words: str) -> str:
 
 @contextmanager
 def running(
-    config: str | Path, *, split: bool = False, settings: Sequence[str] = ()
+    config: str | Path,
+    *,
+    split: bool = False,
+    settings: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> Iterator[System]:
-    """Run a system until the block ends: of the text of a `synchromesh.toml`, or of a folder."""
+    """Run a system until the block ends: of the text of a `synchromesh.toml`, or of a folder.
+
+    `words` are more options of `dev`.
+    """
     with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made:
         if isinstance(config, Path):
             folder = config
         else:
             folder = Path(made)
             (folder / "synchromesh.toml").write_text(config)
-        words = ["--folder", str(folder), "dev", "--json", *(["--split"] if split else [])]
+        words = ["--folder", str(folder), "dev", "--json", *(["--split"] if split else []), *words]
         for setting in settings:
             words += ["--set", setting]
         command = [sys.executable, "-m", "synchromesh.cli", *words]
