@@ -60,6 +60,13 @@ async def pids_of(asking: ControlSocket) -> dict[str, int]:
     return {name: each["pid"] for name, each in services.items()}
 
 
+async def struck_of(asking: ControlSocket) -> int:
+    """Return how many attempts the fault in force has struck."""
+    (fault,) = (await asking.ask("GET", "/status"))["faults"]["in_force"]
+    struck: int = fault["struck"]
+    return struck
+
+
 def check(clients: Clients) -> None:
     """Check that at least 99 of 100 requests succeeded."""
     assert clients.failed <= clients.asked // 100, clients.statuses
@@ -104,7 +111,10 @@ async def test_one_that_is_broken_is_passed_over(
 
 
 async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None:
-    """As long as it fails it stays out, but for a probe now and then; metrics count it."""
+    """As long as it fails it stays out, but for a probe now and then; metrics count it.
+
+    At most 1 in 100 attempts goes to it then, once that has been so for a while.
+    """
     async with served(tmp_path, is_split=True) as (_, asking, clients):
         await clients.ask(MANY)
         await asking.ask("POST", "/faults", {"target": "gateway:quotes#3", "errors": "100%"})
@@ -121,6 +131,11 @@ async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None
                 }  # fmt: skip
         assert ejected == {"quotes": ["quotes#3"]}
         assert counted == {("gateway", "gateway", "quotes"): 1.0}
+        asked, struck = clients.asked, await struck_of(asking)
+        share = 1.0
+        while share > 0.01:
+            await clients.ask(MANY)
+            share = (await struck_of(asking) - struck) / (clients.asked - asked)
         check(clients)
 
 
