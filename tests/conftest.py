@@ -14,6 +14,7 @@ from hypothesis import Phase, settings
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import loop_factory
+from synchromesh.system.host.process import COLLECT_EVERY
 
 SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
 
@@ -54,9 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what thousands of collected tests are made of out of every later collection."""
+    """Leave what thousands of collected tests are made of out of every later collection.
+
+    And collect as seldom as a process of the product does.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
 
 
 def pytest_runtest_setup() -> None:
