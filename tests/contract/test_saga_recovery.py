@@ -198,7 +198,8 @@ def play_with_crashes(name: str) -> None:
         universe.audit()
         seen.update(universe.counts)
         seen.update(universe.others.seen)
-    assert seen["recovered"] > 2, "the rare path was walked"
+    # On a server every twelfth step is tried alone.
+    assert seen["recovered"] > (2 if is_on() else 5), "the rare path was walked"
     if not is_on() and SCENARIOS[name].ends == "undone" and not SCENARIOS[name].is_bad:
         assert seen["recovered mid-undo"] > 0
         assert seen["asked again"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import nats.errors
 import nats.js.errors
 import pytest
 
+from synchromesh.discovery import nats_connection
 from synchromesh.discovery.nats_connection import NatsAddress
+from synchromesh.discovery.nats_requests import NatsRequests
 from synchromesh.errors import ConfigError
 from synchromesh.messaging.jetstream_connection import translated
 from synchromesh.system.config.engine_section import EngineSection
@@ -88,3 +91,28 @@ def test_what_an_error_means_for_a_message(error: Any, code: str, words: str) ->
     meant = translated(error(), "nats:4222")
     assert meant.code == code
     assert words in meant.message
+
+
+class Closing:
+    """A connection of the client's that closes as it is told to."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self._error = error
+
+    async def close(self) -> None:
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+async def test_a_connection_that_does_not_close_keeps_no_process(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client waits for ever for the end of one that it was about to make again."""
+    monkeypatch.setattr(nats_connection, "CLOSE_WITHIN_S", 0.01)
+    requests = NatsRequests("nats://127.0.0.1:1", name="test")
+    monkeypatch.setattr(requests, "_client", Closing(error))
+    await requests.close()
+    await requests.close()

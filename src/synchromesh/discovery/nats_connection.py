@@ -179,8 +179,11 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
 
 
 async def end(client: Client) -> None:
-    """Close a client; one whose handshake failed would wait for ever for its connection to end."""
-    with suppress(TimeoutError):
+    """Close a client; one whose handshake failed would wait for ever for its connection to end.
+
+    One whose connection was reset meanwhile raises that as it closes.
+    """
+    with suppress(TimeoutError, OSError):
         async with asyncio.timeout(CLOSE_WITHIN_S):
             await client.close()
 

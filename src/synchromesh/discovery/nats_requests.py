@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from synchromesh.discovery.nats_connection import cancellable, connect, shown_url
+from synchromesh.discovery.nats_connection import cancellable, connect, end, shown_url
 from synchromesh.errors import ConfigError, DiscoveryError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class NatsRequests:
         """Close the connection. May be repeated."""
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            await end(client)
 
     async def api(self, what: str, body: object) -> dict[str, Any]:
         """Ask its API. Raises as `ask` does."""
