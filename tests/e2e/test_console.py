@@ -143,6 +143,7 @@ def test_what_breaks_and_heals_is_seen_without_a_reload(page: Page, works: Works
     acting.locator("summary").focus()
     acting.keyboard.press("Enter")
     acting.select_option("select[name=target]", "billing")
+    acting.fill("input[name=for]", "1h")
     acting.fill("input[name=why]", "to see what degrades")
     acting.keyboard.press("Enter")
     expect(acting.locator("tbody")).to_contain_text("billing")

@@ -375,7 +375,10 @@ def test_a_stop_leaves_nothing_and_a_start_finds_all(works: Works, run: Verb) ->
     assert answer.status == 200
     assert run("break", EDGE, "--stall")[0] == 0
     assert works.take("K-2", "SX60").body["type"] == "accepted"
-    assert works.stop(signal.SIGTERM) == (0, "")
+    code, said = works.stop(signal.SIGTERM)
+    # Of a slow machine some orders have tried the stalled edge again before.
+    wrong = [line for line in said.splitlines() if "; it is asked again [trace " not in line]
+    assert (code, wrong) == (0, [])
     assert works.left() == []
     works.start()
     assert run("status")[1]["faults"]["in_force"] == []

@@ -259,7 +259,7 @@ async def test_a_server_that_cannot_be_used_is_told_before_anything_is_served(
     assert told == (
         "engine.postgres: env:DATABASE_URL is no URL of a server; write postgresql://HOST:PORT, "
         "or postgresql://HOST:PORT,HOST:PORT for a cluster, and percent-encode what is odd in a "
-        "password"
+        "password, a comma as %2C"
     )
     named.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1")
     named.delenv("DATABASE_URL")

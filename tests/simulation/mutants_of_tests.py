@@ -141,8 +141,8 @@ def _lists_begin_unrecorded(side_by_side: Any) -> Any:
 
 
 def _crashes_are_no_attempts(begun: Any) -> Any:
-    def mutated(self: SagaMachine, key: str, step: Any) -> Any:
-        record = begun(self, key, step)
+    def mutated(self: SagaMachine, key: str, step: Any, after: str = "") -> Any:
+        record = begun(self, key, step, after)
         return structs.replace(record, attempt=step.tries + 1)
 
     return mutated

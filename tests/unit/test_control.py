@@ -560,7 +560,7 @@ def test_a_subscriber_is_not_gone_while_a_process_of_another_release_declares_it
         asked.append("shop")
         return Answers({"shop": {}})
 
-    book = SimpleNamespace(taken=lambda: {"stock": frozenset({"shop.sold", "books.closed"})})
+    book = SimpleNamespace(taken=lambda known: {"stock": frozenset({"shop.sold", "books.closed"})})
     deps = SimpleNamespace(
         services={}, subscribers=dict, tracer=lambda _: None, caller=lambda *_: None
     )

@@ -499,7 +499,7 @@ def test_what_the_error_of_a_write_means() -> None:
 
 
 def test_users_exception_texts_stay_out_of_reasons() -> None:
-    """A reason is shown to others; the text is in the log of the service (T3)."""
+    """A reason is shown to others; the text is in the log of its process (T3)."""
     assert "secret" not in why(ValueError("secret"))
     assert why(Shed("full")) == "shed: full"
 

@@ -45,13 +45,15 @@ _log = logging.getLogger("synchromesh.saga")
 def log_again(id: str, begun: SagaRecord, outcome: AttemptOutcome) -> None:  # noqa: A002
     """Log that an attempt came to nothing, and why: the 1st, 2nd, 4th, and so on.
 
-    `begun` is of the next one. What users raise is logged where it is caught.
+    `begun` is of the next one. What users raise is logged where it is caught. Once is no warning:
+    a callee that is replaced cuts calls, and answers them when they are repeated.
     """
     failed = begun.attempt - 1
     if outcome.problem is not None and not failed & (failed - 1):
         what = "undo of " if begun.kind is RecordKind.UNDO_BEGUN else ""
-        _log.warning(
-            "saga %r: attempt %d of %s%s: %s; it is asked again",
+        level = logging.INFO if failed == 1 else logging.WARNING
+        _log.log(
+            level, "saga %r: attempt %d of %s%s: %s; it is asked again",
             id, failed, what, begun.step, outcome.why,
         )  # fmt: skip
 
