@@ -8,7 +8,9 @@ import pytest
 from msgspec import structs
 from rich.console import Console
 
-from synchromesh.cli.output import OutputClosed, print_json
+from synchromesh.cli.main import main
+from synchromesh.cli.main import synchromesh as verbs
+from synchromesh.cli.output import OutputClosed, print_json, print_line
 from synchromesh.cli.show import (
     BAR_COLUMNS_MIN,
     PLAIN_COLUMNS,
@@ -20,6 +22,7 @@ from synchromesh.cli.show import (
     waterfall,
     why,
 )
+from synchromesh.errors import ConfigError
 from synchromesh.telemetry import SpanRecord
 
 
@@ -162,3 +165,24 @@ def test_a_broken_pipe_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", Gone())
     with pytest.raises(OutputClosed):
         print_json({"hello": 1})
+
+
+def test_lines_and_errors_command_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reasons and values are texts of others; tabs and lines stay, and JSON is for programs."""
+    evil, said = "\x1b[2J\x9b31m\u202e\ta\nb", r"\x1b[2J\x9b31m\u202e" + "\ta\nb"
+    print_line(f"saga 1 is stuck: {evil}")
+    print_json({"why": evil})
+    assert capsys.readouterr().out == (
+        f"saga 1 is stuck: {said}\n" + '{\n  "why": "\\u001b[2J\x9b31m\u202e\\ta\\nb"\n}\n'
+    )
+    for error in (ConfigError(evil), RuntimeError(evil)):
+
+        def fail(error: Exception = error, **_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(verbs, "main", fail)
+        with pytest.raises(SystemExit):
+            main(["status"])
+        assert said in capsys.readouterr().err

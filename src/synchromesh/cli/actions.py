@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from synchromesh.cli.operating import client_of, control_of
+from synchromesh.cli.output import print_error
 from synchromesh.system.config.rundir import user
 
 why_option = click.option("--why", default="", help="Why; recorded with your name.")
@@ -52,6 +53,6 @@ def say_why(why: str) -> str:
 
 def _told(found: dict[str, Any]) -> dict[str, Any]:
     if found["silent"]:
-        click.echo(f"did not answer: {', '.join(found['silent'])}", err=True)
+        print_error(f"did not answer: {', '.join(found['silent'])}")
     answers: dict[str, Any] = found["answers"]
     return answers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from synchromesh.cli.config import settings_option
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_json, print_line, print_verbatim, visible
 
 if TYPE_CHECKING:
     from synchromesh.advisor import Advice, Facts
@@ -83,7 +83,7 @@ def _facts(folder: Path, settings: tuple[str, ...], *, is_running: bool) -> Fact
 
 def _show(found: list[Advice], ignored: dict[str, str], *, is_running: bool) -> None:
     for each in found:
-        print_line(f"{click.style(each.code, bold=True)}  {each.what}")
+        print_verbatim(f"{click.style(each.code, bold=True)}  {visible(each.what)}")
         print_line(f"    seen     {', '.join(each.evidence)}")
         print_line(f"    why      {each.why}")
         print_line(f"    pattern  {each.pattern} (docs/{each.page})")

@@ -11,7 +11,7 @@ import msgspec
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.operating import here_alone
-from synchromesh.cli.output import print_json
+from synchromesh.cli.output import print_error, print_json
 from synchromesh.errors import SynchromeshError
 
 FINDING = 1
@@ -97,6 +97,6 @@ def _trace_of(control: ControlClient, trace_id: str) -> dict[str, Any]:
     try:
         trace: dict[str, Any] = control.get(f"/traces/{trace_id}")
     except SynchromeshError as error:
-        click.echo(f"synchromesh: the trace cannot be shown: {error.message}", err=True)
+        print_error(f"synchromesh: the trace cannot be shown: {error.message}")
         return {"trace_id": trace_id, "spans": []}
     return trace

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.groups import CommandGroup
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_json, print_line, print_verbatim, visible
 from synchromesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _show_settings(in_force: list[Setting]) -> None:
 def _show_edges(edges: list[EdgeExplained]) -> None:
     for edge in edges:
         print_line("")
-        print_line(click.style(edge.edge, bold=True))
+        print_verbatim(click.style(visible(edge.edge), bold=True))
         for line in edge.policy:
             print_line(f"  {line}")
         for name, lines in edge.operations.items():

@@ -12,7 +12,7 @@ import click
 
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.main import IS_PROGRAM
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_error, print_json, print_line, print_verbatim
 
 if TYPE_CHECKING:
     import asyncio
@@ -119,7 +119,7 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):
-        click.echo(f"synchromesh: warning: {each}", err=True)
+        print_error(f"synchromesh: warning: {each}")
     system = System(
         config, folder, RealRuntime(), is_split=ways.is_split, forks=forks, engines=engines
     )
@@ -181,7 +181,7 @@ async def _until(
         is_over.set()
         await asyncio.gather(showing, return_exceptions=True)  # its screen may have gone
     if failure:
-        click.echo(f"synchromesh: {failure}", err=True)
+        print_error(f"synchromesh: {failure}")
         return FAILED
     return 0
 
@@ -198,7 +198,7 @@ def _announce(system: System, is_split: bool, is_json: bool) -> None:
         return
     and_others = ", and one for each service" if is_split else ""
     name = click.style(info.system, bold=True)
-    print_line(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
+    print_verbatim(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
     if system.engines != FILES:
         for what, engine in system.engines.items():
             print_line(f"  {what:<18} {engine}")

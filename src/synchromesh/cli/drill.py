@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_error, print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _live(
             # Once more, in case that Ctrl-C was pressed again before it was healed.
             with suppress(SynchromeshError):
                 control.post("/faults/heal", {"target": part})
-                click.echo(f"{part} is healed", err=True)
+                print_error(f"{part} is healed")
             raise
 
     return [_run(run, part, way, is_json) for part, way in wanted]
@@ -146,7 +146,7 @@ def _live(
 
 def _run(run: Callable[[str, str], Column], part: str, way: str, is_json: bool) -> Column:
     if not is_json:
-        click.echo(f"{part} {way} ...", err=True)
+        print_error(f"{part} {way} ...")
     return run(part, way)
 
 

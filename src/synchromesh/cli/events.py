@@ -10,7 +10,7 @@ import click
 
 from synchromesh.cli import actions
 from synchromesh.cli.groups import CommandGroup
-from synchromesh.cli.output import OutputClosed, print_json, print_line
+from synchromesh.cli.output import OutputClosed, print_json, print_line, print_verbatim
 from synchromesh.errors import ConfigError
 
 TAIL_EVERY_S = 0.5
@@ -169,7 +169,7 @@ def _print_new(
         limit = 20 if after is None else 1000
         for each in _read(folder, service=service, after=after, limit=limit, **wanted):
             if is_json:
-                print_line(msgspec.json.encode(each).decode())
+                print_verbatim(msgspec.json.encode(each).decode())
             else:
                 body = msgspec.json.encode(each["body"]).decode()
                 print_line(

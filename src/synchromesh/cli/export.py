@@ -9,7 +9,7 @@ import click
 
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.groups import CommandGroup
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_error, print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.runtime import RealRuntime
 
@@ -288,11 +288,11 @@ def _follow(folder: Path, target: Path, config: SystemConfig, made: Export) -> N
         while True:
             try:
                 for name in files.follow(_whereabouts(folder)):
-                    click.echo(f"{name} is where the system says", err=True)
+                    print_error(f"{name} is where the system says")
                 is_down = False
             except SynchromeshError as error:
                 if not is_down:
-                    click.echo(f"the addresses stay as they are: {error.message}", err=True)
+                    print_error(f"the addresses stay as they are: {error.message}")
                 is_down = True
             asyncio.run(asyncio.sleep(FOLLOW_EVERY_S))
     except KeyboardInterrupt:

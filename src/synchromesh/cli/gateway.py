@@ -15,7 +15,7 @@ from synchromesh.cli.config import settings_option
 from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.mirror import mirror
 from synchromesh.cli.operating import control_of
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_error, print_json, print_line
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealRuntime
@@ -180,7 +180,7 @@ def _show_reload(report: dict[str, Any], *, is_dry_run: bool) -> None:
     if report["mistakes"]:
         click.echo("nothing was changed; mistakes:", err=True)
         for mistake in report["mistakes"]:
-            click.echo(f"  {mistake}", err=True)
+            print_error(f"  {mistake}")
     elif not report["changes"]:
         print_line("nothing has changed")
     elif is_dry_run:
@@ -233,7 +233,7 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
         err=True,
     )
     for scope in sorted(set(scopes) - asked):
-        click.echo(f"no route asks for the scope {scope}", err=True)
+        print_error(f"no route asks for the scope {scope}")
     return 0
 
 

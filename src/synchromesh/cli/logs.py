@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from synchromesh.cli.output import print_line
+from synchromesh.cli.output import print_verbatim
 
 if TYPE_CHECKING:
     from synchromesh.system.control.log_files import LogFilter, LogFollower, LogLine
@@ -89,8 +89,8 @@ def _print(line: LogLine, folder: Path, *, is_json: bool) -> None:
     if is_json:
         import msgspec
 
-        print_line(msgspec.json.encode(line).decode())
+        print_verbatim(msgspec.json.encode(line).decode())
         return
     from synchromesh.cli.log_lines import shown
 
-    print_line(shown(line, folder))
+    print_verbatim(shown(line, folder))

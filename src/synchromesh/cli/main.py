@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from synchromesh.cli.groups import CommandGroup, LazyCommand
-from synchromesh.cli.output import OutputClosed
+from synchromesh.cli.output import OutputClosed, print_error
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
 # Whether the command line is the whole program, as verbs find it in the context's `meta`.
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except SynchromeshError as error:
-        click.echo(f"synchromesh: {error.message}", err=True)
+        print_error(f"synchromesh: {error.message}")
         sys.exit(INTERNAL if isinstance(error, RemoteFailed) else USER_MISTAKE)
     except OutputClosed:
         # What is left in the buffer would fail once more at the interpreter's exit.
@@ -147,10 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("SYNCHROMESH_DEBUG"):
             raise
-        click.echo(
+        print_error(
             f"synchromesh: internal error: {type(error).__name__}: {error}\n"
-            "This is a bug; run again with SYNCHROMESH_DEBUG=1 to see where, and report it.",
-            err=True,
+            "This is a bug; run again with SYNCHROMESH_DEBUG=1 to see where, and report it."
         )
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)

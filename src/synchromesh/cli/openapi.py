@@ -11,7 +11,7 @@ import click
 
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.gateway import definition_of
-from synchromesh.cli.output import print_line
+from synchromesh.cli.output import print_verbatim
 from synchromesh.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def openapi(
     else:
         text = msgspec.json.format(written(document), indent=2) + b"\n"
     if out is None:
-        print_line(text.decode().removesuffix("\n"))
+        print_verbatim(text.decode().removesuffix("\n"))
         return 0
     # Beside it first, so that whoever reads the file never sees half of it.
     beside = out.with_name(f".{out.name}.new")

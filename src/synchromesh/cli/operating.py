@@ -7,9 +7,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
 from synchromesh.cli.control import ControlClient
+from synchromesh.cli.output import print_error
 from synchromesh.errors import (
     ConfigError,
     DiscoveryError,
@@ -103,7 +102,7 @@ def client_of(folder: Path) -> ControlClient | ReplicasClient | None:
     try:
         return client if client is not None and client.is_anybody_there() else None
     except (ConfigError, DiscoveryError) as error:
-        click.echo(f"replicas were not asked: {error.message}", err=True)
+        print_error(f"replicas were not asked: {error.message}")
         return None
 
 
@@ -149,7 +148,7 @@ def say_silent(answer: dict[str, Any]) -> int:
     """Say which replicas did not do what all of them were to; return the exit code."""
     silent = answer.get("silent", ())
     for each in silent:
-        click.echo(f"not done by {each}", err=True)
+        print_error(f"not done by {each}")
     return FINDING if silent else 0
 
 

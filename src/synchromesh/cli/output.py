@@ -33,7 +33,17 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line verbatim: without markup, and without wrapping."""
+    """Print a line: without markup and wrapping, with control characters as escapes."""
+    print_verbatim(visible(text))
+
+
+def print_error(text: str) -> None:
+    """Print a line to standard error, with control characters as escapes."""
+    click.echo(visible(text), err=True)
+
+
+def print_verbatim(text: str) -> None:
+    """Print what is for programs, or has colours; texts of others in it are `visible` already."""
     try:
         click.echo(text)
     except BrokenPipeError:
@@ -44,4 +54,4 @@ def print_json(value: object) -> None:
     """Print a value as JSON."""
     import msgspec
 
-    print_line(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_verbatim(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -10,7 +10,7 @@ import click
 
 from synchromesh.cli import actions
 from synchromesh.cli.groups import CommandGroup
-from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.output import print_error, print_json, print_line
 
 FINDING = 1
 # An export goes through whole tables.
@@ -153,7 +153,7 @@ def _asked(
     request = {"subject": subject, "who": who, "why": why}
     found = ControlClient(folder).post(f"/actions/{name}", request, within_s=WITHIN_S)
     if found["silent"]:
-        click.echo(f"did not answer: {', '.join(found['silent'])}", err=True)
+        print_error(f"did not answer: {', '.join(found['silent'])}")
     return found["answers"], found["silent"]
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from synchromesh.cli.output import visible
 from synchromesh.errors import MissingExtra, SynchromeshError
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import FILE_NAME, SystemConfig
@@ -218,4 +219,4 @@ def _digest(path: Path) -> str:
 
 
 def _say(text: str, *, is_bad: bool = False) -> None:
-    click.echo(click.style(f"reload: {text}", fg="red" if is_bad else "cyan"), err=True)
+    click.echo(click.style(f"reload: {visible(text)}", fg="red" if is_bad else "cyan"), err=True)

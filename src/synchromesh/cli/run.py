@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.output import print_error
 
 if TYPE_CHECKING:
     from synchromesh.system.config.schema import SystemConfig
@@ -50,6 +51,6 @@ def run(folder: Path, name: str, run_dir: Path | None, settings: tuple[str, ...]
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         failure = runner.run(run_replica(spec, folder, rundir, reread))
     if failure:
-        click.echo(f"synchromesh: {failure}", err=True)
+        print_error(f"synchromesh: {failure}")
         return FAILED
     return 0
