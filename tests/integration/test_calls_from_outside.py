@@ -106,6 +106,22 @@ async def test_a_client_is_refused_within_seconds_once_its_credential_is_taken_b
     assert "ada" not in run(folder, "client", "list").out
 
 
+async def test_a_configuration_that_is_being_edited_stops_no_client(
+    folder: Path, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system runs by what it has read; whether it is by TLS is told where that is met."""
+    credential, file = added(folder, "joan", "inventory"), folder / "synchromesh.toml"
+    written = file.read_text()
+    try:
+        file.write_text(written + "\n[system")
+        async with Client(folder, credential=credential) as client:
+            assert await client.call(Inventory.stock("none"), timeout_s=30.0) == 0
+    finally:
+        file.write_text(written)
+    (told,) = [each for each in caplog.records if each.name == "synchromesh.client"]
+    assert (told.levelname, "is not valid TOML" in told.getMessage()) == ("WARNING", True)
+
+
 async def test_a_client_that_is_not_async_is_refused_at_the_callee(
     folder: Path, url: str, run: Run
 ) -> None:

@@ -16,7 +16,7 @@ from certificates import issue
 from cli_runs import runner
 from nats_world import Wire
 from postgres_server import SECURED, PostgresServer, shared_server
-from synchromesh.errors import StoreBroken, StoreError
+from synchromesh.errors import StoreBroken, StoreError, StoreUnavailable
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Migration, Schema, Unit
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
@@ -87,11 +87,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServer]:
     made.close()
 
 
-async def refused(url: str) -> str:
-    """Return why a connection is refused, whose message has no password."""
+async def refused(url: str, as_: type[StoreError] = StoreBroken) -> str:
+    """Return why a connection is refused, whose message has no password.
+
+    Args:
+        as_: `StoreBroken` where a person has to mend it, or else `StoreUnavailable`.
+    """
     with pytest.raises(StoreError) as told:
         await connect(url, service="tls")
-    assert isinstance(told.value, StoreBroken), "nobody waits for it to mend itself"
+    assert type(told.value) is as_, told.value
     assert PASSWORD not in told.value.message
     return told.value.message
 
@@ -155,9 +159,42 @@ async def test_a_server_without_tls_is_refused_where_the_address_asks_for_it() -
     wire = Wire(f"{shared_server().folder}/socket/.s.PGSQL.5432")
     await wire.start()
     url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{wire.port}/postgres?sslmode=require"
-    told = await refused(url)
+    told = await refused(url, StoreUnavailable)
     assert "it has no TLS, and sslmode in the address asks for it; set ssl = on" in told
     await wire.close()
+
+
+async def test_one_of_several_servers_whose_tls_is_wrong_keeps_none_from_answering(
+    server: SecuredServer,
+) -> None:
+    """Only where it is wrong at each of them, that is told, as the first of them has it."""
+    both = f"localhost:{server.port},127.0.0.1"
+    full = "sslmode=verify-full&sslrootcert="
+    connection = await connect(server.at(f"{full}{server.ca}", host=both), service="tls")
+    await connection.close()
+    told = await refused(server.at(f"{full}{server.others}", host=both))
+    assert "@localhost:" in told
+    assert "its certificate is not believed (" in told
+
+
+async def test_a_proxy_that_ends_a_handshake_may_mend_itself() -> None:
+    """As it does while it fails over; and nobody there is no file that cannot be read."""
+
+    async def alerts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        await reader.read(1)
+        writer.write(bytes.fromhex("15030300020250"))  # an alert: fatal, internal_error
+        await writer.drain()
+        writer.close()
+
+    proxy = await asyncio.start_server(alerts, "127.0.0.1", 0)
+    at = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{proxy.sockets[0].getsockname()[1]}/postgres"
+    assert "TLS fails (" in await refused(f"{at}?sslmode=require", StoreUnavailable)
+    proxy.close()
+    await proxy.wait_closed()
+    told = await refused(f"{at}?sslmode=disable&sslrootcert=/no/ca.pem", StoreUnavailable)
+    assert "cannot be reached (" in told
 
 
 def test_databases_of_a_system_are_made_and_verified_by_tls(

@@ -42,6 +42,7 @@ _IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
 _WHOLE = re.compile(r"-?\d+")
+_UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
 _FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _NO_FILE = frozenset({"NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE", "KEY_VALUES_MISMATCH"})
 
@@ -130,13 +131,14 @@ async def connect(
         isolation: of statements outside of a transaction.
         limit_s: how long a statement may run; a transaction may be idle for 2 s at most.
 
-    Of several servers each is dialed in turn, so that one that is silent does not keep the next
-    from answering. What only reads then reads of the one that takes writes, too: a standby may be
-    behind.
+    Of several servers each is dialed in turn, so that one that is silent, or whose TLS is not in
+    order, does not keep the next from answering. What only reads then reads of the one that takes
+    writes, too: a standby may be behind.
 
     Raises:
-        StoreUnavailable: no server can be reached, or takes writes, or has room.
-        StoreBroken: it refuses the role or has no such database, or is too old.
+        StoreUnavailable: no server can be reached, or takes writes, or has room, or begins TLS.
+        StoreBroken: it refuses the role or has no such database, or is too old, or none of them
+            has a certificate that is believed.
     """
     settings = {
         "application_name": (SESSIONS_OF.format(replica) if replica else "synchromesh ") + service,
@@ -214,7 +216,8 @@ async def _dial(
 ) -> Connection:
     """Connect to the first server of an address that can be used."""
     every = [places_of(each) for each in (url.every if isinstance(url, Accepted) else (url,))]
-    places, refused = every[0], []
+    places = every[0]
+    refused: list[StoreError] = []
     session = "read-write" if not is_read_only else "primary" if len(places) > 1 else "any"
     for number in range(len(places)):
         try:
@@ -225,12 +228,14 @@ async def _dial(
             )  # fmt: skip
         except (*PostgresFault, ValueError, OverflowError) as error:
             why = _unconnected(error, places[number])
-            refused.append(why.message)
-            if len(places) == 1 or not isinstance(why, StoreUnavailable):
+            refused.append(why)
+            insecure = _insecure(error, places[number]) is not None
+            if len(places) == 1 or not (insecure or isinstance(why, StoreUnavailable)):
                 raise why from error
-    raise StoreUnavailable(
-        f"{place_of(url)}: none of these servers can be used now: {'; '.join(refused)}"
-    )
+    if not any(isinstance(why, StoreUnavailable) for why in refused):
+        raise refused[0]
+    told = "; ".join(why.message for why in refused)
+    raise StoreUnavailable(f"{place_of(url)}: none of these servers can be used now: {told}")
 
 
 async def _dial_one(urls: Sequence[str], **options: Any) -> Connection:
@@ -293,8 +298,8 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
         return StoreUnavailable(
             f"{place} takes no writes, as a standby does: give the address of the one that does"
         )
-    if why := _insecure(error, url):
-        return StoreBroken(f"{place}: {why}")
+    if (insecure := _insecure(error, url)) is not None:
+        return insecure
     if isinstance(error, (ValueError, OverflowError, asyncpg.ClientConfigurationError)):
         return StoreBroken(
             f"{place} is no address of a database: write postgresql://user:password@host:5432/name"
@@ -307,11 +312,31 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
     )
 
 
-def _insecure(error: BaseException, url: str) -> str:
-    """Return what of TLS is wrong, and what to do; "" where that is not why.
+def _insecure(error: BaseException, url: str) -> StoreError | None:
+    """Return what of TLS is wrong, and what to do; None where that is not why.
 
     Some of these are errors of values to the driver, or of an address, or of a server that is away.
+    What a server, or a proxy before it, answers while it fails over mends itself.
     """
+    place = place_of(url)
+    if why := _mistaken(error, url):
+        return StoreBroken(f"{place}: {why}")
+    if "rejected SSL upgrade" in str(error):
+        return StoreUnavailable(
+            f"{place}: it has no TLS, and sslmode in the address asks for it; set ssl = on at the "
+            "server, with ssl_cert_file and ssl_key_file, or see who answers in its place"
+        )
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or str(error)
+        return StoreUnavailable(
+            f"{place}: TLS fails ({reason}); does the server ask for a certificate, by sslcert and "
+            "sslkey?"
+        )
+    return None
+
+
+def _mistaken(error: BaseException, url: str) -> str:
+    """Return what of certificates, or of the address, a person has to mend; "" for nothing."""
     text = str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         # 62, 64: X509_V_ERR_HOSTNAME_MISMATCH and that of addresses.
@@ -324,24 +349,14 @@ def _insecure(error: BaseException, url: str) -> str:
             f"its certificate is not believed ({error.verify_message}); name its authority, as in "
             "?sslmode=verify-full&sslrootcert=PATH"
         )
-    if "rejected SSL upgrade" in text:
-        return (
-            "it has no TLS, and sslmode in the address asks for it; set ssl = on at the server, "
-            "with ssl_cert_file and ssl_key_file, or see who answers in its place"
-        )
     if isinstance(error, ssl.SSLError) and error.reason in _NO_FILE:
         return (
             f"a file in the address is no PEM of what it is named for ({error.reason}): "
             "sslrootcert and sslcert have certificates, and sslkey the private key of sslcert"
         )
-    if isinstance(error, ssl.SSLError):
-        reason = error.reason or text
-        return (
-            f"TLS fails ({reason}); does the server ask for a certificate, by sslcert and sslkey?"
-        )
     named = ((name, value) for name, value in parse_qsl(urlsplit(url).query) if name in _FILES)
     unread = next((each for each in named if not os.access(each[1], os.R_OK)), None)
-    if isinstance(error, OSError) and unread is not None:
+    if isinstance(error, _UNREADABLE) and unread is not None:
         reason = error.strerror or text
         return f"the file of {unread[0]}, {unread[1]}, cannot be read: {reason}; name another one"
     if isinstance(error, asyncpg.ClientConfigurationError) and ("ssl" in text or "root" in text):

@@ -69,7 +69,8 @@ class Client:
         credential: what `synchromesh client add` has printed.
         policies: how calls are guarded; by default as the system says in `[policies."client:..."]`.
         tls: whom it believes where services are by TLS, and the certificate that it shows them; by
-            default those of `[system] tls`, where `system` is a folder. Read when they change.
+            default those of `[system] tls`, where `system` is a folder and its configuration can be
+            read. Files are read again when they change.
 
     Example:
         >>> from typing import Protocol
@@ -219,9 +220,7 @@ class Client:
         """Return what calls by TLS are secured by; None where no files are named."""
         files = self._tls
         if files is None and self._folder is not None:
-            files = load_config(self._folder, environment=os.environ).system.tls.client(
-                self._folder
-            )
+            files = _files_of(self._folder)
         if files is None:
             return None
         from synchromesh.tls import ClientContexts
@@ -324,6 +323,21 @@ class SyncClient:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+def _files_of(folder: Path) -> ClientFiles | None:
+    """Return what the system of a folder calls by TLS by; None where that is by plain HTTP.
+
+    Its configuration may be under work, or not for this user to read, and the system runs: that
+    stops no client of it. One whose services are by TLS is told so where it calls them.
+    """
+    try:
+        return load_config(folder, environment=os.environ).system.tls.client(folder)
+    except ConfigError as error:
+        _log.warning(
+            "calls go without TLS, the system's files for it are not known: %s", error.message
+        )
+        return None
 
 
 def _checked(call: Call[R]) -> Call[R]:
