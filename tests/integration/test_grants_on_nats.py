@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import msgspec
 import pytest
 
 from cli_runs import Run, runner
 from nats_server import NatsServer
 from nats_world import until
 from notes_app import TOML
-from synchromesh.clients import ClientBook, ClientGrant, ClientSigner
+from synchromesh.clients import ClientBook, ClientGrant, ClientSigner, credential_text
 from synchromesh.discovery import nats_connection
+from synchromesh.discovery.nats_document import Document
 from synchromesh.errors import Unauthenticated
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir
-from synchromesh.system.config.client_grants import KEPT, granted, revoked
+from synchromesh.system.config.client_grants import KEPT, ClientsFile, granted, revoked
 from synchromesh.system.config.grants_on_nats import GrantsOnNats, SharedGrants, grants_on_nats
 from synchromesh.system.config.reading import load_config
 
@@ -29,6 +33,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "22" * 32
 RUNTIME = RealRuntime()
+FAR = dt.datetime(2999, 1, 1, tzinfo=dt.UTC)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +92,15 @@ class Replica:
         return True
 
 
+def file_of(folder: Path) -> ClientsFile:
+    return ClientsFile(RunDir(folder).clients, RUNTIME.disk, RUNTIME.wall_us())
+
+
 @asynccontextmanager
 async def replica(folder: Path) -> AsyncIterator[Replica]:
     config, signer = load_config(folder, environment={}), Signer(bytes.fromhex(KEY))
     grants = grants_on_nats(config, RunDir(folder), signer, RUNTIME.wall_us)
-    await grants.open()
+    await grants.open(file_of(folder).read())
     task = asyncio.create_task(grants.run())
     try:
         yield Replica(grants, signer, folder)
@@ -151,6 +160,92 @@ async def test_what_was_revoked_stays_so_whatever_becomes_of_the_server(
             assert (later.lets_in(ada), later.lets_in(bob)) == (False, True)
 
 
+async def test_what_was_revoked_does_not_come_back_from_a_folder(
+    server: NatsServer, folder: Path, run: Run
+) -> None:
+    """The folder is told, so it brings no active grant where NATS lost its disk and all ended."""
+    RunDir(folder).create()
+    ada = file_of(folder).add(
+        "ada", ["notes"], serves="", days=1, made=("ada", "tries"), rng=random.Random(1)
+    )
+    credential = credential_text(ada.id, Signer(bytes.fromhex(KEY)).client_key(ada.id))
+    async with replica(folder) as before:
+        assert before.lets_in(credential)
+    ran = await asyncio.to_thread(run, folder, "client", "revoke", "ada", "--why", "lost")
+    assert ran.code == 0, ran.err
+    server.stop()
+    shutil.rmtree(server.folder / "jetstream")
+    server.start()
+    async with replica(folder) as later:
+        assert not later.lets_in(credential)
+        (told,) = later.grants.known.clients
+        assert told.revoked is not None
+        assert told.revoked.why == "lost"
+
+
+class Shelf:
+    """A document as NATS keeps it, in memory, and how often it was written."""
+
+    there = "memory"
+    bytes_max = 1_000_000
+
+    def __init__(self) -> None:
+        self.data: bytes | None = None
+        self.written = 0
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def read(self, after: int | None = None) -> Document | None:
+        return None if after == self.written else Document(self.data, self.written)
+
+    async def write(self, data: bytes, *, expected: int) -> int:
+        assert expected == self.written
+        self.data, self.written = data, self.written + 1
+        return self.written
+
+
+def grants_of(shelf: Shelf, wall_us: Callable[[], int] = RUNTIME.wall_us) -> GrantsOnNats:
+    return GrantsOnNats(cast("Any", shelf), wall_us)
+
+
+async def test_a_folder_that_comes_later_brings_what_was_revoked_there() -> None:
+    """Of grants that are known, also a year ago; no others, and what is told twice is no write."""
+    ada, bob, eve = (
+        msgspec.structs.replace(each, expires=each.expires + 2 * KEPT)
+        for each in (made("ada", ago=KEPT * 1.5), made("bob"), made("eve"))
+    )
+    year_ago_us = RUNTIME.wall_us() - int(KEPT.total_seconds() * 1.2e6)
+    gone = revoked([ada], "ada", who="bob", why="lost", now_us=year_ago_us)
+    eve_gone = revoked([eve], "eve", who="bob", why="lost", now_us=RUNTIME.wall_us())
+    shelf = Shelf()
+    await grants_of(shelf).open([ada, bob])
+    later = grants_of(shelf)
+    for _ in range(2):
+        await later.open([gone, bob, eve_gone])
+        assert later.by_id() == {ada.id: gone, bob.id: bob}
+        assert shelf.written == 2
+    again = grants_of(shelf)
+    await again.open([ada])
+    assert again.by_id()[ada.id] == gone
+
+
+async def test_what_is_forgotten_is_not_written_down_again_and_again() -> None:
+    """A process that runs when a grant ended a year ago forgets it, as those that start do."""
+    now_us, shelf = [RUNTIME.wall_us()], Shelf()
+    ada, bob = made("ada"), msgspec.structs.replace(made("bob"), expires=FAR)
+    grants = grants_of(shelf, lambda: now_us[0])
+    await grants.open([ada, bob])
+    now_us[0] += int((KEPT + dt.timedelta(days=2)).total_seconds()) * 1_000_000
+    for _ in range(3):
+        assert await grants.first()
+        assert grants.by_id() == {bob.id: bob}
+    assert shelf.written == 1
+    await grants_of(shelf, lambda: now_us[0]).open([ada])
+    assert shelf.written == 1
+
+
 def made(name: str, *, ago: dt.timedelta = dt.timedelta(0)) -> ClientGrant:
     now_us = RUNTIME.wall_us() - int(ago.total_seconds()) * 1_000_000
     return granted(
@@ -165,4 +260,4 @@ def test_of_two_states_of_a_grant_the_revoked_holds() -> None:
     before, after = SharedGrants((ada,)), SharedGrants((gone, old))
     assert before.merged(after) == after.merged(before) == after.merged(after).merged(before)
     assert {each.id for each in before.merged(after).clients} == {ada.id, old.id}
-    assert before.merged(after).since(dt.datetime.now(dt.UTC) - KEPT) == SharedGrants((gone,))
+    assert before.merged(after).trimmed(dt.datetime.now(dt.UTC)) == SharedGrants((gone,))

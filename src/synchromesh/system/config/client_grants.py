@@ -90,6 +90,21 @@ class ClientsFile:
             self._write(found if each.id == found.id else each for each in grants)
             return found
 
+    def note_revoked(self, grants: Iterable[ClientGrant]) -> None:
+        """Note here what was taken back elsewhere, of the grants that the file has.
+
+        Raises:
+            ConfigError: the file is wrong, or another command changes it.
+        """
+        over = {each.id: each for each in grants if each.revoked is not None}
+        if not any(each.id in over and each.revoked is None for each in self.read()):
+            return  # as where there is no file: none is made
+        with changing(self._path, self._disk):
+            grants = self.read()
+            self._write(
+                over.get(each.id, each) if each.revoked is None else each for each in grants
+            )
+
     def _write(self, grants: Iterable[ClientGrant]) -> None:
         data = msgspec.json.format(msgspec.json.encode(GrantsFile(tuple(grants))), indent=2)
         write_private(self._path, data + b"\n")

@@ -40,7 +40,7 @@ _WORDS = DocumentWords(
     what="the grants of clients",
     look="synchromesh client list",
     too_many="take back those that nobody uses: synchromesh client list; they are forgotten a year "
-    "after their end",
+    "after their end, and not before they would have expired",
     log="synchromesh.clients",
 )
 
@@ -51,7 +51,7 @@ class SharedGrants(msgspec.Struct, frozen=True, omit_defaults=True):
     """The grants of a system, as its processes know them.
 
     Attributes:
-        clients: those of the last year, by id.
+        clients: by id; those that have ended are forgotten by `trimmed`.
     """
 
     clients: tuple[ClientGrant, ...] = ()
@@ -63,9 +63,17 @@ class SharedGrants(msgspec.Struct, frozen=True, omit_defaults=True):
             found.setdefault(each.id, each)
         return SharedGrants(tuple(found[each] for each in sorted(found)))
 
-    def since(self, moment: dt.datetime) -> SharedGrants:
-        """Return this without what has ended before a moment."""
-        return SharedGrants(tuple(each for each in self.clients if ended_at(each) > moment))
+    def trimmed(self, now: dt.datetime) -> SharedGrants:
+        """Return this without what ended a year ago, or before.
+
+        What was taken back is kept until it would have expired, at least: in an old state, such as
+        the folder of a host, it may be active yet.
+        """
+        return SharedGrants(
+            tuple(
+                each for each in self.clients if ended_at(each) > now - KEPT or each.expires > now
+            )
+        )
 
 
 def _first(grant: ClientGrant) -> tuple[bool, bytes]:
@@ -78,17 +86,20 @@ class GrantsOnNats(MergedDocument[SharedGrants]):
 
     def __init__(self, document: NatsDocument, wall_us: Callable[[], int]) -> None:
         def read(data: bytes, where: str) -> SharedGrants:
-            now = dt.datetime.fromtimestamp(wall_us() // 1_000_000, dt.UTC)
-            return SharedGrants(decode_grants(data, where)).since(now - KEPT)
+            return SharedGrants(decode_grants(data, where))
 
-        super().__init__(document, SharedGrants(), read, _WORDS)
+        def trim(grants: SharedGrants) -> SharedGrants:
+            return grants.trimmed(dt.datetime.fromtimestamp(wall_us() // 1_000_000, dt.UTC))
+
+        super().__init__(document, SharedGrants(), read, trim, _WORDS)
         self._by_id: tuple[SharedGrants, dict[str, ClientGrant]] = self.known, {}
 
     async def open(self, brought: Iterable[ClientGrant] = ()) -> None:
         """Ask for the grants.
 
         Args:
-            brought: those of a folder: taken along where the server has never had any.
+            brought: those of a folder: taken along where the server has never had any, and later
+                what they tell to be taken back of those that are known there.
 
         Raises:
             ConfigError: the server cannot be used, or what is there is another system's.
@@ -99,6 +110,14 @@ class GrantsOnNats(MergedDocument[SharedGrants]):
         if not await self.first():
             await self.change(lambda known: known.merged(SharedGrants(brought)))
             return
+        known = self.by_id()
+        late = [
+            each
+            for each in brought
+            if each.revoked is not None and each.id in known and known[each.id].revoked is None
+        ]
+        if late:
+            await self.change(lambda there: there.merged(SharedGrants(tuple(late))))
         left = {each.name for each in brought} - {each.name for each in self.known.clients}
         if left:
             _log.warning(
@@ -162,7 +181,10 @@ class SharedClientsFile:
         return grant
 
     def revoke(self, name: str, *, who: str, why: str) -> ClientGrant:
-        """Take back the active grant of a client, as `ClientsFile.revoke` does."""
+        """Take back the active grant of a client, as `ClientsFile.revoke` does.
+
+        The folder is told, too: its file would bring the grant again where NATS has lost its disk.
+        """
         now_us, found = self._wall_us(), list[ClientGrant]()
 
         def revoking(known: SharedGrants) -> SharedGrants:
@@ -173,6 +195,14 @@ class SharedClientsFile:
             return known.merged(SharedGrants(tuple(found)))
 
         self._change(revoking)
+        try:
+            self._file.note_revoked(found)
+        except ConfigError as error:
+            raise ConfigError(
+                f"client {name!r} is revoked on NATS, and is active yet in the file of this "
+                f"folder, from where it would come back if NATS lost its disk: {error.message}; "
+                "NATS has what is in that file: remove it"
+            ) from error
         return found[0]
 
     def _change(self, change: Callable[[SharedGrants], SharedGrants]) -> None:

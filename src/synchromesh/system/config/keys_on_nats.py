@@ -65,7 +65,7 @@ class KeysOnNats(MergedDocument[SharedKeys]):
     """The keys as one process knows them; `open`, then `run` or `change`, then `close`."""
 
     def __init__(self, document: NatsDocument) -> None:
-        super().__init__(document, SharedKeys(), read_shared, _WORDS)
+        super().__init__(document, SharedKeys(), read_shared, lambda keys: keys, _WORDS)
 
     async def open(self, brought: Iterable[ApiKey] = ()) -> None:
         """Ask for the keys.

@@ -59,9 +59,10 @@ class MergedDocument(Generic[M]):
     Args:
         none: the state of which nothing is known.
         read: decodes a state; raises ConfigError where it is none.
+        trim: returns a state without what may be forgotten by now.
 
     Attributes:
-        known: what was last seen, with all that was ever seen before.
+        known: what was last seen, with all that was ever seen before, but what is forgotten.
         why_old: why it may be old, in words; "" where it is not.
     """
 
@@ -70,11 +71,13 @@ class MergedDocument(Generic[M]):
         document: NatsDocument,
         none: M,
         read: Callable[[bytes, str], M],
+        trim: Callable[[M], M],
         words: DocumentWords,
     ) -> None:
         self._document = document
         self._none = none
         self._read = read
+        self._trim = trim
         self._words = words
         self._log = logging.getLogger(words.log)
         self.known = none
@@ -115,7 +118,7 @@ class MergedDocument(Generic[M]):
 
         async def changing() -> M:
             revision = await self._look()
-            wanted = change(self.known)
+            wanted = self._trim(change(self.known))
             if wanted != self.known or not revision:
                 await self._write(wanted, revision)
             return wanted
@@ -187,9 +190,10 @@ class MergedDocument(Generic[M]):
         there = self._none
         if found.data is not None:
             there = self._read(found.data, self._document.there)
-        self.known = self.known.merged(there)
+        self.known = self._trim(self.known.merged(there))
         self._revision = found.revision
-        if self.known != there or (is_renewed and found.is_old):
+        # What is forgotten alone is no reason to write: of that each would have its own clock.
+        if self.known != self._trim(there) or (is_renewed and found.is_old):
             return await self._write(self.known, found.revision)
         return found.revision
 
