@@ -20,6 +20,8 @@ import pytest
 from synchromesh.discovery import MemoryRegistry, Resolved, Resolver, WatchableResolver
 from synchromesh.discovery.found import SrvRecord
 from synchromesh.discovery.readers import (
+    SRV_WITHIN_S,
+    WITHIN_S,
     DnsAddresses,
     DnsServices,
     FoundResolver,
@@ -43,6 +45,7 @@ class Source:
         self.hosts: list[int] = []
         self.why = ""
         self.asked, self.takes_s = 0, 0.0
+        self.under_way = self.asked_at_once = 0
         self.put()
 
     def put(self, *hosts: int, why: str = "") -> None:
@@ -69,7 +72,10 @@ class Source:
 
     async def _answer(self, failure: Callable[[str], Exception]) -> None:
         self.asked += 1
+        self.under_way += 1
+        self.asked_at_once = max(self.asked_at_once, self.under_way)
         await asyncio.sleep(self.takes_s)
+        self.under_way -= 1
         if self.why:
             raise failure(self.why)
 
@@ -166,7 +172,9 @@ def test_what_was_never_found_is_an_error_that_says_why(source: Source) -> None:
 
 
 def test_a_resolver_that_hangs_is_asked_once_at_a_time(tmp_path: Path) -> None:
-    """It is stale meanwhile, with that reason; the answer counts when it comes."""
+    """It is stale meanwhile, with that reason; the answer counts when it comes, and no sooner is
+    the next one begun.
+    """
     source = Source("dns", tmp_path)
     source.put(1)
 
@@ -176,11 +184,45 @@ def test_a_resolver_that_hangs_is_asked_once_at_a_time(tmp_path: Path) -> None:
         source.takes_s = 4 * EVERY_S
         await found.changed()
         assert "has not answered within 2 s" in found.why_stale
+        source.takes_s = 0.0
         await found.changed()
         assert hosts(await found.resolve("stock")) == [2]
-        assert source.asked == 2
+        assert (source.asked, source.asked_at_once) == (3, 1)
 
     reading(source, main)
+
+
+@pytest.mark.parametrize("kind", ["dns", "srv"])
+def test_a_lookup_that_takes_a_little_too_long_does_not_flap(tmp_path: Path, kind: str) -> None:
+    """Each reading brings what the one before came to; one that is quick again is taken at once."""
+    source = Source(kind, tmp_path)
+    source.put(1)
+    source.takes_s = 2.1
+
+    async def main(found: FoundResolver) -> None:
+        await found.refresh()
+        assert "has not answered within 2 s" in found.why_stale
+        for number in (2, 3, 4):
+            source.put(number)
+            await asyncio.sleep(EVERY_S)
+            await found.refresh()
+            assert found.why_stale == ""
+            assert hosts(await found.resolve("stock")) == [number]
+        source.takes_s = 0.0
+        await asyncio.sleep(EVERY_S)
+        source.put(5)
+        await found.refresh()
+        assert hosts(await found.resolve("stock")) == [5]
+
+    async def alone(_: SimRuntime) -> None:
+        await main(FoundResolver("stock", source.reader(), every_s=EVERY_S))
+
+    run(alone)
+
+
+def test_srv_is_given_up_by_its_own_reason_first() -> None:
+    """The reading that it is part of still waits then, so it is no chance which is told."""
+    assert SRV_WITHIN_S < WITHIN_S
 
 
 def test_weights_and_priorities_of_srv_are_those_of_the_calls(tmp_path: Path) -> None:
@@ -205,6 +247,44 @@ def test_weights_and_priorities_of_srv_are_those_of_the_calls(tmp_path: Path) ->
             assert all(each.url.endswith("/v1") for each in there)
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        ("evil.example/a", 80), ("a?b", 80), ("a#b", 80), ("me@evil.example", 80), ("a:1", 80),
+        (r"a\\b.", 80), ("a b.", 80), ("a..b.", 80), ("a" * 64, 80), ("a.", 0), ("a.", 65_536),
+    ],
+)  # fmt: skip
+def test_a_record_that_makes_no_url_is_left_out(
+    caplog: pytest.LogCaptureFixture, target: str, port: int
+) -> None:
+    """With one warning, whatever its priority; where no other is there, the error says why."""
+    faulty = SrvRecord(1, 1, port, target)
+
+    async def main(_: SimRuntime) -> None:
+        async def lookup(_: str) -> list[SrvRecord]:
+            return records
+
+        records = [faulty, SrvRecord(2, 1, 80, "good.internal.")]
+        reader = DnsServices("http://_s._tcp.x/v1", lookup)
+        for _again in range(2):
+            assert [each.url for each in await reader.read()] == ["http://good.internal:80/v1"]
+        (warned,) = [each.getMessage() for each in caplog.records]
+        assert "1 SRV records of _s._tcp.x are left out" in warned
+        records = [faulty]
+        with pytest.raises(DiscoveryError, match=r"no SRV record of _s\._tcp\.x is one to call"):
+            await reader.read()
+
+    run(main)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["a..internal", "a" * 64 + ".internal"])
+async def test_a_host_that_is_no_name_is_told_with_its_key(host: str) -> None:
+    """The system's resolver raises a UnicodeError for it, which is no OSError."""
+    with pytest.raises(DiscoveryError, match=r"is no name of a host: .* discover = \{ dns = "):
+        await DnsAddresses(f"http://{host}:80").read()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ Source: RFC 2782 (SRV: priorities and weights).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,21 @@ from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.errors import DiscoveryError
 
 FOUND_MAX = 256
+PORT_MAX = 65_535
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_NAME_MAX = 253
+
+
+def is_host_name(text: str) -> bool:
+    """Tell whether a URL may have a text as its host: a name, or an address of IPv4.
+
+    Example:
+        >>> is_host_name("a.internal."), is_host_name("a/b"), is_host_name("me@a")
+        (True, False, False)
+    """
+    return len(text) <= _NAME_MAX and _NAME.fullmatch(text) is not None
 
 
 class FoundPlace(NamedTuple):
@@ -32,6 +48,20 @@ class SrvRecord(NamedTuple):
     weight: int
     port: int
     target: str
+
+    @property
+    def fault(self) -> str:
+        """Why no URL can be made of it, in words; "" where one can, or where it names nobody."""
+        if self.is_nobody:
+            return ""
+        if not is_host_name(self.target):
+            return "its target is no name of a host"
+        return "" if 1 <= self.port <= PORT_MAX else f"its port is none of 1 to {PORT_MAX}"
+
+    @property
+    def is_nobody(self) -> bool:
+        """Whether it says that the service is decidedly not there: a single "." (RFC 2782)."""
+        return self.target in (".", "")
 
 
 class FoundList:
@@ -107,17 +137,17 @@ def places_of_srv(records: Iterable[SrvRecord], scheme: str, path: str = "") -> 
     """Return the places that SRV records name: those of the best priority, by their weights.
 
     Weights that are all alike say nothing, so that calls go to who answers sooner. A weight of 0
-    is the least share that there is.
+    is the least share that there is. A record with a fault is passed over: whoever writes records
+    says a host and a port, and not which path of which other host a call goes to.
 
     Example:
         >>> here, there = SrvRecord(1, 5, 80, "a."), SrvRecord(2, 5, 80, "b.")
         >>> places_of_srv([here, there, here._replace(weight=0, port=81)], "http", "/v1")
         [FoundPlace(url='http://a:80/v1', weight=5), FoundPlace(url='http://a:81/v1', weight=1)]
-        >>> places_of_srv([here._replace(target=".")], "http")
+        >>> places_of_srv([here._replace(target="."), here._replace(target="c/d?")], "http")
         []
     """
-    # A single "." says that the service is decidedly not there (RFC 2782).
-    there = [each for each in records if each.target not in (".", "")]
+    there = [each for each in records if not each.is_nobody and not each.fault]
     best = min((each.priority for each in there), default=0)
     first = [each for each in there if each.priority == best]
     is_even = len({each.weight for each in first}) < 2

@@ -24,11 +24,13 @@ from synchromesh.discovery.found import FoundList, FoundPlace, SrvRecord, places
 from synchromesh.errors import DiscoveryError, MissingExtra
 
 WITHIN_S = 2.0
+# Shorter, so that what DNS does not answer is told by its own reason.
+SRV_WITHIN_S = 1.5
 FILE_BYTES_MAX = 1_000_000
 
 _log = logging.getLogger("synchromesh.discovery")
 
-# Returns the addresses of a host and port. Raises OSError.
+# Returns the addresses of a host and port. Raises OSError, or UnicodeError of what is no name.
 AddressLookup = Callable[[str, int], Awaitable[Sequence[str]]]
 # Returns the SRV records of a name. Raises DiscoveryError.
 SrvLookup = Callable[[str], Awaitable[Sequence[SrvRecord]]]
@@ -142,16 +144,23 @@ class FoundResolver:
         """Return what the reader finds in time.
 
         One that takes longer goes on, and is waited for by the next: a resolver that hangs holds
-        one thread, and not one more each time.
+        one thread, and not one more each time. What it came to meanwhile counts where the one that
+        is begun then is as slow: else the list would be stale and fresh in turn.
         """
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._reader.read())
         reading = self._reading
+        come: asyncio.Future[Sequence[FoundPlace]] | None = None
+        if reading is not None and reading.done():
+            reading.exception()  # heard of, also where the next one is in time
+            reading, come = None, reading
+        if reading is None:
+            reading = self._reading = asyncio.ensure_future(self._reader.read())
         done, _ = await asyncio.wait((reading,), timeout=self._within_s)
-        if not done:
-            raise DiscoveryError(f"{self._reader!r} has not answered within {self._within_s:g} s")
-        self._reading = None
-        return reading.result()
+        if done:
+            self._reading = None
+            return reading.result()
+        if come is not None:
+            return come.result()
+        raise DiscoveryError(f"{self._reader!r} has not answered within {self._within_s:g} s")
 
     def __repr__(self) -> str:
         return f"<FoundResolver {self._found!r} by {self._reader!r}>"
@@ -176,6 +185,11 @@ class DnsAddresses:
         """Ask for the addresses. Raises DiscoveryError."""
         try:
             found = await self._lookup(self._host, self._port)
+        except UnicodeError as error:  # of a label that is empty, or has above 63 characters
+            raise DiscoveryError(
+                f"{self._host[:80]!r} is no name of a host: {error}; correct it in "
+                'discover = { dns = "http://HOST:PORT" }'
+            ) from error
         except OSError as error:
             raise DiscoveryError(
                 f"{self._host} has no address by DNS: {error.strerror or error}; see that it "
@@ -201,10 +215,30 @@ class DnsServices:
         self._scheme, self._path = parts.scheme, parts.path.rstrip("/")
         self._name = parts.hostname or ""
         self._lookup = lookup or srv_of
+        self._dropped = ""
 
     async def read(self) -> Sequence[FoundPlace]:
-        """Ask for the records. Raises DiscoveryError."""
-        return places_of_srv(await self._lookup(self._name), self._scheme, self._path)
+        """Ask for the records; those with a fault are dropped with a warning.
+
+        Raises:
+            DiscoveryError: there are none, or each has a fault.
+        """
+        records = await self._lookup(self._name)
+        faulty = [each for each in records if each.fault]
+        why = "; ".join(
+            sorted(f"{each.target[:80]!r}, port {each.port}: {each.fault}" for each in faulty)
+        )
+        if faulty and len(faulty) == len(records):
+            raise DiscoveryError(f"no SRV record of {self._name} is one to call: {why[:400]}")
+        if why and why != self._dropped:  # once, and not with each reading
+            _log.warning(
+                "%s SRV records of %s are left out; correct them there: %s",
+                len(faulty),
+                self._name,
+                why[:400],
+            )
+        self._dropped = why
+        return places_of_srv(records, self._scheme, self._path)
 
     def __repr__(self) -> str:
         return f"DNS for SRV {self._name}"
@@ -273,7 +307,12 @@ class StaticFile:
 
 
 async def addresses_of(host: str, port: int) -> list[str]:
-    """Return the addresses of a host by the system's resolver, each once. Raises OSError."""
+    """Return the addresses of a host by the system's resolver, each once.
+
+    Raises:
+        OSError: it has none, or nobody answers.
+        UnicodeError: it is no name of a host.
+    """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
     # An address with a zone is of one link alone, and none that a URL could have.
     every = (str(place[0]) for *_, place in found)
@@ -291,7 +330,7 @@ async def srv_of(name: str) -> list[SrvRecord]:
     import dns.resolver
 
     try:
-        answer = await dns.asyncresolver.resolve(name, "SRV", lifetime=WITHIN_S, search=True)
+        answer = await dns.asyncresolver.resolve(name, "SRV", lifetime=SRV_WITHIN_S, search=True)
     except dns.resolver.NXDOMAIN as error:
         raise DiscoveryError(f"DNS knows no name {name}; is it spelled right?") from error
     except dns.resolver.NoAnswer as error:

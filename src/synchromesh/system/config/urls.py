@@ -11,14 +11,12 @@ import re
 from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
+from synchromesh.discovery.found import PORT_MAX, is_host_name
+
 _SCHEMES = ("http://", "https://")
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
-_NAME_MAX = 253
 # RFC 3986, section 3.3.
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")
 _SHOWN_MAX = 80
-_PORT_MAX = 65_535
 
 
 def url_fault(url: str) -> str:
@@ -48,8 +46,8 @@ def url_fault(url: str) -> str:
         return "its host is no address of IPv6 in brackets"
     before, _, port = authority.rpartition("]")[2].partition(":")
     is_bracketed = authority.startswith("[")
-    if port and not (port.isdigit() and 1 <= len(port) <= 5 and 1 <= int(port) <= _PORT_MAX):
-        return f"the port is none of 1 to {_PORT_MAX}"
+    if port and not (port.isdigit() and 1 <= len(port) <= 5 and 1 <= int(port) <= PORT_MAX):
+        return f"the port is none of 1 to {PORT_MAX}"
     if not host:
         return "the host is missing; write http://HOST:PORT"
     if (is_bracketed and before) or not _is_host(host, is_bracketed=is_bracketed):
@@ -93,7 +91,7 @@ def shown(url: str) -> str:
 
 def _is_host(host: str, *, is_bracketed: bool) -> bool:
     if not is_bracketed:
-        return len(host) <= _NAME_MAX and _NAME.fullmatch(host) is not None
+        return is_host_name(host)
     try:
         IPv6Address(host)
     except ValueError:
