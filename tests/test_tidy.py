@@ -317,7 +317,8 @@ def test_the_front_door_offers_what_the_rooms_have() -> None:
     ],
 )
 def test_the_front_door_says_which_room_has_a_name(name: str, room: str) -> None:
-    """What is not there is an ImportError that has the line to write."""
+    """What is not there is an ImportError that has the line to write, to who imports it alone."""
+    assert not hasattr(importlib.import_module("synchromesh"), name)
     said = f"write: from synchromesh.{room} import {name}$"
     with pytest.raises(ImportError, match=said):
         exec(f"from synchromesh import {name}")
@@ -326,8 +327,23 @@ def test_the_front_door_says_which_room_has_a_name(name: str, room: str) -> None
 def test_the_front_door_lets_rooms_and_nothing_through() -> None:
     """A room is imported by its name, and a slip is told by Python, with the name it is like."""
     exec("from synchromesh import alone")
+    for name in ("polizy", "__wrapped__", "_private"):
+        assert not hasattr(importlib.import_module("synchromesh"), name)
+        with pytest.raises(ImportError, match="cannot import name"):
+            exec(f"from synchromesh import {name}")
     with pytest.raises(ImportError, match="cannot import name 'Polizy'"):
         exec("from synchromesh import Polizy")
+
+
+def test_asking_for_a_name_that_is_nowhere_imports_nothing() -> None:
+    """Such as a tool does that looks at a module: it is answered, and pays for no room."""
+    code = (
+        "import sys, synchromesh; before = set(sys.modules); "
+        "found = [hasattr(synchromesh, each) for each in ('RetryOptions', 'survive', 'Polizy')]; "
+        "print(found, [each for each in set(sys.modules) - before if 'synchromesh' in each])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[False, False, False] []\n"
 
 
 def test_tests_state_their_claim_and_cannot_be_skipped() -> None:

@@ -8,6 +8,7 @@ and loads neither an event loop nor a database.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -72,20 +73,29 @@ if not TYPE_CHECKING:  # a type checker that saw this would take any name for a 
     def __getattr__(name: str) -> object:
         room = _ROOM_OF.get(name)
         if room is None:
-            raise _not_here(name)
+            asker = sys._getframe(1)
+            is_import = _is_import(asker.f_code.co_code, asker.f_lasti)
+            raise _not_here(name, is_import=is_import)
         value = getattr(import_module(f"synchromesh.{room}"), name)
         globals()[name] = value  # the next use is a plain attribute
         return value
 
 
-def _not_here(name: str) -> Exception:
-    """Return the error that a name is not here; of one that a room has, it says which.
+def _is_import(code: bytes, at: int) -> bool:
+    """Tell whether code asks by `from synchromesh import ...`, and not by `hasattr` or a dot."""
+    from opcode import opmap  # it is seldom needed
+
+    return at >= 0 and code[at] == opmap["IMPORT_FROM"]
+
+
+def _not_here(name: str, *, is_import: bool) -> Exception:
+    """Return the error that a name is not here; of one that a room has, an import is told which.
 
     That is an ImportError: of an AttributeError `from synchromesh import ...` does not show a word.
+    Whoever only asks whether a name is here, such as `hasattr`, gets an AttributeError, and no room
+    is imported for it.
     """
-    from importlib.util import find_spec  # it is seldom needed
-
-    if name[:1].isalpha() and find_spec(f"synchromesh.{name}") is None:
+    if is_import and name[:1].isalpha():
         for room in _OTHERS.split():
             try:
                 module = import_module(f"synchromesh.{room}")

@@ -228,6 +228,33 @@ def test_the_callers_own_time_bounds_a_call_without_a_deadline() -> None:
     play("inproc", main)
 
 
+@pytest.mark.parametrize(
+    ("own", "limit"),
+    [
+        (OperationPolicy(0.2), 'policies."client:leaf".operations.ask.timeout = 0.2s'),
+        (OperationPolicy(0.3, is_timed_as_edge=True), 'policies."client:leaf".timeout = 0.3s'),
+        (OperationPolicy(None), "the deadline of who calls"),
+    ],
+)
+def test_a_time_out_names_the_key_that_is_configured(own: OperationPolicy, limit: str) -> None:
+    """The operation's where that has a timeout of its own; else the edge's, as of retries alone."""
+
+    async def stall(_: object) -> bytes:
+        await asyncio.sleep(60.0)
+        return b"1"
+
+    async def main(system: System) -> None:
+        await system.serve(Leaf, {"ask": stall})
+        caller = system.caller(
+            policies=Policies(Policy(timeout_s=0.3), operations={"leaf.ask": own})
+        )
+        with pytest.raises(TimedOut) as caught:
+            await caller.call(Leaf.ask(1), context=caller.root(timeout_s=1.0))
+        assert caught.value.limit == limit
+
+    play("inproc", main)
+
+
 # -- instances and transports --------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def test_what_is_left_out_of_a_policy_is_as_without_one() -> None:
     """An edge that has a section differs from the others in what is written there alone."""
     assert PolicySection().compile() == Policy()
     assert PolicySection().compile_balancer() == BalancerOptions()
-    assert OperationSection().compile(Policy()) == OperationPolicy()
+    assert OperationSection().compile(Policy()) == OperationPolicy(is_timed_as_edge=True)
     assert BudgetSection().compile() == BudgetOptions()
     assert HedgeSection().compile() == HedgeOptions()
 
@@ -146,7 +146,9 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
     assert policies.of_balancer("b").by == "round_robin"
     twice, once = RetryOptions(attempts_max=2), RetryOptions(attempts_max=1)
     assert policies.operations == {
-        "b.quote": OperationPolicy(0.3, twice, HedgeOptions(after=0.05, ratio=0.1)),
+        "b.quote": OperationPolicy(
+            0.3, twice, HedgeOptions(after=0.05, ratio=0.1), is_timed_as_edge=True
+        ),
         "b.build": OperationPolicy(2.0, once),
     }
 

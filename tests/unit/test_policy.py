@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -46,6 +46,7 @@ from synchromesh.resilience import (
     classify,
     may_retry,
 )
+from synchromesh.resilience.edge import CALLERS
 from synchromesh.testing import SimRuntime, run
 
 COLOUR: ContextVar[str] = ContextVar("COLOUR", default="none")
@@ -437,6 +438,31 @@ def test_an_attempt_is_cut_at_the_callers_deadline() -> None:
     assert "the caller's deadline" in error.message
     assert took_s == pytest.approx(0.5)
     assert not callee.attempts[0].has_full_timeout
+
+
+@pytest.mark.parametrize(
+    ("inner_s", "within_s", "limit"),
+    [(0.1, 5.0, "inner = 0.1s"), (None, 5.0, "outer = 0.5s"), (None, 0.2, CALLERS)],
+)
+def test_a_time_out_within_keeps_what_has_cut_it(
+    inner_s: float | None, within_s: float, limit: str
+) -> None:
+    """Of two edges, one within the other, the one whose timeout ran out is named."""
+    plain = Policy(retry=None, breaker=None)
+    inner = Edge(replace(plain, timeout_s=inner_s), name="inner", timeout_key="inner")
+    outer = Edge(replace(plain, timeout_s=0.5), name="outer", timeout_key="outer")
+
+    async def main(_: SimRuntime) -> BaseException:
+        async def through(attempt: Attempt) -> object:
+            deadline_s = attempt.deadline_s
+            assert deadline_s is not None
+            return await call(inner, Callee([60.0]), within_s=deadline_s - now())
+
+        return await error_of(outer, through, within_s=within_s)  # type: ignore[arg-type]
+
+    error = run(main)
+    assert isinstance(error, TimedOut)
+    assert error.limit == limit
 
 
 @pytest.mark.parametrize(("within_s", "counts"), [(0.4999, True), (0.48, True), (0.46, False)])

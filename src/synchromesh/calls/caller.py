@@ -316,7 +316,8 @@ class Caller:
     def _put_together(self, operation: Operation[..., Any]) -> Plan:
         service, key = operation.service, ""
         edge, policy = self.edge(service), self._policies.of_operation(operation)
-        if operation.full_name in self._policies.operations:
+        own = self._policies.operations.get(operation.full_name)
+        if own is not None and own.timeout_s is not None and not own.is_timed_as_edge:
             key = f'policies."{self._of_edge(service)}".operations.{operation.name}.timeout'
         called = self.called(service, is_external=operation.is_external)
         plan = self._plans[operation] = Plan(

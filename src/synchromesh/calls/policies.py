@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synchromesh.calls.contract import Operation
@@ -23,6 +23,9 @@ class OperationPolicy:
     Only a query is hedged. Breaker, retry budget and limiter belong to the edge and cannot be had
     per operation: they are about the callee, and one that is down is down for all of them.
 
+    Attributes:
+        is_timed_as_edge: its timeout is the edge's, which is where one changes it.
+
     Raises:
         ConfigError: a value is outside its range, or of the wrong type.
     """
@@ -30,9 +33,10 @@ class OperationPolicy:
     timeout_s: float | None = 2.0
     retry: RetryOptions | None = field(default_factory=RetryOptions)
     hedge: HedgeOptions | None = None
+    is_timed_as_edge: bool = False
 
     def __post_init__(self) -> None:
-        refuse_wrong_layers({each.name: getattr(self, each.name) for each in fields(self)})
+        refuse_wrong_layers({"timeout_s": self.timeout_s, "retry": self.retry, "hedge": self.hedge})
 
     def over(self, edge: Policy) -> Policy:
         """Return an edge's policy with this in its place."""

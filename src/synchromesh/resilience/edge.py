@@ -313,8 +313,13 @@ class Edge:
         """Wait for the next attempt, or raise the error of the call where there is none."""
         if isinstance(error, TimedOut):
             # Also where the callee's handler was cut, by the deadline that it was given; and what
-            # cut the first attempt, for the last one has the rest of the caller's time.
-            attempts.limit = error.limit = attempts.limit or self.limit_of(current)
+            # cut the first attempt, for the last one has the rest of the caller's time. The timeout
+            # of an edge within this one stays what has cut it.
+            own = self.limit_of(current)
+            is_within = error.limit not in ("", CALLERS, own)
+            attempts.limit = attempts.limit or (error.limit if is_within else own)
+            if not is_within:
+                error.limit = attempts.limit
         refuses_until_s = self.breaker.refuses_until_s if self.breaker is not None else -math.inf
         now = loop_now()
         wait_s = attempts.failed(current, error, now, refuses_until_s=refuses_until_s)

@@ -327,7 +327,7 @@ class OperationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.hedge is not None:
             with _within("hedge"):
                 hedge = self.hedge.compile()
-        return OperationPolicy(timeout_s, retry, hedge)
+        return OperationPolicy(timeout_s, retry, hedge, is_timed_as_edge=not self.timeout)
 
 
 class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
