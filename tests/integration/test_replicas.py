@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,7 +15,7 @@ import pytest
 
 from notes_app import TESTS, write_config
 from processes import ends
-from replicas_app import INSTANCES, TOML, Clients
+from replicas_app import INSTANCES, SLOWER, TOML, Clients
 from split_world import ControlSocket, running
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -21,6 +23,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.system import RunDir, System, load_config
 from synchromesh.system.control.catalogue import EJECTED
 from synchromesh.system.control.remote import MetricsAnswer
+from synchromesh.system.supervise.child_process import ChildProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -110,14 +113,26 @@ async def test_one_that_is_broken_is_passed_over(
         check(clients)
 
 
-async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None:
-    """As long as it fails it stays out, but for a probe now and then; metrics count it.
+async def hardly_asked(asking: ControlSocket, clients: Clients) -> None:
+    """Wait until at most 1 in 100 attempts goes to the instance that the fault in force is on."""
+    share = 1.0
+    while share > 0.01:
+        asked, struck = clients.asked, await struck_of(asking)
+        await clients.ask(MANY)
+        share = (await struck_of(asking) - struck) / (clients.asked - asked)
+
+
+@pytest.mark.parametrize("fault", [{"errors": "100%"}, {"stall": True}])
+async def test_an_ejected_one_is_named_by_who_ejected_it(
+    tmp_path: Path, fault: dict[str, object]
+) -> None:
+    """As long as it fails, or hangs, it stays out, but for a probe now and then; metrics count it.
 
     At most 1 in 100 attempts goes to it then, once that has been so for a while.
     """
     async with served(tmp_path, is_split=True) as (_, asking, clients):
         await clients.ask(MANY)
-        await asking.ask("POST", "/faults", {"target": "gateway:quotes#3", "errors": "100%"})
+        await asking.ask("POST", "/faults", {"target": "gateway:quotes#3", **fault})
         ejected: dict[str, list[str]] = {}
         counted: dict[tuple[str, ...], float] = {}
         async with clients.asking():
@@ -131,12 +146,62 @@ async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None
                 }  # fmt: skip
         assert ejected == {"quotes": ["quotes#3"]}
         assert counted == {("gateway", "gateway", "quotes"): 1.0}
-        asked, struck = clients.asked, await struck_of(asking)
-        share = 1.0
-        while share > 0.01:
-            await clients.ask(MANY)
-            share = (await struck_of(asking) - struck) / (clients.asked - asked)
+        await hardly_asked(asking, clients)
         check(clients)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_one_that_stays_dead_or_hangs_is_hardly_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """After a while at most 1 in 100 attempts goes to it; 99 of 100 requests succeed meanwhile."""
+
+    async def never(_: ChildProcess) -> None:
+        await asyncio.Event().wait()
+
+    async with served(tmp_path, is_split=True) as (_, asking, clients):
+        await clients.ask(MANY)
+        # What is a little late is counted.
+        await asking.ask("POST", "/faults", {"target": "gateway:quotes#2", "latency": "0.1ms"})
+        while not await struck_of(asking):
+            await clients.ask(AT_LEAST)
+        pid = (await pids_of(asking))["quotes#2"]
+        monkeypatch.setattr(ChildProcess, "_spawn", never)
+        os.kill(pid, number)
+        await hardly_asked(asking, clients)
+        check(clients)
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_one_that_is_three_times_slower_costs_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets less than its third, and the slowest of 100 take at most twice as long, as a ratio.
+
+    Compared with those just before, when all are well, as often as the machine has other things to
+    do in one of the two.
+    """
+    slower = tmp_path / "slower"
+    monkeypatch.setenv(SLOWER, str(slower))
+
+    async def asked(system: System) -> tuple[float, Clients]:
+        """Return the p99 of many requests, and who answered them."""
+        clients = Clients(system, 3, "/worked/SX90")
+        await clients.ask(MANY)
+        assert clients.failed == 0
+        return sorted(clients.took_s)[-MANY // 100], clients
+
+    async with served(tmp_path, is_split=True) as (system, asking, clients):
+        await clients.ask(MANY)
+        slow, ratio = str((await pids_of(asking))["quotes#2"]), math.inf
+        while ratio > 2.0:
+            slower.write_text("")
+            healthy_s, _ = await asked(system)
+            slower.write_text(slow)
+            slow_s, seen = await asked(system)
+            ratio = slow_s / healthy_s
+            assert seen.pids[slow] < 0.25 * seen.asked
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
