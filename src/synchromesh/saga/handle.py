@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from synchromesh.clock import loop_now
 from synchromesh.eager import EagerFuture
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
 from synchromesh.saga.records import SagaCause, SagaStatus
@@ -42,6 +43,7 @@ class SagaRun(Generic[R_co]):
 
     Attributes:
         id: the run's id, under which it can be asked for again.
+        due_s: when the handler that started it has to answer, on the loop's clock; None for never.
 
     Example:
         >>> from synchromesh.saga import Saga
@@ -55,15 +57,20 @@ class SagaRun(Generic[R_co]):
         ...     return await run.result(within_s=1.0) or "accepted"
     """
 
-    __slots__ = ("_host", "_load", "id")
+    __slots__ = ("_host", "_load", "due_s", "id")
 
     def __init__(self, id: str, host: RunHost, load: Callable[[bytes], R_co]) -> None:  # noqa: A002
         self.id = id
+        self.due_s: float | None = None
         self._host = host
         self._load = load
 
     async def result(self, within_s: float) -> R_co | None:
         """Return the result once the run has completed; None where it has not after `within_s`.
+
+        It is None sooner where the handler's caller would not wait so long: a moment before that
+        one gives up, so that there is time to answer what is known. A run that is slow is then no
+        late answer, which would count as a failure of this service.
 
         Raises:
             Rejection: the business no that turned the run, once it is undone.
@@ -71,6 +78,8 @@ class SagaRun(Generic[R_co]):
             Stuck: it needs a person.
             SagaGone: this process gave the run up; it goes on elsewhere or after a restart.
         """
+        if self.due_s is not None:
+            within_s = min(within_s, max(0.0, self.due_s - loop_now()))
         ended = await self._host.conclusion(self.id, within_s)
         return None if ended is None else result_of(self.id, ended, self._load)
 

@@ -342,6 +342,7 @@ class Context:
                 begin=lambda unit: begin(unit, running, self._deps.keep_s),
             )
         self.has_begun = True
+        run.due_s = self._context.deadline_s
         return run
 
     @contextmanager
