@@ -26,15 +26,15 @@ class Orders(Contract, Protocol, service="orders", version="1.0"):
     @command("POST /orders")
     async def place(self, order: Order) -> str: ...
 
-    @query("GET /orders/{id}")
-    async def one(self, id: str) -> str: ...
+    @query("GET /orders/{order_id}")
+    async def one(self, order_id: str) -> str: ...
 
 
 orders, bank = Service("orders", implements=Orders), Service("bank", implements=Bank)
 gateway = Gateway(
     routes=[
         Route("POST /orders", Orders.place, public=True),
-        Route("GET /orders/{id}", Orders.one, public=True),
+        Route("GET /orders/{order_id}", Orders.one, public=True),
     ]
 )
 
@@ -51,8 +51,8 @@ async def place(ctx: Context, order: Order) -> str:
 
 
 @orders.handles(Orders.one)
-async def one(ctx: Context, id: str) -> str:
-    return id
+async def one(ctx: Context, order_id: str) -> str:
+    return order_id
 
 
 @bank.handles(Bank.charge)
