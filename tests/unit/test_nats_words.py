@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,33 @@ async def test_a_connection_that_does_not_close_keeps_no_process(
     monkeypatch.setattr(requests, "_client", Closing(error))
     await requests.close()
     await requests.close()
+
+
+def test_a_cancellation_that_comes_with_the_handshake_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `asyncio.wait_for` loses it: whoever is cancelled while it connects again goes on else."""
+
+    class Swallows:
+        is_closed = False
+
+        async def connect(self, *_: object, **__: object) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600.0)
+
+        async def close(self) -> None:
+            self.is_closed = True
+
+    made = Swallows()
+    monkeypatch.setattr(nats_connection, "client_of", lambda _: made)
+
+    async def main() -> bool:
+        requests = NatsRequests("nats://127.0.0.1:4222", name="test")
+        connecting = asyncio.ensure_future(requests.connect())
+        await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        return connecting.cancelled()
+
+    assert asyncio.run(main())
+    assert made.is_closed

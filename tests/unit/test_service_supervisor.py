@@ -11,6 +11,7 @@ import pytest
 from synchromesh.errors import ConfigError, StoreBroken, StoreUnavailable
 from synchromesh.service import Child, RestartsExhausted, Supervisor
 from synchromesh.service.restarts import TRIAL_S, RestartDecision, RestartOptions, Restarts
+from synchromesh.service.supervisor import CANCEL_AGAIN_S
 from synchromesh.testing import SimRuntime, run
 
 
@@ -354,3 +355,56 @@ def test_closing_ends_every_child_and_waits_for_its_clean_up() -> None:
         assert ended == ["cleaning"]
 
     run(main)
+
+
+@pytest.mark.parametrize("swallowed", [1, 3])
+def test_a_child_that_swallows_its_cancellation_ends_all_the_same(swallowed: int) -> None:
+    """It is cancelled again: a process that was told to end would never do so."""
+    cancelled = 0
+
+    async def deaf() -> None:
+        nonlocal cancelled
+        while True:
+            try:
+                await asyncio.sleep(0.4)
+            except asyncio.CancelledError:
+                cancelled += 1
+                if cancelled > swallowed:
+                    raise
+
+    async def main(runtime: SimRuntime) -> float:
+        loop = asyncio.get_running_loop()
+        supervisor = Supervisor("orders", rng=runtime.rng, gave_up=lambda *_: None)
+        supervisor.start(Child("deaf", deaf))
+        await asyncio.sleep(1.0)
+        before = loop.time()
+        await supervisor.close()
+        return loop.time() - before
+
+    assert run(main) == swallowed * CANCEL_AGAIN_S
+    assert cancelled == swallowed + 1
+
+
+@pytest.mark.parametrize("ending", ["raises", "returns"])
+def test_a_child_that_ends_otherwise_when_it_is_cancelled_is_not_started_again(ending: str) -> None:
+    """An error that a library makes of a cancellation is no failure of the child's."""
+    runs = 0
+
+    async def ended() -> None:
+        nonlocal runs
+        runs += 1
+        try:
+            await asyncio.sleep(3600.0)
+        except asyncio.CancelledError:
+            if ending == "raises":
+                raise OSError("the connection was closed") from None
+
+    async def main(runtime: SimRuntime) -> None:
+        supervisor = Supervisor("orders", rng=runtime.rng, gave_up=lambda *_: None)
+        supervisor.start(Child("ended", ended))
+        await asyncio.sleep(1.0)
+        await supervisor.close()
+        await asyncio.sleep(60.0)
+
+    run(main)
+    assert runs == 1

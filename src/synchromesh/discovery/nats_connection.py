@@ -155,16 +155,17 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
         client, failures[:] = client_of(address), []
         try:
             async with asyncio.timeout(within_s):
-                await client.connect(
-                    [server],
-                    name=name,
-                    allow_reconnect=False,
-                    connect_timeout=within_s,  # type: ignore[arg-type]
-                    reconnect_time_wait=RETRY_EVERY_S,  # type: ignore[arg-type]
-                    closed_cb=lost,
-                    error_cb=failed,
-                    **options,
-                )
+                with cancellable():
+                    await client.connect(
+                        [server],
+                        name=name,
+                        allow_reconnect=False,
+                        connect_timeout=within_s,  # type: ignore[arg-type]
+                        reconnect_time_wait=RETRY_EVERY_S,  # type: ignore[arg-type]
+                        closed_cb=lost,
+                        error_cb=failed,
+                        **options,
+                    )
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await end(client)
             why = _why(failures[0] if failures else error, within_s)
@@ -185,12 +186,18 @@ async def end(client: Client) -> None:
     """
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(CLOSE_WITHIN_S):
-            await client.close()
+            with cancellable():
+                await client.close()
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Raise the cancellation of this task that the client has swallowed, as its `publish` does."""
+    """Raise the cancellation of this task that the client has swallowed.
+
+    It waits by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes with the
+    answer, be it to a request or in the handshake; and `publish` loses any. A loop that goes on
+    then never ends.
+    """
     task = asyncio.current_task()
     assert task is not None, "it is used in a coroutine"
     before = task.cancelling()

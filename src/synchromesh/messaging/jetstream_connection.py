@@ -14,7 +14,7 @@ import nats.js.errors
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
-from synchromesh.discovery.nats_connection import NatsAddress, client_of, end
+from synchromesh.discovery.nats_connection import NatsAddress, cancellable, client_of, end
 from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import (
     BadRequest,
@@ -26,7 +26,6 @@ from synchromesh.errors import (
 )
 from synchromesh.identity import Signer
 from synchromesh.messaging.passage import StreamNames
-from synchromesh.resilience import is_being_cancelled
 from synchromesh.runtime import Runtime
 
 # A server that stands still is noticed after three of these.
@@ -150,20 +149,21 @@ class JetStreamConnection:
         return made
 
     async def _connect(self, address: NatsAddress) -> None:
-        await self.client.connect(
-            [*address.servers],
-            name=f"synchromesh {self._system}",
-            # What is not sent now is not sent later, when its sender has long been told so.
-            pending_size=0,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # a float is slept well
-            ping_interval=_PING_S,
-            max_outstanding_pings=2,
-            error_cb=self._note_error,
-            disconnected_cb=self._note_away,
-            reconnected_cb=self._note_back,
-            **address.options(),
-        )
+        with cancellable():
+            await self.client.connect(
+                [*address.servers],
+                name=f"synchromesh {self._system}",
+                # What is not sent now is not sent later, when its sender has long been told so.
+                pending_size=0,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # a float is slept well
+                ping_interval=_PING_S,
+                max_outstanding_pings=2,
+                error_cb=self._note_error,
+                disconnected_cb=self._note_away,
+                reconnected_cb=self._note_back,
+                **address.options(),
+            )
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
@@ -175,16 +175,9 @@ class JetStreamConnection:
         return self.client.jetstream(timeout=self.options.timeout_s)
 
     async def ask(self, request: Awaitable[T]) -> T:
-        """Await what the client does, and be cancelled where the client swallows it.
-
-        It waits by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes with
-        the answer: loops that go on then would never end.
-        """
-        try:
+        """Await what the client does, and be cancelled where the client swallows it."""
+        with cancellable():
             return await request
-        finally:
-            if is_being_cancelled():
-                raise asyncio.CancelledError
 
     async def names(self) -> StreamNames:
         """Return the names of the stream as it is now; waits until there is one.

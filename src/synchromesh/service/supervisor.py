@@ -18,6 +18,8 @@ from synchromesh.telemetry.span import status_of
 _log = logging.getLogger("synchromesh.service")
 
 TEXT_CHARS_MAX = 500
+# A child has that long to put in order what it was cancelled at.
+CANCEL_AGAIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +124,26 @@ class Supervisor:
 
     async def close(self) -> None:
         """Cancel all children and wait until they have ended."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end(*self._tasks)
         self._tasks.clear()
 
-    async def _end(self, name: str) -> None:
-        task = self._tasks[name]
-        task.cancel()
-        await asyncio.wait([task])
+    async def _end(self, *names: str) -> None:
+        """Cancel children and wait until they have ended; again where one goes on all the same.
+
+        What it awaits may have swallowed the cancellation, as `asyncio.wait_for` does until Python
+        3.12, and whoever waits for its end would wait for ever.
+        """
+        left = {self._tasks[name]: name for name in names}
+        while left:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+            left = {task: name for task, name in left.items() if not task.done()}
+            for name in left.values():
+                _log.warning(
+                    "%s: child %s goes on %g s after it was cancelled, and is cancelled again",
+                    self._name, name, CANCEL_AGAIN_S,
+                )  # fmt: skip
 
     def _begin(self, child: Child) -> None:
         self._tasks[child.name] = asyncio.get_running_loop().create_task(
@@ -211,7 +223,10 @@ def _shown(error: Exception) -> str:
 
 
 async def _end_of(child: Child) -> Exception:
-    """Run a child and return the error that ended it; only a cancellation of the task is raised."""
+    """Run a child and return the error that ended it; only a cancellation of the task is raised.
+
+    It is raised also where the child has made another end of it.
+    """
     try:
         await child.run()
     except asyncio.CancelledError:
@@ -219,5 +234,8 @@ async def _end_of(child: Child) -> Exception:
             raise
         return RuntimeError("something that it awaited was cancelled")
     except Exception as raised:  # noqa: BLE001  whatever ended it is the state that is shown
-        return raised
+        if not is_being_cancelled():
+            return raised
+    if is_being_cancelled():
+        raise asyncio.CancelledError
     return RuntimeError("it returned; a background loop never does")
