@@ -14,7 +14,7 @@ from gateway_fakes import SHOP, log_of
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine, Rate
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.state import GatewayState
 from synchromesh.http import (

@@ -46,7 +46,7 @@ from synchromesh.gateway import (
     Gateway,
     Stale,
 )
-from synchromesh.gateway.traffic import BRANCH_TOOK
+from synchromesh.gateway.metrics import BRANCH_TOOK
 from synchromesh.resilience import BreakerOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("each_way", "http_way")

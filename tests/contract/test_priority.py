@@ -37,7 +37,7 @@ from synchromesh.calls import Incoming
 from synchromesh.codec import encode
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Aggregate, Branch, Forward, Gateway, Route
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.identity import Signer
 from synchromesh.priority import Priority
 from synchromesh.saga import SagaDefinition, SagaPolicy

@@ -47,8 +47,11 @@ import asyncio, atexit, os, pathlib, sys
 sys.path.insert(0, os.getcwd())
 import extra
 from synchromesh.system.host import fork_server, process
+from synchromesh.system.config.schema import SystemConfig, SystemSection
 from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.messages import NotForked
+
+CONFIG = SystemConfig(SystemSection("x", loop="asyncio"), {})
 
 def part():
     assert sys.stdin.readline() == "end\\n"
@@ -56,7 +59,7 @@ def part():
     return 7
 
 process.main = part
-forks = fork_server.start_fork_server(pathlib.Path.cwd(), loop="asyncio")
+forks = fork_server.start_fork_server(pathlib.Path.cwd(), CONFIG)
 launcher = Launcher(pathlib.Path.cwd(), forks)
 log = pathlib.Path("log")
 
@@ -229,10 +232,11 @@ def test_where_there_are_threads_there_is_no_fork_server(tmp_path: Path) -> None
     """A fork would have none of them."""
     program = (
         "import pathlib, threading\n"
+        "from synchromesh.system.config.schema import SystemConfig, SystemSection\n"
         "from synchromesh.system.host.fork_server import start_fork_server\n"
         "end = threading.Event()\n"
         "threading.Thread(target=end.wait).start()\n"
-        "print(start_fork_server(pathlib.Path(), loop='asyncio'))\n"
+        "print(start_fork_server(pathlib.Path(), SystemConfig(SystemSection('x'), {})))\n"
         "end.set()\n"
     )
     done = subprocess.run(

@@ -16,8 +16,9 @@ from service_world import Stock, Town
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.propagation import Propagation
 from synchromesh.system.control.status import ExportStatus, Status
-from synchromesh.system.host.exporting import TelemetryExport, routes_of
+from synchromesh.system.host.exporting import TelemetryExport
 from synchromesh.system.host.otlp_exporter import ExportTarget, OtlpExporter
+from synchromesh.system.host.otlp_target import routes_of
 from synchromesh.telemetry import SqliteRing
 from synchromesh.telemetry.exporting import ExportOptions
 from synchromesh.telemetry.metrics import COUNTER, Family, Metric, Sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synchromesh.gateway.outline import BranchOutline, RouteOutline
+from synchromesh.gateway.outlining import BranchOutline, RouteOutline
 from synchromesh.system.control.blast import Blast, Declarations, blast
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.observed import ObservedCall, merged, observed_calls

@@ -24,7 +24,7 @@ from synchromesh.calls import Policies
 from synchromesh.calls.routes import Match, Routes
 from synchromesh.discovery import BalancerOptions
 from synchromesh.gateway import Cors, Mirror, Split
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.envoy import (
     DIFFERENCES,

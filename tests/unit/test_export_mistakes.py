@@ -11,7 +11,7 @@ from notes_app import TOML, write_config
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System, load_config
-from synchromesh.system.host.exporting import collector_of
+from synchromesh.system.host.otlp_target import collector_of
 
 OTLP = '\n[telemetry]\notlp = "https://c.example/base/"\n'
 MISTAKES = {

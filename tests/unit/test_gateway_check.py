@@ -29,9 +29,9 @@ from synchromesh.gateway import (
     Static,
     check,
 )
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.forward import size_of
-from synchromesh.gateway.outline import RateOutline, outline
+from synchromesh.gateway.outlining import RateOutline, outline
 from synchromesh.gateway.shapes import fields_of, fits, is_text, without_null
 
 MACHINE = Branch(Fleet.machine, args={"id": "path.id"}, required=True)

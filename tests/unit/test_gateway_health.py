@@ -8,7 +8,7 @@ import pytest
 
 from gateway_fakes import ROUTES, SHOP, Plant, behind
 from synchromesh.gateway import Forward, Gateway
-from synchromesh.gateway.check import read
+from synchromesh.gateway.checking import read
 from synchromesh.gateway.health import HealthDoor, health_mistakes
 from synchromesh.http import Headers, HttpExchange, HttpRequest
 

@@ -25,7 +25,7 @@ from synchromesh.gateway import (
     Static,
 )
 from synchromesh.gateway.changes import definition_changes
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.opening import reopen
 from synchromesh.gateway.principal import Folders

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.gateway.traffic import BRANCHES, REQUESTS
+from synchromesh.gateway.metrics import BRANCHES, REQUESTS
 from synchromesh.system.control.rates import (
     BranchRate,
     WorkRate,

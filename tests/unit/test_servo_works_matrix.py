@@ -40,7 +40,7 @@ from synchromesh.gateway import (
     make_key,
 )
 from synchromesh.gateway.access_log import AccessLog
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.state import GatewayState
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse

@@ -7,13 +7,8 @@ from hypothesis import strategies as st
 
 from synchromesh.errors import TimedOut
 from synchromesh.gateway.composition import BranchOutcome, BranchStatus
-from synchromesh.gateway.traffic import (
-    BRANCH_TOOK,
-    BRANCHES,
-    REQUESTS,
-    RouteTraffic,
-    families,
-)
+from synchromesh.gateway.metrics import BRANCH_TOOK, BRANCHES, REQUESTS
+from synchromesh.gateway.traffic import RouteTraffic, families
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import MemoryRing, Tracer
 from synchromesh.telemetry.metrics import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from contextlib import suppress
@@ -16,6 +15,7 @@ from synchromesh.cli import actions
 from synchromesh.cli.operating import client_of
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.spelling import nearest
 
 if TYPE_CHECKING:
     from synchromesh.system.control.blast import Blast
@@ -43,8 +43,8 @@ def blast(folder: Path, service: str, is_json: bool) -> int:
     config, _ = read_layers(folder, environment=os.environ, flags=())
     known = (*config.services, *config.external, *config.system.joined)
     if service not in known:
-        near = difflib.get_close_matches(service, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        near = nearest(service, known)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"there is no service {service!r}; {hint}")
     found = blast_of(service, declared_of(config, folder), _observed(folder))
     runs = _runs_under_way(folder, {hit.what for hit in found.hits})

@@ -148,11 +148,10 @@ def _file(
     """Return what has the grants: the run directory, or NATS where hosts share it."""
     from synchromesh.system.config.client_grants import ClientsFile
     from synchromesh.system.config.grants_on_nats import SharedClientsFile
-    from synchromesh.system.config.keys_on_nats import are_keys_shared
 
     rundir = RunDir(folder)
     file = ClientsFile(rundir.clients, runtime.disk, runtime.wall_us())
-    if are_keys_shared(config, rundir):
+    if config.engine.is_shared(rundir.own_nats):
         return SharedClientsFile(config, rundir, runtime.wall_us, file)
     return file
 

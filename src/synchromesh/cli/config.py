@@ -139,8 +139,8 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.reading import read_layers
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
-    from synchromesh.system.host.exporting import export_mistakes
     from synchromesh.system.host.extras import refuse_missing
+    from synchromesh.system.host.otlp_target import export_mistakes
     from synchromesh.system.host.securing import tls_mistakes
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)

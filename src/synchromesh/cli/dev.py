@@ -115,7 +115,7 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
         from synchromesh.system.host.fork_server import start_fork_server
 
         # Before anything of the system's own is imported: its processes import it for themselves.
-        forks = start_fork_server(folder, loop=config.system.loop)
+        forks = start_fork_server(folder, config)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):

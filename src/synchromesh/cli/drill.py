@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ import click
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_error, print_json, print_line
 from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.spelling import nearest
 
 if TYPE_CHECKING:
     from synchromesh.drill.course import Column
@@ -162,8 +162,8 @@ def _chosen(
     for names, there in ((parts, [part for part, _ in known]), (ways, [way for _, way in known])):
         for name in names:
             if name not in there:
-                near = difflib.get_close_matches(name, there, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {_listed(there)}"
+                near = nearest(name, there)
+                hint = f"did you mean {near!r}?" if near else f"there are {_listed(there)}"
                 raise ConfigError(f"nothing is called {name!r} in this drill; {hint}")
     chosen = [
         (part, way)

@@ -23,7 +23,7 @@ from synchromesh.system.config.rundir import RunDir, user
 
 if TYPE_CHECKING:
     from synchromesh.gateway import ApiKey, Gateway
-    from synchromesh.gateway.outline import RouteOutline
+    from synchromesh.gateway.outlining import RouteOutline
     from synchromesh.system.config.gateway_keys import ApiKeysFile
     from synchromesh.system.config.keys_on_nats import SharedKeysFile
     from synchromesh.system.config.schema import SystemConfig
@@ -51,7 +51,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     import asyncio
 
     from synchromesh.gateway.arguments import sound
-    from synchromesh.gateway.check import refusal_of
+    from synchromesh.gateway.checking import refusal_of
     from synchromesh.system.config.gateway_check import read_gateway
     from synchromesh.system.host.securing import tls_mistakes
 
@@ -77,7 +77,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     Exits 2 where it has mistakes.
     """
-    from synchromesh.gateway.outline import outline
+    from synchromesh.gateway.outlining import outline
     from synchromesh.system.config.edge_policies import policies_of
     from synchromesh.system.config.schema import GATEWAY
 
@@ -361,13 +361,13 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile | SharedKeysFile, set[str]]:
     """Return where the keys are, and the scopes that routes require."""
     from synchromesh.gateway.names import reserved_prefixes
     from synchromesh.system.config.gateway_keys import keys_file_of
-    from synchromesh.system.config.keys_on_nats import SharedKeysFile, are_keys_shared
+    from synchromesh.system.config.keys_on_nats import SharedKeysFile
 
     config, definition = _sound_definition_of(folder)
     runtime, rundir = RealRuntime(), RunDir(folder)
     file: ApiKeysFile | SharedKeysFile = keys_file_of(definition, rundir, runtime.disk)
     rundir.create()
-    if are_keys_shared(config, rundir):
+    if config.engine.is_shared(rundir.own_nats):
         brought, reserved = file.read(), reserved_prefixes(definition.auth)
         file = SharedKeysFile(config, rundir, runtime.wall_us, brought, reserved)
     return file, {scope for route in definition.routes for scope in route.scopes}
@@ -376,7 +376,7 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile | SharedKeysFile, set[str]]:
 def _sound_definition_of(folder: Path) -> tuple[SystemConfig, Gateway]:
     """Return the same for commands that need no whole gateway: what is of no kind is named."""
     from synchromesh.gateway.arguments import sound
-    from synchromesh.gateway.check import refusal_of
+    from synchromesh.gateway.checking import refusal_of
 
     config, definition = definition_of(folder, ())
     definition, mistakes = sound(definition)

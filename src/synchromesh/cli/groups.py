@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -60,6 +59,8 @@ class CommandGroup(click.Group):
 
     def _hint(self, ctx: click.Context, word: str) -> str:
         near = 0.85 if ctx.parent is None else 0.6
+        from difflib import get_close_matches
+
         if get_close_matches(word, self.commands, cutoff=near):
             return ""  # a slip, of which click names what was meant; nothing is imported for it
         if ctx.parent is not None:

@@ -7,7 +7,6 @@ lost it is escaped.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -26,7 +25,10 @@ NOTHING = Markup()
 _VOID = frozenset({"br", "hr", "input", "link", "meta"})
 # What no character of a page may be, and no browser shows (HTML, 13.5: control characters).
 _ODD = re.compile("[&<>\"'\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "�")
+_SHOWN = str.maketrans(
+    dict.fromkeys(map(chr, (*range(9), 11, 12, *range(14, 32), 127)), "�")
+    | {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"}
+)
 
 
 def escape(text: str) -> Markup:
@@ -41,8 +43,7 @@ def escape(text: str) -> Markup:
     if not _ODD.search(text):
         return Markup(text)
     # Half a surrogate pair, from a name of a file, cannot be sent.
-    shown = text.translate(_CONTROLS).encode("utf-8", "replace").decode("utf-8")
-    return Markup(html.escape(shown))
+    return Markup(text.translate(_SHOWN).encode("utf-8", "replace").decode("utf-8"))
 
 
 def join(children: Iterable[Child]) -> Markup:

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -319,7 +319,7 @@ def _static(name: str) -> HttpResponse:
     kind = _STATIC.get(name)
     if kind is None:
         raise UnknownOperation("the console has no such file")
-    body = files("synchromesh.console").joinpath("static", name).read_bytes()
+    body = (Path(__file__).with_name("static") / name).read_bytes()
     return _with(HttpResponse(200, [("content-type", kind)], body))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from synchromesh.events.log import StoredEvent
 from synchromesh.events.versions import EventVersions
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.sealing import Vault, open_if_ours, open_sealed
+from synchromesh.spelling import nearest
 
 T = TypeVar("T")
 
@@ -153,8 +153,8 @@ class EventTypes:
         cls = self._by_name.get(stored.name)
         where = f"position {stored.position} holds {stored.name!r} version {stored.type_version}"
         if cls is None:
-            near = difflib.get_close_matches(stored.name, self._by_name, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            near = nearest(stored.name, self._by_name)
+            hint = f" (did you mean {near!r}?)" if near else ""
             raise ContractError(
                 f"{where}, which has no class here{hint}; the classes known are those of "
                 f"{sorted(self._by_name)}: add the event's class to them"

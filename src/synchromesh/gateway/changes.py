@@ -11,34 +11,13 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-import msgspec
-
 from synchromesh.calls.contract import Operation
+from synchromesh.gateway.change import GatewayChange
 from synchromesh.gateway.routes import Aggregate, Forward, Gateway, Route
 
 _CHARS_MAX = 200
 _OURS = "synchromesh."
 _NOT_FIELDS = frozenset({"routes", "auth"})
-
-
-class GatewayChange(msgspec.Struct, frozen=True):
-    """One thing that differs.
-
-    Attributes:
-        what: such as "GET /orders/{id}: rate".
-        before, after: how it was and how it is; "" where it was not there, or is not any more.
-    """
-
-    what: str
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        if not self.before:
-            return f"+ {self.what}  {self.after}"
-        if not self.after:
-            return f"- {self.what}  {self.before}"
-        return f"~ {self.what}  {self.before} -> {self.after}"
 
 
 def operations_of(gateway: Gateway) -> Iterator[Operation[..., Any]]:

@@ -52,7 +52,7 @@ from synchromesh.gateway.answers import (
 from synchromesh.gateway.arrival import arrival_of, key_of
 from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under, whole_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.check import compiled, read
+from synchromesh.gateway.checking import compiled, read
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import ORIGIN, read_cors
 from synchromesh.gateway.fast import Gate

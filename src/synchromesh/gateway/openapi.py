@@ -63,7 +63,7 @@ def openapi(gateway: Gateway, entries: Sequence[CompiledRoute]) -> Json:
     Example:
         >>> from typing import Protocol
         >>> from synchromesh.calls import Contract, query
-        >>> from synchromesh.gateway.check import compiled
+        >>> from synchromesh.gateway.checking import compiled
         >>> class Inventory(Contract, Protocol, service="inventory", version="1.0"):
         ...     @query("GET /stock/{sku}")
         ...     async def stock(self, sku: str) -> int: ...

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from synchromesh.calls.contract import Operation, operations_of, version_of
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.openapi import Json, openapi
 from synchromesh.gateway.openapi_parts import PARAMETERS, problem
 from synchromesh.gateway.routes import Gateway, OpenApi, Route

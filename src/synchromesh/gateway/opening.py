@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway.arguments import sound
-from synchromesh.gateway.check import refusal_of
+from synchromesh.gateway.checking import refusal_of
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.names import opened
 from synchromesh.gateway.principal import Auth, Authenticator, Folders

@@ -10,15 +10,10 @@ from synchromesh.gateway.changes import name_of, operations_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.metrics import IN_FLIGHT, LOG_DROPPED
 from synchromesh.gateway.mirror_book import MirrorBook
 from synchromesh.gateway.routes import Forward, Gateway
-from synchromesh.gateway.traffic import (
-    IN_FLIGHT,
-    LOG_DROPPED,
-    GatewayCounts,
-    RouteTraffic,
-    families,
-)
+from synchromesh.gateway.traffic import GatewayCounts, RouteTraffic, families
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.resilience import Limiter, LimitOptions
 from synchromesh.telemetry import Family, Sample

@@ -12,9 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-from cronsim import CronSim, CronSimError
 
 from synchromesh.calls.contract import Call
 from synchromesh.codec import to_datetime
@@ -60,6 +57,11 @@ class Schedule:
                 raise ContractError(
                     f"the {what} of a schedule is {text!r:.80}; make it a text, such as {right!r}"
                 )
+        # Most services have no schedule, and these bring a calendar along.
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        from cronsim import CronSim, CronSimError
+
         self.expression, self.zone = expression, zone
         if len(expression.split()) != 5:
             raise ContractError(
@@ -84,6 +86,8 @@ class Schedule:
 
     def next_after(self, at_us: int) -> int:
         """Return the next time it is due after an instant; both in microseconds since 1970 UTC."""
+        from cronsim import CronSim
+
         found = CronSim(self.expression, to_datetime(at_us).astimezone(self._zone))
         for _ in range(_TRIES_MAX):
             due_us = (next(found).astimezone(dt.UTC) - _EPOCH) // _MICROSECOND

@@ -12,7 +12,6 @@ from synchromesh.errors import StoreBroken, StoreUnavailable
 from synchromesh.runtime import DiskRuntime
 from synchromesh.store.backup import Backup
 from synchromesh.store.dialect import SQLITE
-from synchromesh.store.sqlite_backup import back_up
 from synchromesh.store.sqlite_errors import (
     IOERR,
     READONLY,
@@ -160,6 +159,8 @@ class SqliteBeside:
 
     async def back_up(self, folder: Path, *, system: str) -> Backup:
         """Copy the file in a thread of its own, as `sqlite_backup.back_up` says."""
+        from synchromesh.store.sqlite_backup import back_up
+
         lane = _Lane(f"backup of {self._service}", self._runtime)
         try:
             made, manifest = await lane.run(

@@ -6,8 +6,9 @@ that runs here needs the run directory, and no event loop, database or server.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from synchromesh.lazily import names_of
 
 if TYPE_CHECKING:
     from synchromesh.system.config.reading import load_config
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from synchromesh.system.host.loops import loop_factory
     from synchromesh.system.host.system import System
 
-_HOMES = {
-    "RunDir": "config.rundir",
-    "RunInfo": "config.rundir",
-    "System": "host.system",
-    "SystemConfig": "config.schema",
-    "load_config": "config.reading",
-    "loop_factory": "host.loops",
+_MODULES = {
+    "config.rundir": "RunDir RunInfo",
+    "config.schema": "SystemConfig",
+    "config.reading": "load_config",
+    "host.loops": "loop_factory",
+    "host.system": "System",
 }
 
 __all__ = [
@@ -35,11 +35,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
-
-    def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
-            raise AttributeError(f"synchromesh.system has no public name {name!r}")
-        value = getattr(import_module(f"synchromesh.system.{home}"), name)
-        globals()[name] = value  # the next use is a plain attribute
-        return value
+    __getattr__ = names_of(__name__, _MODULES)

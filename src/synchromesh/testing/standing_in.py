@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from synchromesh.calls import Operation
 from synchromesh.calls.contract import operations_of
 from synchromesh.service import Context, Service
+from synchromesh.spelling import nearest
 from synchromesh.testing.escapes import Unhandled
 
 
@@ -35,8 +35,8 @@ def stand_in(contract: type[object], **answers: object) -> Service:
     operations = operations_of(contract)
     for name in answers:
         if name not in operations:
-            near = difflib.get_close_matches(name, operations, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(operations)}"
+            near = nearest(name, operations)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(operations)}"
             raise ValueError(f"{contract.__name__} has no operation {name!r}; {hint}")
     first = next(iter(operations.values()))
     service = Service(first.service, implements=contract)

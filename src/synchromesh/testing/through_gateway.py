@@ -15,7 +15,7 @@ from typing import TypeVar
 from synchromesh.codec import decode, encode
 from synchromesh.gateway import ApiKeys, Gateway, GatewayEngine, make_key
 from synchromesh.gateway.api_keys import KeyRing
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.mirror_book import MirrorCounts
 from synchromesh.gateway.names import reserved_prefixes
 from synchromesh.gateway.principal import Folders

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
-from synchromesh.gateway import Gateway
 from synchromesh.http import AsgiApp
 from synchromesh.resilience import LimitOptions
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import Service
 from synchromesh.service.forgetting import Retention
+from synchromesh.spelling import nearest
 from synchromesh.system.config.schema import FILE_NAME, ServiceSection, SystemConfig
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
 
 # The keys of a service's section that say something of an ASGI application, too.
 _OF_APPLICATIONS = ("app", "port", "replicas", "server")
@@ -130,6 +132,8 @@ def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
     """
     if not config.gateway.app:
         return None
+    from synchromesh.gateway import Gateway
+
     where = f"{FILE_NAME}: [gateway] app = {config.gateway.app!r}"
     gateway = load_attribute(config.gateway.app, where, folder)
     if not isinstance(gateway, Gateway):
@@ -296,8 +300,8 @@ def retention_of(
         if name.partition(".")[0] in left_out:
             continue
         if name not in published:
-            near = difflib.get_close_matches(name, published, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(published)}"
+            near = nearest(name, published)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(published)}"
             raise ConfigError(
                 f"{FILE_NAME}: [retention] events: no service publishes {name!r}; {hint}"
             )

@@ -56,6 +56,16 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return bool(self.postgres) and service not in self.sqlite
 
+    def is_shared(self, own_nats: str) -> bool:
+        """Return whether API keys and clients' grants are on NATS, and not in the run directory.
+
+        They stay there where `dev` has brought the server along: that system is in one folder.
+
+        Args:
+            own_nats: what refers to the server that `dev` brings along.
+        """
+        return self.nats not in ("", own_nats)
+
     def url(self, engine: str, folder: Path, environment: Mapping[str, str]) -> str:
         """Return the URL of an engine's server, "postgres" or "nats"; "" where none is given.
 

@@ -14,13 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synchromesh.calls import Contract, Operation, operations_of
 from synchromesh.calls.describing import describe
 from synchromesh.calls.description import ContractsOfPart
-from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.service import Service
+
+if TYPE_CHECKING:
+    from synchromesh.gateway.compiled import CompiledRoute
 
 
 def contracts_of_service(service: Service, app: str) -> ContractsOfPart:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from synchromesh.gateway import Aggregate, Cache, Forward, Gateway, Stale, Static
-from synchromesh.gateway.changes import name_of
-from synchromesh.gateway.check import compiled
 from synchromesh.resilience import Policy
 from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.policy_check import uses_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Cache, Gateway, Stale, Static
 
 ALL_OTHERS = "every other edge"
 
@@ -56,8 +57,11 @@ def explain_edges(config: SystemConfig, gateway: Gateway | None) -> Iterator[Edg
     Raises:
         ConfigError: the gateway has mistakes; the message names them all.
     """
-    entries = () if gateway is None else compiled(gateway)
-    used = [f"{GATEWAY}:{use.callee}" for use in uses_of(entries)]
+    used: list[str] = []
+    if gateway is not None:
+        from synchromesh.gateway.checking import compiled
+
+        used = [f"{GATEWAY}:{use.callee}" for use in uses_of(compiled(gateway))]
     for edge in dict.fromkeys((*config.policies, *used)):
         yield _edge(config, edge)
     yield EdgeExplained(ALL_OTHERS, Policy().explain().splitlines())
@@ -65,8 +69,13 @@ def explain_edges(config: SystemConfig, gateway: Gateway | None) -> Iterator[Edg
 
 def explain_branches(gateway: Gateway | None) -> list[BranchExplained]:
     """Return what stands in for each route and branch of a gateway without mistakes, in order."""
+    if gateway is None:
+        return []
+    from synchromesh.gateway import Aggregate, Forward
+    from synchromesh.gateway.changes import name_of
+
     explained = []
-    for route in () if gateway is None else gateway.routes:
+    for route in gateway.routes:
         if isinstance(route, Aggregate):
             for name, branch in route.branches.items():
                 is_required = branch.required or route.all_or_nothing
@@ -106,6 +115,8 @@ def _kept(cache: Cache | None) -> list[str]:
 
 def _ladder(fallback: Static | Stale | None, *, is_required: bool = True) -> list[str]:
     """Return what is answered, the best that can be had."""
+    from synchromesh.gateway import Stale, Static
+
     last = "refused" if is_required else "absent"
     if isinstance(fallback, Static):
         return ["live", "static"]

@@ -11,7 +11,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import Aggregate, Certificates, Forward, Gateway, Route
 from synchromesh.gateway.arguments import auth_mistakes, sound
 from synchromesh.gateway.changes import name_of
-from synchromesh.gateway.check import Reading, read, refusal_of
+from synchromesh.gateway.checking import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.health import health_mistakes
 from synchromesh.gateway.names import opened

@@ -37,14 +37,6 @@ _WORDS = DocumentWords(
 _log = logging.getLogger("synchromesh.gateway")
 
 
-def are_keys_shared(config: SystemConfig, rundir: RunDir) -> bool:
-    """Return whether the API keys of a system are on NATS, and not in its run directory.
-
-    They stay there where `dev` has brought the server along: that system is in one folder.
-    """
-    return config.engine.nats not in ("", rundir.own_nats)
-
-
 def keys_on_nats(
     config: SystemConfig, folder: Path, signer: Signer, wall_us: Callable[[], int]
 ) -> KeysOnNats:

@@ -6,7 +6,6 @@ text, and is read as what the schema says it is; where each value came from is k
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from synchromesh.errors import ConfigError
+from synchromesh.spelling import nearest
 from synchromesh.system.config.descriptions import describe_error
 
 PREFIX = "SYNCHROMESH_"
@@ -386,8 +386,8 @@ def _section_with(value: Any, kind: Any) -> str:
 
 def _unknown(place: str, name: str, part: str, known: Iterable[str]) -> ConfigError:
     among = list(known)
-    near = difflib.get_close_matches(part, among, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(among) or 'nothing'}"
+    near = nearest(part, among)
+    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(among) or 'nothing'}"
     return ConfigError(f"{place}: unknown key {name!r}; {hint}")
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synchromesh.calls import Contract, Operation, operations_of
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Gateway
-from synchromesh.gateway.check import read
-from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.service import Service
 from synchromesh.system.config.schema import GATEWAY, PolicySection, SystemConfig
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
+    from synchromesh.gateway.compiled import CompiledRoute
 
 # Whether the user wrote a setting, or it is a default; by the parts of its name.
 IsWritten = Callable[..., bool]
@@ -175,7 +176,11 @@ def _not_nested(config: SystemConfig, is_written: IsWritten) -> Iterator[str]:
 def _beyond_deadlines(
     config: SystemConfig, gateway: Gateway | None, is_written: IsWritten
 ) -> Iterator[str]:
-    for use in uses_of(() if gateway is None else read(gateway).entries):
+    if gateway is None:
+        return
+    from synchromesh.gateway.checking import read
+
+    for use in uses_of(read(gateway).entries):
         edge = f"{GATEWAY}:{use.callee}"
         section = config.policies.get(edge)
         if section is None:

@@ -8,7 +8,6 @@ process of a system has one, too: whoever speaks for all of them asks each, and 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hmac
 import logging
 import os
@@ -33,6 +32,7 @@ from synchromesh.errors import (
 from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.identity import Principal, checked
 from synchromesh.service import Service
+from synchromesh.spelling import nearest
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import (
@@ -266,10 +266,10 @@ class Control:
             is_same_code = name not in self._local.externals
             return _replacement(name, {name: os.getpid()}, is_same_code=is_same_code)
         known = dict.fromkeys([*self.remotes, *self._services, *self._local.externals])
-        near = difflib.get_close_matches(name, known, n=1)
+        near = nearest(name, known)
         hint = f"there are {', '.join(known)}, and the children that `status --json` names"
         if near:
-            hint = f"did you mean {near[0]!r}?"
+            hint = f"did you mean {near!r}?"
         raise UnknownOperation(f"no part and no background child is called {name!r}; {hint}")
 
     async def _restart_within(self, name: str) -> bool:

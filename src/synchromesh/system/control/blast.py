@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from synchromesh.gateway.outline import BranchOutline, RouteOutline
+from synchromesh.gateway.outlining import BranchOutline, RouteOutline
 from synchromesh.telemetry.observed import ObservedCall
 
 DECLARED, OBSERVED = "declared", "observed"

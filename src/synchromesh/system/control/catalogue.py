@@ -6,8 +6,8 @@ is in docs/metrics.md, and a test holds the two and a running system to each oth
 
 from __future__ import annotations
 
-from synchromesh.gateway.traffic import BRANCH_TOOK, BRANCHES, LOG_DROPPED, OUTCOMES, REQUESTS
-from synchromesh.gateway.traffic import IN_FLIGHT as GATEWAY_IN_FLIGHT
+from synchromesh.gateway.metrics import BRANCH_TOOK, BRANCHES, LOG_DROPPED, OUTCOMES, REQUESTS
+from synchromesh.gateway.metrics import IN_FLIGHT as GATEWAY_IN_FLIGHT
 from synchromesh.store.unit_store import GROUP_SIZES
 from synchromesh.telemetry.metrics import COUNTER, GAUGE, HISTOGRAM, INSTANCE, WORK, Metric
 

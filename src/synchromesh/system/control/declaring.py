@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from synchromesh.calls import operations_of
-from synchromesh.gateway.outline import outline
+from synchromesh.gateway.outlining import outline
 from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.expectations import imported_contracts
 from synchromesh.system.config.schema import SystemConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -14,6 +13,7 @@ from synchromesh.clock import loop_now
 from synchromesh.codec import decode
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.spelling import nearest
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.status import FaultsStatus, FaultStatus
@@ -200,8 +200,8 @@ def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:
 def _check_name(name: str, known: Collection[str], what: str, target: str) -> None:
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(sorted(known))}"
     where = f" in {target!r}" if name != target else ""
     raise BadRequest(f"there is no {what} {name!r}{where}; {hint}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from synchromesh.gateway.changes import GatewayChange
+from synchromesh.gateway.change import GatewayChange
 from synchromesh.system.config.schema import (
     FILE_NAME,
     GATEWAY,

@@ -6,7 +6,7 @@ A process that does not answer is shown as one that is down; the others' answers
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -39,10 +39,12 @@ from synchromesh.system.control.status import (
     ServiceStatus,
     Status,
 )
-from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import is_stopped
 from synchromesh.telemetry import Family, SpanRecord
 from synchromesh.telemetry.observed import ObservedCall, merged
+
+if TYPE_CHECKING:
+    from synchromesh.system.supervise.child_process import ChildProcess
 
 T = TypeVar("T")
 

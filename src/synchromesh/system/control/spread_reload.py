@@ -13,7 +13,7 @@ import msgspec
 
 from synchromesh.codec import encode
 from synchromesh.errors import SynchromeshError
-from synchromesh.gateway.changes import GatewayChange
+from synchromesh.gateway.change import GatewayChange
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.replicas import Replica
 

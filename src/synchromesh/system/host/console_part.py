@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,7 +16,6 @@ from synchromesh.clock import loop_now
 from synchromesh.console import Console, Sessions
 from synchromesh.console.source import Told
 from synchromesh.errors import ConfigError, TimedOut
-from synchromesh.gateway import Gateway
 from synchromesh.http import Headers, HttpRequest
 from synchromesh.system.config.explaining import explain_branches, explain_edges
 from synchromesh.system.config.rundir import user
@@ -25,6 +25,9 @@ from synchromesh.system.control.rates import branch_rates, edge_rates, rates
 from synchromesh.system.host.host import Host
 from synchromesh.system.supervise.children import let_go
 from synchromesh.telemetry import Family
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
 
 # Rates are over the time since the reading before; while somebody looks, one is kept so often.
 RATES_OVER_S = 5.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
-from synchromesh.gateway import JWT, Gateway
-from synchromesh.gateway.arguments import sound
 from synchromesh.system.config.schema import SystemConfig
-from synchromesh.system.host.asgi_servers import find_server
 from synchromesh.system.host.loops import loop_factory
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
 
 
 def refuse_missing(
@@ -41,20 +42,27 @@ def _missing(
     except MissingExtra as error:
         yield error
     for name in applications:
+        from synchromesh.system.host.asgi_servers import find_server
+
         try:
             find_server(config.services[name].server, name)
         except ConfigError as error:
             yield error
-    # What of its definition is of the wrong kind is named by another check.
-    auth = () if gateway is None else sound(gateway)[0].auth
-    needs_jwt = any(isinstance(each, JWT) for each in auth)
     for package, extra, needed_for, is_needed in (
         ("asyncpg", "postgres", "[engine] postgres", bool(config.engine.postgres)),
         ("nats", "nats", "[engine] nats", bool(config.engine.nats)),
-        ("joserfc", "jwt", "JWT", needs_jwt),
+        ("joserfc", "jwt", "JWT", gateway is not None and _has_jwt(gateway)),
     ):
         if is_needed and not _is_installed(package):
             yield MissingExtra(extra, needed_for=needed_for)
+
+
+def _has_jwt(gateway: Gateway) -> bool:
+    from synchromesh.gateway import JWT
+    from synchromesh.gateway.arguments import sound
+
+    # What of its definition is of the wrong kind is named by another check.
+    return any(isinstance(each, JWT) for each in sound(gateway)[0].auth)
 
 
 def _is_installed(package: str) -> bool:

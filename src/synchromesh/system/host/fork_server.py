@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import msgspec
 
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.host import process
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.supervise.children import die_with_parent
@@ -42,21 +43,21 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BLOCKED = (*_IGNORED, signal.SIGCHLD)
 
 
-def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
+def start_fork_server(folder: Path, config: SystemConfig) -> ForkServer | None:
     """Fork the fork server off this process; None where there cannot be one.
 
     Before anything of the user's is imported, and before there is a loop.
 
     Args:
         folder: of the system; the parts run in it.
-        loop: which event loop the parts will run by; its library is imported too.
+        config: what the parts need beside what each needs is imported too, and shared.
     """
     try:
         if len(os.listdir(TASKS)) > 1:
             return None  # something that every interpreter here imports has begun a thread
     except OSError:
         return None
-    loop_factory(loop)
+    _import_for(config)
     files = _files()
     stamp, die = _stamp(files), die_with_parent()
     sys.path_importer_cache.clear()  # what is in the folders is looked up anew in each process
@@ -84,6 +85,20 @@ def start_fork_server(folder: Path, *, loop: str) -> ForkServer | None:
         traceback.print_exc()
     finally:
         _end(code)
+
+
+def _import_for(config: SystemConfig) -> None:
+    """Import what only some systems need, after all that each needs.
+
+    What is imported together is together on pages, and of what a process does not touch it copies
+    no page: so a service shares the gateway's modules, and has none of them.
+    """
+    loop_factory(config.system.loop)
+    if config.gateway.app:
+        import synchromesh.system.config.gateway_check
+        import synchromesh.system.host.gateway_start
+    if config.telemetry.otlp:
+        import synchromesh.system.host.otlp_target  # noqa: F401
 
 
 def _serve(control: socket.socket, files: str, stamp: bytes) -> None:

@@ -12,14 +12,12 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
 
 from msgspec import convert, to_builtins
 
 from synchromesh.calls import Caller
 from synchromesh.clock import loop_now
-from synchromesh.errors import ConfigError
 from synchromesh.gateway import ApiKey, Gateway, GatewayEngine, KeyRing
 from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
@@ -31,7 +29,7 @@ from synchromesh.gateway.principal import Auth, Authenticator
 from synchromesh.gateway.state import GatewayState
 from synchromesh.gateway.traffic import GatewayCounts
 from synchromesh.http import HttpServer, Limits
-from synchromesh.network import BACKLOG, HANDSHAKE_S, Network
+from synchromesh.network import HANDSHAKE_S, Network
 from synchromesh.runtime import Disk
 from synchromesh.service import Child, Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
@@ -405,21 +403,3 @@ class Prepared:
     limits: Limits
     access: AccessFile | None
     tls: ServerTls | None
-
-
-def open_socket(host: str, port: int) -> socket:
-    """Open the listening socket that successive gateway processes inherit.
-
-    Clients that come before there is one wait in it.
-
-    Raises:
-        ConfigError: it cannot listen there.
-    """
-    family = AF_INET6 if ":" in host else AF_INET
-    try:
-        return create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"the gateway cannot listen on {host}:{port}: {error.strerror or error}; stop what "
-            "listens there, or choose another [gateway] port, or 0 to take a free one"
-        ) from error

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest, CallError, ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.gateway.arguments import sound
-from synchromesh.gateway.changes import GatewayChange, definition_changes
+from synchromesh.gateway.change import GatewayChange
+from synchromesh.gateway.changes import definition_changes
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps
@@ -42,9 +42,8 @@ from synchromesh.system.control.gateway_changes import (
 from synchromesh.system.control.status import ReloadStatus
 from synchromesh.system.host.gateway_code import GatewayCode, ImportedGateway
 from synchromesh.system.host.gateway_part import GatewayPart, Prepared
+from synchromesh.system.host.host import Fits
 from synchromesh.system.host.securing import terminated
-
-Fits = Callable[[ContractsOfPart], Awaitable[None]]
 
 _log = logging.getLogger("synchromesh.system")
 

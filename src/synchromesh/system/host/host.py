@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
+from synchromesh.calls.description import ContractsOfPart
 from synchromesh.discovery import Endpoint, Registry
-from synchromesh.errors import ConfigError
-from synchromesh.gateway import Gateway
-from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
-from synchromesh.network import HandedNetwork, Network
+from synchromesh.network import Network
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import StoreOptions
@@ -37,7 +35,7 @@ from synchromesh.system.config.definitions import (
 from synchromesh.system.config.edge_policies import policies_of
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.catalogue import LAG_S
 from synchromesh.system.control.code_files import CodeFiles
@@ -46,25 +44,27 @@ from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
-from synchromesh.system.host.checks import list_external
 from synchromesh.system.host.exporting import TelemetryExport, open_ring
-from synchromesh.system.host.gateway_code import GatewayCode
-from synchromesh.system.host.gateway_part import GatewayPart
-from synchromesh.system.host.gateway_reload import Fits, GatewayReload
-from synchromesh.system.host.listed_gateway import ListedGateway
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
-from synchromesh.system.host.securing import open_https, terminated
+from synchromesh.system.host.securing import open_https
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
-from synchromesh.system.host.shared_keys import book_of_clients, open_shared_keys
+from synchromesh.system.host.shared_keys import book_of_clients
 from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
-from synchromesh.system.supervise.external import ExternalProcess
 from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.telemetry import Histogram
 
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
+    from synchromesh.gateway.compiled import CompiledRoute
+    from synchromesh.system.host.gateway_code import GatewayCode
+    from synchromesh.system.host.gateway_part import GatewayPart
+    from synchromesh.system.supervise.external import ExternalProcess
+
 G = TypeVar("G", bound=Registry)
+Fits = Callable[[ContractsOfPart], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +287,12 @@ class Host:
         self.local.admin = admin.url
 
     async def run(self, *names: str) -> None:
-        """Start external services, then services, then the gateway, as far as they are named.
+        """Start external services, then services, as far as they are named.
 
-        Services are registered once all of them are up.
+        Services are registered once all of them are up. The gateway is started by `gateway_start`.
 
         Raises:
-            ConfigError: a part cannot be started or listen; the system has no gateway.
+            ConfigError: a part cannot be started or listen.
             StoreError: a database cannot be used.
             ContractError: a service does not fit its contract.
             DiscoveryError: the registry refuses a service, or does not answer.
@@ -300,7 +300,7 @@ class Host:
         for name in names:
             if name in self.config.external:
                 await self._run_external(name)
-        found = [part for name in names if name != GATEWAY for part in parts_of(self.config, name)]
+        found = [part for name in names for part in parts_of(self.config, name)]
         if any(self.deps.services[part.service].published() for part in found):
             services = [*self.deps.services, *self._definitions.left_out]
             declared = self.deps.declared
@@ -310,8 +310,6 @@ class Host:
             await part.start()
         for part in parts:
             await part.open()
-        if GATEWAY in names:
-            await self._run_gateway()
 
     async def drain(self) -> None:
         """Drain the gateway, then the services: accept nothing new, and finish what was accepted.
@@ -393,9 +391,13 @@ class Host:
         """Start an external service as a child process, or list its URLs."""
         section = self.config.external[name]
         if not section.command:
+            from synchromesh.system.host.checks import list_external
+
             told = self.folder, self.local, self.background, self._fix
             self.urls.update(await list_external(name, section, *told))
             return
+
+        from synchromesh.system.supervise.external import ExternalProcess
 
         def filled(text: str) -> str:
             return text.replace("{python}", sys.executable).replace("{data}", str(self.rundir.data))
@@ -416,53 +418,6 @@ class Host:
     def _external_moved(self, name: str, url: str) -> None:
         self.urls[name] = url
         self._fix(Endpoint(name, name, url))
-
-    async def _run_gateway(self) -> None:
-        definitions, config = self._definitions, self.config
-        if definitions.gateway is None:
-            raise ConfigError("the system has no gateway; name one as [gateway] app")
-        network = self.runtime.network
-        if self._succeeds is not None and self._succeeds.handle >= 0:
-            network = HandedNetwork(self._succeeds.handle)
-        tls = terminated(config, self.folder, self.runtime.wall_us() / 1e6)
-        if tls is not None:
-            network = network.secured(server=tls.context)
-        made = definitions.gateway, config, self.rundir, self.runtime, self.deps.signer
-        keys = await open_shared_keys(*made, self.exit)
-        part = self.gateway = GatewayPart(
-            definitions.gateway, self.deps, self.rundir, self.runtime.disk,
-            config=config, tls=tls, keys=keys,
-        )  # fmt: skip
-        self.exit.push_async_callback(part.close)
-        self.admin.parts[GATEWAY] = part.why_not
-        host = config.gateway.host or config.system.host
-        await part.start(network, host, config.gateway.port, definitions.entries)
-        for child in part.loops():
-            self.background.start(child)
-        self._note_gateway(part)
-        if definitions.code is not None:
-            reload = GatewayReload(
-                part, definitions.code, config, self.folder, self.deps, self.runtime,
-                fits=self.fits, took=lambda: self._note_gateway(part),
-            )  # fmt: skip
-            self.local.reload, self.local.reloaded = reload.reload, lambda: reload.last
-        self.local.gateway_url = self.urls[GATEWAY] = part.url
-        self.local.gateway_warnings = part.warnings
-        self.local.gateway_mirrors = part.mirrors
-        if self.operated_at:
-            at = Listening(advertise=config.system.advertise, operated_at=self.operated_at)
-            listed = ListedGateway(config, self._registry, at, part)
-            await listed.open(self.deps.signer, self.runtime.wall_us())
-            self.exit.push_async_callback(listed.leave)
-            self.background.start(Child("lease/gateway", listed.run))
-            self.background.start(Child("gateway/rates", listed.follow))
-
-    def _note_gateway(self, part: GatewayPart) -> None:
-        """Take over what of a gateway may be another one after a reload."""
-        self.local.clients[GATEWAY] = part.caller
-        logs = "gateway/access log"
-        if part.access is not None and logs not in self.background.states:
-            self.background.start(Child(logs, part.access.run))
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, own, succeeds = self.config, self.config.system, self._succeeds

@@ -23,11 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import MSG_DONTWAIT, socket
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
-from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
@@ -38,12 +38,10 @@ from synchromesh.system.config.definitions import (
     load_part,
 )
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
-from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.host.application_part import ApplicationPart
 from synchromesh.system.host.contracts_report import report_contracts
-from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.host.metrics_page import serve_metrics
@@ -58,6 +56,9 @@ from synchromesh.system.supervise.messages import (
     Ready,
     StartFailed,
 )
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
 
 REGISTRY_WITHIN_S = 5.0
 
@@ -137,7 +138,12 @@ class Process:
         name, config = spec.name, spec.config
         (part,) = parts_of(config, name)
         signer = Signer(*map(base64.b64decode, spec.key.split(",")))
-        code = GatewayCode(config, host.folder) if name == GATEWAY else None
+        code = None
+        if name == GATEWAY:
+            from synchromesh.system.config.gateway_check import check_gateway
+            from synchromesh.system.host.gateway_code import GatewayCode
+
+            code = GatewayCode(config, host.folder)
         services, unknown = load_part(part.service, config, host.folder)
         for each, why in unknown.items():
             _log.warning("it starts without the code of service %r: %s", each, why.message)
@@ -183,6 +189,15 @@ class Process:
         if name != GATEWAY and part.service not in host.deps.services:
             await self._run_application(part, registry)
             return self._ready()
+        await self._run_part(part, definitions, registry)
+        return self._ready()
+
+    async def _run_part(
+        self, part: SystemPart, definitions: Definitions, registry: SharedRegistry | RemoteRegistry
+    ) -> None:
+        """Run a service or the gateway, whose contracts have to fit those of the others."""
+        spec, host = self._spec, self.host
+        name, config = spec.name, spec.config
         contracts = (
             contracts_of_gateway(definitions.entries)
             if name == GATEWAY
@@ -193,8 +208,14 @@ class Process:
         await report_contracts(contracts, spec, host.pool)
         host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
         # What others run is said by the supervisor, where there is one.
-        await host.run(*(() if spec.control else config.external), name)
-        return self._ready()
+        others = () if spec.control else tuple(config.external)
+        if name == GATEWAY:
+            from synchromesh.system.host.gateway_start import start_gateway
+
+            await host.run(*others)
+            await start_gateway(host, definitions, registry, self._succeeds)
+        else:
+            await host.run(*others, name)
 
     async def _run_application(
         self, part: SystemPart, registry: SharedRegistry | RemoteRegistry

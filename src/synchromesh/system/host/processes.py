@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from socket import socket
+from socket import AF_INET, AF_INET6, create_server, socket
 
 from synchromesh.discovery import Endpoint
 from synchromesh.durations import duration
+from synchromesh.errors import ConfigError
+from synchromesh.network import BACKLOG
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
@@ -20,7 +22,6 @@ from synchromesh.system.control.gateway_changes import config_of_gateway, later_
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import SILENT, STOPPED, ChildStatus
-from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.registries import SupervisedRegistry
 from synchromesh.system.host.service_part import pid_at_host
@@ -109,7 +110,7 @@ class Processes:
         config = self._host.config
         (part,) = parts_of(config, GATEWAY)
         host = config.gateway.host or config.system.host
-        accepting = self._socket = open_socket(host, config.gateway.port)
+        accepting = self._socket = _open_socket(host, config.gateway.port)
         child = self._add(
             part,
             "the gateway",
@@ -243,3 +244,21 @@ class Processes:
 
 def _runs_in(pid: int) -> Callable[[Endpoint], bool]:
     return lambda endpoint: ("pid", pid_at_host(pid)) in endpoint.metadata
+
+
+def _open_socket(host: str, port: int) -> socket:
+    """Open the listening socket that successive gateway processes inherit.
+
+    Clients that come before there is one wait in it.
+
+    Raises:
+        ConfigError: it cannot listen there.
+    """
+    family = AF_INET6 if ":" in host else AF_INET
+    try:
+        return create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"the gateway cannot listen on {host}:{port}: {error.strerror or error}; stop what "
+            "listens there, or choose another [gateway] port, or 0 to take a free one"
+        ) from error

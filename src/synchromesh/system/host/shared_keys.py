@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from synchromesh.clients import ClientBook, read_grants
-from synchromesh.gateway import Gateway
 from synchromesh.identity import Signer
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Child, Supervisor
-from synchromesh.system.config.gateway_keys import keys_of_folder
-from synchromesh.system.config.grants_on_nats import grants_on_nats
-from synchromesh.system.config.keys_on_nats import KeysOnNats, are_keys_shared, keys_on_nats
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import Gateway
+    from synchromesh.system.config.keys_on_nats import KeysOnNats
 
 
 async def open_shared_keys(
@@ -33,8 +34,11 @@ async def open_shared_keys(
         ConfigError: the server cannot be used, or the keys there are another system's.
         DiscoveryError: it does not answer.
     """
-    if not are_keys_shared(config, rundir):
+    if not config.engine.is_shared(rundir.own_nats):
         return None
+    from synchromesh.system.config.gateway_keys import keys_of_folder
+    from synchromesh.system.config.keys_on_nats import keys_on_nats
+
     keys = keys_on_nats(config, rundir.folder, signer, runtime.wall_us)
     enter.push_async_callback(keys.close)
     await keys.open(keys_of_folder(gateway, rundir, runtime.disk))
@@ -59,8 +63,10 @@ async def book_of_clients(
         DiscoveryError: it does not answer.
     """
     book = ClientBook(rundir.clients, signer.client_keys)
-    if not are_keys_shared(config, rundir):
+    if not config.engine.is_shared(rundir.own_nats):
         return book
+    from synchromesh.system.config.grants_on_nats import grants_on_nats
+
     grants = grants_on_nats(config, rundir, signer, runtime.wall_us)
     enter.push_async_callback(grants.close)
     await grants.open(read_grants(rundir.clients).values())

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from synchromesh.calls import Call, Caller
 from synchromesh.discovery import MemoryRegistry
@@ -33,7 +33,6 @@ from synchromesh.system.config.definitions import (
     retention_of,
 )
 from synchromesh.system.config.edge_policies import sections_of
-from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
@@ -42,17 +41,18 @@ from synchromesh.system.config.secrets import system_keys
 from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.console_part import serve_console
-from synchromesh.system.host.engines import StartedEngine
 from synchromesh.system.host.extras import refuse_missing
-from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.metrics_page import serve_metrics
-from synchromesh.system.host.processes import Processes
 from synchromesh.system.host.registries import SupervisedRegistry, keep_registry, shared_registry
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.leases_api.server import PATH, RegistryServer
-from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.stop_budget import StopBudget, budget_beside
+
+if TYPE_CHECKING:
+    from synchromesh.system.host.engines import StartedEngine
+    from synchromesh.system.host.processes import Processes
+    from synchromesh.system.supervise.forks import ForkServer
 
 # How often it is looked whether code has changed.
 CODE_EVERY_S = 1.0
@@ -166,6 +166,8 @@ class System:
                 self._code.started(name)
         code = None
         if self._config.gateway.app and not self._is_split:
+            from synchromesh.system.host.gateway_code import GatewayCode
+
             code = GatewayCode(self._config, host.folder)
         services = load_services(self._config, host.folder)
         applications = load_applications(self._config, host.folder)
@@ -185,6 +187,8 @@ class System:
         check_policies(self._config, services)
         definitions = Definitions(services, gateway)
         if gateway is not None:
+            from synchromesh.system.config.gateway_check import check_gateway
+
             entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
             definitions = replace(definitions, entries=entries, code=code)
         if self._is_split:
@@ -305,6 +309,8 @@ class System:
             policies=lambda caller: sections_of(config, caller),
         )
         if self._apart:
+            from synchromesh.system.host.processes import Processes
+
             self._processes = Processes(
                 host,
                 registry,
@@ -342,9 +348,14 @@ class System:
             await self._processes.run(*(name for name in config.services if name in self._apart))
         if opening is not None:
             await self._open(opening, host.control.caller)
-        if definitions.gateway is not None:
-            where = self._processes if self._processes is not None and self._is_split else host
-            await where.run(GATEWAY)
+        if definitions.gateway is None:
+            return
+        if self._processes is not None and self._is_split:
+            await self._processes.run(GATEWAY)
+            return
+        from synchromesh.system.host.gateway_start import start_gateway
+
+        await start_gateway(host, definitions, self._registry, None)
 
     def _take_folder(self) -> tuple[bytes, ...]:
         """Lock the run directory, and return the system's keys."""

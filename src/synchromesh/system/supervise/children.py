@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -35,6 +34,8 @@ def die_with_parent(number: int = signal.SIGKILL) -> Callable[[], Any] | None:
     """
     if not sys.platform.startswith("linux"):
         return None
+    import ctypes
+
     # Loaded before the fork: between fork and exec no lock may be taken.
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 

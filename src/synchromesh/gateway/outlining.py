@@ -9,7 +9,7 @@ import msgspec
 
 from synchromesh.calls import Operation, Policies
 from synchromesh.gateway.branches import CompiledBranch
-from synchromesh.gateway.check import compiled
+from synchromesh.gateway.checking import compiled
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.fallbacks import describe_fallback
 from synchromesh.gateway.routes import Aggregate, Branch, Forward, Gateway, Route
