@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import RetentionPolicy, StorageType
 
@@ -21,9 +24,10 @@ from nats_server import JETSTREAM, NatsServer, shared_nats
 from nats_world import Wire
 from synchromesh.codec import decode, encode
 from synchromesh.context import CREDENTIAL, CallContext
+from synchromesh.discovery.nats_connection import connect
 from synchromesh.errors import CallError, ConfigError, TimedOut
 from synchromesh.identity import Signer
-from synchromesh.messaging import Consumer, Message
+from synchromesh.messaging import Consumer, Message, jetstream_connection
 from synchromesh.messaging.jetstream import JetStream
 from synchromesh.messaging.message import Receipt
 from synchromesh.messaging.passage import StreamNames
@@ -428,6 +432,68 @@ async def test_a_cluster_is_reached_by_any_of_its_servers() -> None:
     finally:
         await wires[0].close()
         server.close()
+
+
+async def test_attempts_to_connect_again_that_fail_leave_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A port that takes connections and ends them costs no file, however long that lasts."""
+    tries: list[str] = []
+
+    async def counted(url: str, **options: Any) -> Any:
+        tries.append(url)
+        return await connect(url, **options)
+
+    monkeypatch.setattr(jetstream_connection, "connect", counted)
+    monkeypatch.setattr(jetstream_connection, "_RECONNECT_S", 0.001)
+    wire = Wire(shared_nats().port)
+    stream = await JetStream.connect(
+        await wire.start(), "cut", signer=Signer(KEY), runtime=RealRuntime(), options=quick()
+    )
+    gc.disable()  # it would close what is left in the end, and late
+    try:
+        wire.cut()
+
+        async def are(count: int) -> bool:
+            return len(tries) >= count
+
+        await until(lambda: are(5))
+        before = len(os.listdir("/proc/self/fd"))
+        await until(lambda: are(45))
+        assert len(os.listdir("/proc/self/fd")) <= before + 10
+        wire.mend()
+        await stream.delivery("shop", "stock").begin(0)
+    finally:
+        gc.enable()
+        await stream.close()
+        await wire.close()
+
+
+async def test_a_server_that_reads_nothing_any_more_keeps_nobody_from_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it was sent and has not read is given up, and not waited for."""
+    monkeypatch.setitem(jetstream_connection._CLIENT, "ping_interval", 0.05)
+    wires = Wire(shared_nats().port), Wire(shared_nats().port)
+    url = ",".join([await each.start() for each in wires])
+    stream = await JetStream.connect(
+        url, "silent", signer=Signer(KEY), runtime=RealRuntime(), options=quick()
+    )
+    try:
+        wires[0].hold()
+        client = stream._connection.client
+        for _ in range(32):
+            await client.publish("nobody", bytes(1_000_000))
+        await until(lambda: is_another(stream, client))
+        await stream.delivery("shop", "stock").begin(0)
+    finally:
+        await stream.close()
+        for each in wires:
+            await each.close()
+
+
+async def is_another(stream: JetStream, client: Client) -> bool:
+    return stream._connection.client is not client
 
 
 @pytest.mark.parametrize(

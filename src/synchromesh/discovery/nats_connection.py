@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -116,17 +117,26 @@ def client_of(address: NatsAddress) -> Client:
     return PrivateClient()
 
 
-async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client:
+async def connect(
+    url: str,
+    *,
+    name: str,
+    on_down: Callable[[], None],
+    on_error: Callable[[Exception], None] = lambda _: None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Client:
     """Return a connection, which ends for good once it is lost; whoever asked closes it.
 
-    The client's own way of coming back would send later what was given up meanwhile, and leaves a
-    socket behind with each attempt that fails.
+    The client's own way of coming back would send later what was given up meanwhile, leaves a
+    socket behind with each attempt that fails, and waits for a server that stands still.
 
     Args:
         url: of the server, with the user and the password or the token where it wants them; of
             several servers of a cluster, with commas between them, which are tried in this order.
         name: shown by the server's own tools.
         on_down: called when the connection is lost.
+        on_error: told what goes wrong beside, as what the server says to nobody in particular.
+        more: options of the client.
 
     Raises:
         ConfigError: nobody answers there for a while, or not as NATS does, or the credentials are
@@ -138,7 +148,6 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
     except ImportError as error:
         raise MissingExtra("nats", needed_for="[engine] nats") from error
     failures: list[Exception] = []
-
     is_up = False
 
     async def lost() -> None:
@@ -147,9 +156,10 @@ async def connect(url: str, *, name: str, on_down: Callable[[], None]) -> Client
 
     async def failed(error: Exception) -> None:
         failures[:] = [error]
+        on_error(error)
 
     address, refused = NatsAddress.of(url), []
-    options = address.options()
+    options = {**address.options(), **more}
     within_s = CONNECT_WITHIN_S if len(address.servers) == 1 else CONNECT_EACH_WITHIN_S
     for server in address.servers:
         client, failures[:] = client_of(address), []

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
-from synchromesh.discovery.nats_connection import NatsAddress, cancellable, client_of, end
+from synchromesh.discovery.nats_connection import NatsAddress, cancellable, connect, end
 from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import (
     BadRequest,
@@ -28,9 +30,9 @@ from synchromesh.identity import Signer
 from synchromesh.messaging.passage import StreamNames
 from synchromesh.runtime import Runtime
 
-# A server that stands still is noticed after three of these.
-_PING_S = 5
-_RECONNECT_S = 0.2
+_RECONNECT_S, _LOOK_EVERY_S = 0.2, 1.0
+# A server that stands still is noticed after three pings. Nobody waits for it to read meanwhile.
+_CLIENT: dict[str, Any] = {"ping_interval": 5, "max_outstanding_pings": 2, "pending_size": 0}
 _DUPLICATES_S = 120.0
 _PAUSE_S = 0.5
 # Of the server's answers: no message, another configuration, too large, under way already.
@@ -98,19 +100,22 @@ class JetStreamConnection:
 
     def __init__(
         self,
-        address: NatsAddress,
+        url: str,
         system: str,
         signer: Signer,
         runtime: Runtime,
         options: JetStreamOptions,
     ) -> None:
-        self.place = str(address)
+        self.place = str(NatsAddress.of(url))
         self.signer = signer
         self.runtime = runtime
         self.options = options
-        self.client = client_of(address)
         self.anyhow = StreamNames.of(system)
+        self._url = url
         self._system = system
+        self._client: Client | None = None
+        self._lost = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
         self._refused, self._refused_at_s = "", -math.inf
         self._denied: set[str] = set()
 
@@ -130,11 +135,10 @@ class JetStreamConnection:
                 files, or the stream is of another kind.
         """
         options = options or JetStreamOptions()
-        address = NatsAddress.of(url)
-        made = cls(address, system, signer, runtime, options)
+        made = cls(url, system, signer, runtime, options)
         try:
             async with asyncio.timeout(options.connect_s):
-                await made._connect(address)
+                await made._connect()
                 await made.names()
         except TimeoutError:
             await made.close()
@@ -146,28 +150,53 @@ class JetStreamConnection:
         except BaseException:
             await made.close()
             raise
+        made._keeping = asyncio.ensure_future(made._keep_connected())
         return made
 
-    async def _connect(self, address: NatsAddress) -> None:
-        with cancellable():
-            await self.client.connect(
-                [*address.servers],
-                name=f"synchromesh {self._system}",
-                # What is not sent now is not sent later, when its sender has long been told so.
-                pending_size=0,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # a float is slept well
-                ping_interval=_PING_S,
-                max_outstanding_pings=2,
-                error_cb=self._note_error,
-                disconnected_cb=self._note_away,
-                reconnected_cb=self._note_back,
-                **address.options(),
-            )
+    async def _connect(self) -> None:
+        """Connect to the first server that answers, however long none does."""
+        while True:
+            # Its own: the one before may end late.
+            lost = self._lost = asyncio.Event()
+            try:
+                self._client = await connect(
+                    self._url,
+                    name=f"synchromesh {self._system}",
+                    on_down=lost.set,
+                    on_error=self._note_error,
+                    more=_CLIENT,
+                )
+                return
+            except ConfigError as error:
+                self._note_error(error)
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _keep_connected(self) -> None:
+        """Connect anew each time the connection is lost."""
+        while True:
+            # A client that cannot get rid of what a server does not read calls nobody back.
+            while not self.client.is_closed:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._lost.wait()
+            _log.warning("NATS at %s is away; messages wait in the logs", self.place)
+            await self._connect()
+            self._denied.clear()
+            _log.warning("NATS at %s is there again", self.place)
 
     async def close(self) -> None:
         """Close the connection. May be repeated."""
-        await end(self.client)
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        if self._client is not None:
+            await end(self._client)
+
+    @property
+    def client(self) -> Client:
+        """The connection as it is now: another one after each loss."""
+        assert self._client is not None, "it is connected once, or not given to anybody"
+        return self._client
 
     @property
     def api(self) -> JetStreamContext:
@@ -175,9 +204,21 @@ class JetStreamConnection:
         return self.client.jetstream(timeout=self.options.timeout_s)
 
     async def ask(self, request: Awaitable[T]) -> T:
-        """Await what the client does, and be cancelled where the client swallows it."""
-        with cancellable():
-            return await request
+        """Await what the client does, and be cancelled where the client swallows it.
+
+        The client's own limits are of answers, and not of what is to be sent.
+
+        Raises:
+            nats.errors.TimeoutError: it has taken twice as long as an answer may.
+        """
+        try:
+            async with asyncio.timeout(2 * self.options.timeout_s):
+                with cancellable():
+                    return await request
+        except nats.errors.Error:
+            raise
+        except TimeoutError as error:
+            raise nats.errors.TimeoutError from error
 
     async def names(self) -> StreamNames:
         """Return the names of the stream as it is now; waits until there is one.
@@ -280,7 +321,7 @@ class JetStreamConnection:
         )
         return translated(error, self.place, self._refused if is_fresh else "")
 
-    async def _note_error(self, error: Exception) -> None:
+    def _note_error(self, error: Exception) -> None:
         self._refused = str(error).removeprefix("nats: ") or type(error).__name__
         self._refused_at_s = asyncio.get_running_loop().time()
         _log.debug("NATS at %s: %s", self.place, self._refused)
@@ -294,16 +335,9 @@ class JetStreamConnection:
                 )
             self._denied.add(self._refused)
 
-    async def _note_away(self) -> None:
-        if not self.client.is_closed:
-            _log.warning("NATS at %s is away; messages wait in the logs", self.place)
-
-    async def _note_back(self) -> None:
-        self._denied.clear()
-        _log.warning("NATS at %s is there again", self.place)
-
     def __repr__(self) -> str:
-        state = "connected" if self.client.is_connected else "away"
+        is_up = self._client is not None and self._client.is_connected
+        state = "connected" if is_up else "away"
         return f"<JetStreamConnection of {self._system} at {self.place}, {state}>"
 
 

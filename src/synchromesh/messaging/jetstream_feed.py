@@ -9,6 +9,7 @@ import logging
 import msgspec
 import nats.errors
 import nats.js.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
@@ -84,18 +85,27 @@ class JetStreamFeed:
 
     async def _follow(self, partition: int) -> None:
         """Ask for the messages of a partition, and take each, for ever."""
-        client = self._connection.client
+        while True:
+            client = self._connection.client
+            try:
+                await self._follow_by(client, partition)
+            except nats.errors.Error as error:
+                _log.debug("partition %d of %s: %s", partition, self._subscriber, error)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _follow_by(self, client: Client, partition: int) -> None:
+        """Do so by one connection, until it is lost."""
         inbox = client.new_inbox()
         came: asyncio.Queue[Msg] = asyncio.Queue()
-        subscription = await client.subscribe(f"{inbox}.*", cb=came.put)
+        subscription = await self._connection.ask(client.subscribe(f"{inbox}.*", cb=came.put))
         is_known, number = False, 0
         try:
-            while True:
+            while not client.is_closed:
                 try:
                     if not is_known:
                         await self._make_durable(partition)
                     number, is_known = number + 1, True
-                    await self._ask(partition, f"{inbox}.{number}")
+                    await self._ask(client, partition, f"{inbox}.{number}")
                     await self._take_each(came, f"{inbox}.{number}")
                 except _NoConsumer as error:
                     is_known = False
@@ -124,7 +134,7 @@ class JetStreamFeed:
         )
         await self._connection.ask(self._connection.api.add_consumer(names.stream, wanted))
 
-    async def _ask(self, partition: int, reply: str) -> None:
+    async def _ask(self, client: Client, partition: int, reply: str) -> None:
         options, names = self._connection.options, self._connection.anyhow
         wanted = {
             "batch": options.asked_max,
@@ -134,7 +144,7 @@ class JetStreamFeed:
         durable = names.durable(self._subscriber, partition)
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{names.stream}.{durable}"
         request = msgspec.json.encode(wanted)
-        await self._connection.ask(self._connection.client.publish(subject, request, reply))
+        await self._connection.ask(client.publish(subject, request, reply))
 
     async def _take_each(self, came: asyncio.Queue[Msg], asked: str) -> None:
         """Take what comes, until a request is over, or the server is silent for too long.
