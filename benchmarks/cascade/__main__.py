@@ -45,7 +45,7 @@ def main() -> None:
         "--timeline", type=float, metavar="SECONDS", help="with --only: print what happened, too"
     )
     parser.add_argument(
-        "--few", action="store_true", help="run what the test suite runs, a fifteenth of all"
+        "--few", action="store_true", help="run what the test suite runs, a twentieth of all"
     )
     parser.add_argument(
         "--systems", type=int, default=SYSTEMS, metavar="N", help="how many systems to draw"

@@ -1,11 +1,12 @@
 """One service that stalls or drowns does not take its callers along, with nothing configured.
 
-The scenarios are those of `benchmarks.cascade`, a fifteenth of them and twenty systems drawn
+The scenarios are those of `benchmarks.cascade`, a twentieth of them and twenty systems drawn
 from seeds. They run in processes of their own, one a core, and are not measured for coverage.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -13,7 +14,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.cascade.catalogue import CHAIN5, DIAMOND, FAN_OUT, drawn
+from benchmarks.cascade.catalogue import (
+    CHAIN5,
+    DIAMOND,
+    FAN_OUT,
+    LOADS,
+    SHAPES,
+    WHOLE,
+    drawn,
+    everything,
+    few,
+)
 from benchmarks.cascade.faults import FAULTS
 from benchmarks.cascade.shape import Part, Plans
 
@@ -67,6 +78,18 @@ def test_the_claims_can_fail(told: Told) -> None:
     """Without any layer what has waited drowns the callee once it is well, and a claim says so."""
     recovered_s, is_kept = told[UNGUARDED]["recovery s"]
     assert (recovered_s, is_kept) == (None, False)
+
+
+def test_every_kind_of_client_is_there() -> None:
+    """Each deadline with and without retries, for every shape and fault; some time in the suite."""
+    kinds = set(itertools.product((0.3, 1.0, 5.0, None), (False, True)))
+    found: dict[tuple[str, str, float], set[tuple[float | None, bool]]] = {}
+    for each in everything():
+        at = each.shape.name, each.fault, each.load
+        found.setdefault(at, set()).add((each.deadline_s, each.is_retrying))
+    for shape, fault in itertools.product(SHAPES, WHOLE):
+        assert found[shape.name, fault, LOADS[0]] == kinds
+    assert {(each.deadline_s, each.is_retrying) for each in few()} == kinds
 
 
 def test_shares_are_what_is_drawn() -> None:

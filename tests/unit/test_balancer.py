@@ -314,6 +314,24 @@ def test_an_instance_that_fails_a_third_of_its_calls_is_ejected() -> None:
     assert heard[0].why.endswith("% of its last calls failed")
 
 
+@pytest.mark.parametrize(
+    ("count", "share", "most"),
+    [(2, 0.5, 1), (3, 0.5, 2), (3, 0.3, 1), (3, 1.0, 2), (5, 0.5, 3), (10, 0.1, 1), (10, 0.0, 0)],
+)
+def test_no_more_than_the_share_is_ejected_at_once(count: int, share: float, most: int) -> None:
+    """The panic threshold, rounded up, and never the last: who stays is asked though it fails."""
+    names = "abcdefghij"[:count]
+    listed, balancer = at(names), two_choices(outliers=OutlierOptions(ejected_max=share))
+    for number in range(50 * count):
+        now, name = number / 1000, names[number % count]
+        member = balancer.pick(listed, now, frozenset(names) - {name})
+        is_bad = member.instance != "a"
+        balancer.observe(member, now, 0.001, FAILED if is_bad else ANSWERED)
+    assert len(balancer.ejected) == most
+    asked = {balancer.pick(listed, 0.3, frozenset(names) - {name}).instance for name in names}
+    assert asked >= set(names) - set(balancer.ejected)
+
+
 def test_what_a_caller_keeps_is_made_anew_for_each_term() -> None:
     """`target` outlives a list that is equal but not the same; an ejection begins a new member."""
     balancer = Balancer("billing", rng=random.Random(1), options=TURNS)
