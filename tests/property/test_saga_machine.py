@@ -53,7 +53,7 @@ TRYING = (
     Ask("book", "b"),
 )
 SLEEPING = (*STEPS[:2], Ask("sleep", "s", nap=NapAsk(for_s=0.5)), *STEPS[2:])
-CHOICES = ("answered", "rejected", "not run", "unknown", "broken", "crash", "cancel")
+CHOICES = ("answered", "rejected", "not run", "unknown", "broken", "not offered", "crash", "cancel")
 # What a person does with a stuck run, by the choice that is next; any other leaves it stuck.
 VERBS = {"unknown": RepairVerb.RETRY, "rejected": RepairVerb.SKIP, "broken": RepairVerb.UNDO}
 

@@ -41,6 +41,7 @@ CHARGE = Ask("bank.charge", "c", is_pivot=True)
 WRITE = Ask("create", "w", is_write=True, has_undo=True)
 UNKNOWN = AttemptOutcome(AttemptResult.UNKNOWN, why="timed_out")
 NOT_RUN = AttemptOutcome(AttemptResult.NOT_RUN, why="circuit_open")
+NOT_OFFERED = AttemptOutcome(AttemptResult.NOT_OFFERED, why="unknown_operation")
 BROKEN = AttemptOutcome(AttemptResult.BROKEN, why="forbidden")
 REFUSED = AttemptOutcome(AttemptResult.REJECTED, why="no", problem={"code": "no"})
 ANSWERED = AttemptOutcome(AttemptResult.ANSWERED, b"7")
@@ -345,6 +346,35 @@ def test_after_the_pivot_nothing_turns() -> None:
         other = past_the_pivot()
         (key,) = begin(other, BOOK)
         assert kinds(outcome(other, key, came)) == records
+
+
+def test_a_release_that_knows_the_operation_is_waited_for_where_there_is_no_way_back() -> None:
+    """Behind the pivot, at one that may have run, and by an undo; before it the run turns."""
+    on = past_the_pivot()
+    (key,) = begin(on, BOOK, at_s=12)
+    for at_s in range(12, 30):
+        again = outcome(on, key, NOT_OFFERED, at_s=at_s)
+        assert (again.action, kinds(again)) == (Action.RETRY, [RecordKind.BEGUN])
+    assert outcome(on, key, NOT_OFFERED, at_s=30).action is Action.STUCK
+    for step in (RESERVE, CHARGE):
+        on = machine()
+        (key,) = begin(on, step)
+        assert outcome(on, key, NOT_OFFERED).action is Action.TURN
+    on = machine()
+    (key,) = begin(on, CHARGE)
+    outcome(on, key, UNKNOWN)
+    assert outcome(on, key, NOT_OFFERED).action is Action.RETRY
+    assert outcome(on, key, NOT_OFFERED, at_s=10).action is Action.STUCK
+    on = machine()
+    (key,) = begin(on, RESERVE)
+    outcome(on, key, ANSWERED)
+    take(on, on.turn("cancelled").records, at_s=100)
+    undo = on.next_undo()
+    assert isinstance(undo, UndoStep)
+    take(on, undo.records, at_s=100)
+    for at_s, action in ((101, Action.RETRY), (119, Action.RETRY), (120, Action.STUCK)):
+        came = on.on_undo_outcome(key, NOT_OFFERED, now_us=at_s * SECOND, rng=Half())
+        assert came.action is action
 
 
 def test_an_undo_is_asked_again_until_its_own_deadline_and_then_stuck() -> None:

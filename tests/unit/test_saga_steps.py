@@ -477,7 +477,7 @@ def test_closing_outlives_whatever_the_function_does_then(saga: Saga) -> None:
         (SagaLocked("busy"), AttemptResult.UNKNOWN),
         (RuntimeError("bug"), AttemptResult.UNKNOWN),
         (BadRequest("shape"), AttemptResult.BROKEN),
-        (UnknownOperation("what"), AttemptResult.BROKEN),
+        (UnknownOperation("what"), AttemptResult.NOT_OFFERED),
         (Forbidden("who"), AttemptResult.BROKEN),
         (KeyReused("again"), AttemptResult.BROKEN),
     ],

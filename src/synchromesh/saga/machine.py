@@ -59,6 +59,9 @@ RETURN_GRACE_S = 60.0
 # What is kept of why an attempt came to nothing.
 AFTER_CHARS_MAX = 200
 
+# A further attempt after these is recorded, with what ended the one before it.
+_TOLD = (AttemptResult.UNKNOWN, AttemptResult.NOT_OFFERED)
+
 
 class SagaMachine(RunState):
     """Decides what one run does next, from the state that its records make.
@@ -302,6 +305,8 @@ class SagaMachine(RunState):
             return 0.0
         # A pivot that may have run before cannot turn any more.
         is_doubtful = zone is Zone.PIVOT and step.attempts > 1
+        if outcome.result is AttemptResult.NOT_OFFERED and not is_doubtful:
+            return 0.0
         limit_us = max(self._deadline_us, self._anew_until_us if is_doubtful else 0)
         return (limit_us - now_us) / 1e6
 
@@ -316,7 +321,7 @@ class SagaMachine(RunState):
     def _again(
         self, key: str, step: StepFacts, outcome: AttemptOutcome, left_s: float, rng: Chance
     ) -> NextAction:
-        is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
+        is_counted = outcome.result in _TOLD and not _ask_of(step).is_write
         records = (self._begun(key, step, outcome.why),) if is_counted else ()
         return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
 
@@ -437,7 +442,7 @@ class SagaMachine(RunState):
         limit_us = since_us + int(self._policy.undo_deadline_s * 1e6)
         left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
         if rule is StepRule.AGAIN and left_s > 0:
-            is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
+            is_counted = outcome.result in _TOLD and not _ask_of(step).is_write
             records = (self._undo_begun(key, step, outcome.why),) if is_counted else ()
             return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
         return self.stick(

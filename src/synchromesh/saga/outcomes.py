@@ -29,7 +29,6 @@ from synchromesh.saga.records import AttemptOutcome, AttemptResult
 # Not a credential that has expired, as where the wall clock jumps: the next attempt has another.
 _HOPELESS = (
     BadRequest,
-    UnknownOperation,
     Forbidden,
     KeyReused,
     KeyUndone,
@@ -49,6 +48,8 @@ def of_call(error: Exception) -> AttemptOutcome:
         return _outcome(AttemptResult.REJECTED, error)
     if isinstance(error, _HOPELESS):
         return _outcome(AttemptResult.BROKEN, error)
+    if isinstance(error, UnknownOperation):
+        return _outcome(AttemptResult.NOT_OFFERED, error)
     # A call that is in progress under this key runs, or has run: its outcome is not known yet.
     if isinstance(error, NotExecuted | ConnectFailed) and not isinstance(error, InProgress):
         return _outcome(AttemptResult.NOT_RUN, error)
@@ -69,7 +70,8 @@ def of_function(error: Exception, *, is_pivot: bool = False) -> AttemptOutcome:
     if isinstance(error, Rejection):
         return _outcome(AttemptResult.REJECTED, error)
     is_unsent = isinstance(error, NotExecuted | ConnectFailed)
-    is_certain = is_unsent and not isinstance(error, (InProgress, *_HOPELESS)) and not is_pivot
+    is_over = isinstance(error, (InProgress, UnknownOperation, *_HOPELESS))
+    is_certain = is_unsent and not is_over and not is_pivot
     return _outcome(AttemptResult.NOT_RUN if is_certain else AttemptResult.UNKNOWN, error)
 
 

@@ -142,6 +142,7 @@ class AttemptResult(_Word):
     NOT_RUN = "not run"  # certainly not run this time: does not use up attempts
     UNKNOWN = "unknown"  # it may have run, may run still, or never
     BROKEN = "broken"  # no later attempt will do better; not run, unless the outcome `has_run`
+    NOT_OFFERED = "not offered"  # not run: this release of the callee does not know it
 
 
 class Action(_Word):

@@ -33,16 +33,22 @@ RULES: dict[tuple[Zone, AttemptResult], StepRule] = {
     (Zone.BEFORE, AttemptResult.NOT_RUN): StepRule.AGAIN,
     (Zone.BEFORE, AttemptResult.UNKNOWN): StepRule.AGAIN,
     (Zone.BEFORE, AttemptResult.BROKEN): StepRule.TURN,
+    (Zone.BEFORE, AttemptResult.NOT_OFFERED): StepRule.TURN,
     (Zone.PIVOT, AttemptResult.ANSWERED): StepRule.RETURN,
     (Zone.PIVOT, AttemptResult.REJECTED): StepRule.TURN,
     (Zone.PIVOT, AttemptResult.NOT_RUN): StepRule.AGAIN,
     (Zone.PIVOT, AttemptResult.UNKNOWN): StepRule.AGAIN,
     (Zone.PIVOT, AttemptResult.BROKEN): StepRule.GIVE_UP,
+    # Unless an earlier attempt may have run, it turns at once: `SagaMachine` leaves it no time.
+    (Zone.PIVOT, AttemptResult.NOT_OFFERED): StepRule.AGAIN,
     (Zone.AFTER, AttemptResult.ANSWERED): StepRule.RETURN,
     (Zone.AFTER, AttemptResult.REJECTED): StepRule.STUCK,
     (Zone.AFTER, AttemptResult.NOT_RUN): StepRule.AGAIN,
     (Zone.AFTER, AttemptResult.UNKNOWN): StepRule.AGAIN,
     (Zone.AFTER, AttemptResult.BROKEN): StepRule.STUCK,
+    # Where there is no way back, the release that knows it is waited for: a callee that is taken
+    # back, or replaced after its caller, needs no person.
+    (Zone.AFTER, AttemptResult.NOT_OFFERED): StepRule.AGAIN,
 }
 
 UNDO_RULES: dict[AttemptResult, StepRule] = {
@@ -51,4 +57,5 @@ UNDO_RULES: dict[AttemptResult, StepRule] = {
     AttemptResult.NOT_RUN: StepRule.AGAIN,
     AttemptResult.UNKNOWN: StepRule.AGAIN,
     AttemptResult.BROKEN: StepRule.STUCK,
+    AttemptResult.NOT_OFFERED: StepRule.AGAIN,
 }
