@@ -398,6 +398,21 @@ def test_a_body_says_that_it_is_json(content_type: str) -> None:
     behind(main)
 
 
+def test_a_body_that_is_packed_is_415_and_says_which_coding_is_read() -> None:
+    """It is no broken JSON: the answer names the mend, and `Accept-Encoding` (RFC 9110)."""
+
+    async def main(plant: Plant) -> None:
+        packed = {"content-type": "application/json", "content-encoding": "gzip"}
+        answer = await plant.ask("POST /orders", PLACE, headers=packed)
+        assert (answer.status, answer.headers.get("accept-encoding")) == (415, "identity")
+        assert b"content-encoding: gzip is not read here; send it as it is" in answer.body
+        assert plant.asked == []
+        plain = packed | {"content-encoding": "Identity"}
+        assert (await plant.ask("POST /orders", PLACE, headers=plain)).status == 200
+
+    behind(main)
+
+
 # -- rates and bounds --------------------------------------------------------------------------
 
 

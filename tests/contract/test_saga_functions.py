@@ -37,6 +37,7 @@ from synchromesh.resilience import deadline
 from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun, Unknown
 from synchromesh.saga.records import RepairVerb
 from synchromesh.saga.repair import RepairWish
+from synchromesh.service import Transaction
 from synchromesh.testing import SimRuntime, World, run
 
 FOREVER_S = 10_000.0
@@ -203,6 +204,28 @@ def test_a_step_that_raises_the_same_again_has_its_traceback_once(
         logged = [each for each in caplog.records if "raised" in each.getMessage()]
         assert [each.exc_info is not None for each in logged] == [True, False, False]
         assert logged[1].getMessage().endswith("raised again: OSError: no way to A-1/unreachable#1")
+
+    run(main)
+
+
+def test_a_wrong_statement_of_a_write_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """With its place and traceback: a run that is undone for a bug is a bug that is seen."""
+
+    async def hold(tx: Transaction, order: Order) -> None:
+        await tx.execute("insert into shelf values (?)", order.id)
+
+    async def function(s: Saga, order: Order) -> None:
+        await s.write(hold, order)
+
+    async def main(runtime: SimRuntime) -> None:
+        saga = SagaDefinition(function, "holds", deadline_s=60.0, policy=PATIENT)
+        async with started(runtime, Participants(), saga) as (_, handle):
+            with pytest.raises(SagaUndone, match="no such table"):
+                await handle.result(within_s=60.0)
+        logged = [each for each in caplog.records if "hold#1" in each.getMessage()]
+        assert {each.levelname for each in logged} == {"ERROR"}
+        assert [each.exc_info is not None for each in logged] == [True, False, False]
+        assert "test_saga_functions.py" in logged[1].getMessage()
 
     run(main)
 

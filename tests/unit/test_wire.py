@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from calls_fakes import NeverHeardOf, OutOfStock
+from calls_fakes import Bank, NeverHeardOf, OutOfStock, Shop
 from synchromesh.calls import Reply
+from synchromesh.calls.http_client import Place
 from synchromesh.errors import (
     BadRequest,
     CircuitOpen,
@@ -76,3 +77,17 @@ def test_a_reply_says_how_long_to_wait() -> None:
 def test_only_2xx_answers(status: int, is_answer: bool) -> None:
     """Anything else is a problem."""
     assert Reply(status, b"").is_answer is is_answer
+
+
+def test_who_is_not_ours_is_told_what_is_read_and_by_whom() -> None:
+    """Without these a server may answer by gzip or in XML, and some refuse who has no name."""
+    place = Place("bank.example", 443, "", 443)
+    assert place.line(Bank.charge, "/charges").split(b"\r\n")[1:] == [
+        b"host: bank.example",
+        b"accept: application/json, */*;q=0.1",
+        b"accept-encoding: identity",
+        b"user-agent: synchromesh",
+        b"",
+    ]
+    ours = place.line(Shop.reserve, "/reservations")
+    assert ours.split(b"\r\n")[1:] == [b"host: bank.example", b""]

@@ -38,6 +38,13 @@ _RETRY_AFTER = b"retry-after"
 # Their requests state a length even where it is none.
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _JSON_LINE = b"content-type: application/json\r\n"
+# What a server that is not ours is told: it may else answer XML, or by gzip (RFC 9110, section
+# 12.5.3: without the field any coding will do), and many refuse who does not say what it is.
+_TO_STRANGERS = Headers([
+    ("accept", "application/json, */*;q=0.1"),
+    ("accept-encoding", "identity"),
+    ("user-agent", "synchromesh"),
+])  # fmt: skip
 
 
 class HttpTransport:
@@ -216,7 +223,8 @@ class Place:
 
     def line(self, operation: Operation[..., Any], target: str) -> bytes:
         """Return request line and Host of an operation; it is kept where no argument is in it."""
-        line = request_head(self.name, operation.method, self.prefix + target, Headers())
+        told = _TO_STRANGERS if operation.is_external else Headers()
+        line = request_head(self.name, operation.method, self.prefix + target, told)
         if target == operation.path:
             self.lines[operation, target] = line
         return line

@@ -87,6 +87,18 @@ def arrival_of(headers: Headers) -> Arrival:
     return Arrival(read_trace(parents, states), names[0] if is_named else "", tuple(baggage))
 
 
+def unread_body(headers: Headers) -> tuple[str, list[tuple[str, str]]] | None:
+    """Return why a request's body is not read as JSON, and the fields that say what would be."""
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return "the body has to be JSON; send content-type: application/json", []
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        # RFC 9110, section 15.5.16, has the field in which a 415 says which codings are taken.
+        why = f"a body with content-encoding: {coding[:40]} is not read here; send it as it is"
+        return why, [("accept-encoding", "identity")]
+    return None
+
+
 def key_of(headers: Headers) -> str:
     """Return the client's idempotency key, "" where it sent none. Raises BadRequest."""
     keys = headers.get_all(IDEMPOTENCY_KEY)

@@ -49,7 +49,7 @@ from synchromesh.gateway.answers import (
     told_of,
     unrouted,
 )
-from synchromesh.gateway.arrival import arrival_of, key_of
+from synchromesh.gateway.arrival import arrival_of, key_of, unread_body
 from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under, whole_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.checking import compiled, read
@@ -432,12 +432,11 @@ class GatewayEngine:
         self, operation: Operation[..., Any], asked: AskedRequest, context: CallContext
     ) -> HttpResponse:
         request = asked.request
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if request.body and kind != "application/json":
+        if request.body and (refused := unread_body(request.headers)):
             # Its own status, that no error class has.
-            refused = BadRequest("the body has to be JSON; send content-type: application/json")
-            asked.span.fail(refused)
-            return problem_response(415, refused.message, headers=asked.headers)
+            why, fields = refused
+            asked.span.fail(BadRequest(why))
+            return problem_response(415, why, headers=[*asked.headers, *fields])
         try:
             if operation.is_command:
                 key = key_of(request.headers) or context.key

@@ -115,7 +115,7 @@ class FastRoute:
 
 
 def _is_json(pairs: Sequence[RawPair]) -> bool:
-    """Tell whether a body is said to be JSON, once."""
+    """Tell whether a body is said to be JSON, once, and in no other coding."""
     kinds = 0
     for name, value in pairs:
         if name == b"content-type":
@@ -123,6 +123,8 @@ def _is_json(pairs: Sequence[RawPair]) -> bool:
             kind = value.partition(b";")[0].strip().lower()
             if kinds > 1 or kind != b"application/json":
                 return False
+        elif name == b"content-encoding":
+            return False
     return kinds == 1
 
 

@@ -14,7 +14,17 @@ from synchromesh.calls.contract import Operation
 from synchromesh.clock import loop_now
 from synchromesh.codec import NO_FIT, encode
 from synchromesh.context import CallContext
-from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
+from synchromesh.errors import (
+    BadRequest,
+    ConstraintFailed,
+    ContractError,
+    Fenced,
+    ForeignAwait,
+    SagaError,
+    StatementFailed,
+    SynchromeshError,
+    TimedOut,
+)
 from synchromesh.priority import priority_of
 from synchromesh.resilience import DeadlinePassed, deadline, is_being_cancelled, within
 from synchromesh.resilience.deadlines import ambient
@@ -40,6 +50,9 @@ from synchromesh.wheel import Deadline
 R = TypeVar("R")
 
 _log = logging.getLogger("synchromesh.saga")
+
+# Errors of ours that say that the code of a step is wrong: nobody else logs them.
+_BUGS = (ConstraintFailed, ContractError, ForeignAwait, StatementFailed)
 
 
 def log_again(id: str, begun: SagaRecord, outcome: AttemptOutcome) -> None:  # noqa: A002
@@ -418,7 +431,7 @@ class StepAttempts:
 
     def _log_bug(self, step: str, error: Exception) -> None:
         """Log what users raise: with its traceback once, and in a line where it comes again."""
-        if isinstance(error, SynchromeshError):
+        if isinstance(error, SynchromeshError) and not isinstance(error, _BUGS):
             return
         raised, id = (step, type(error)), self._row.id  # noqa: A001
         if raised in self._raised:
