@@ -132,6 +132,11 @@ class Wire:
         if not is_back_only:
             self._goes[True].clear()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is passed on."""
+        return not self._goes[True].is_set()
+
     def flow(self) -> None:
         """Pass on again, what was held first."""
         for each in self._goes.values():

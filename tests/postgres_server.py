@@ -99,6 +99,8 @@ class PostgresServer:
         """Stop the server at once, as its machine's failure would."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
+            # A test may have failed while it stood still, and then it hears of nothing.
+            self.resume()
             self._process.wait(START_S)
             SHARED.discard(self._process.pid)
             self._process = None
@@ -115,12 +117,15 @@ class PostgresServer:
         """Let it go on."""
         assert self._process is not None, "it does not run"
         for pid in (*self._sessions(), self._process.pid):
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def _sessions(self) -> list[int]:
         assert self._process is not None, "it does not run"
         pid = self._process.pid
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        with suppress(OSError):
+            return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        return []
 
     def close(self) -> None:
         """Stop the server and remove all of it."""
@@ -159,7 +164,7 @@ async def empty_database(name: str, server: PostgresServer | None = None) -> str
         await connection.execute(f"create database {name}")
     else:
         await connection.execute("drop schema public cascade; create schema public")
-    await connection.close()
+    connection.terminate()
     return server.url(name)
 
 

@@ -799,8 +799,9 @@ def test_an_engine_that_is_closed_leaves_runs_that_others_wait_for() -> None:
             )
             await asyncio.sleep(0)
         ends = await asyncio.gather(waiting, cancelling, starting, return_exceptions=True)
-        assert isinstance(ends[0], SagaGone | SagaUndone)
-        assert ends[1] is None or isinstance(ends[1], SagaGone)
+        # Whose turn has not come yet when it closes is told that it closes.
+        assert isinstance(ends[0], SagaGone | SagaUndone | Shed)
+        assert ends[1] is None or isinstance(ends[1], SagaGone | Shed)
         assert isinstance(ends[2], SagaRun | Shed)
         async with at_work(runtime, others) as engine:
             await engine.conclusion("A-1", FOREVER_S)
@@ -810,6 +811,37 @@ def test_an_engine_that_is_closed_leaves_runs_that_others_wait_for() -> None:
 
     for seed in few(range(20), 3):
         run(main, seed=seed)
+
+
+@ON_SQLITE
+def test_an_engine_is_closed_where_its_store_does_not_answer() -> None:
+    """Whether a run has started is not known then: whoever waits is told that it is gone."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others, options = Participants(), EngineOptions(in_flight_max=1)
+        async with at_work(runtime, others, options=options) as engine:
+            store, loop = engine._store, asyncio.get_running_loop()
+
+            async def write(*_: object, **__: object) -> None:
+                await loop.create_future()
+
+            with patch.object(store, "write", write):
+                starting = [
+                    asyncio.ensure_future(
+                        engine.start(THREE, Order(each), id=each, context=CONTEXT)
+                    )
+                    for each in ("A-1", "A-2")
+                ]
+                await asyncio.sleep(1.0)
+                assert not any(each.done() for each in starting)
+                await engine.close()
+                for each in starting:
+                    with pytest.raises(SagaGone, match=r"A-[12].* left memory before its"):
+                        await each
+        async with at_work(runtime, others, options=options) as engine:
+            assert await engine.runs() == []
+
+    run(main)
 
 
 # -- longer away than others remember --------------------------------------------------------------

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts.commit_cuts import HOWS, CommitCuts
-from scripts.postgres_pair import SETTINGS, PostgresPair
+from scripts.postgres_pair import SETTINGS, Node, PostgresPair
 
 from lists_world import KEYS, LISTS, READ, ListClient, values
 from postgres_server import empty_database, shared_server
+from synchromesh.errors import StoreBroken, StoreUnavailable
 from synchromesh.runtime import RealRuntime
-from synchromesh.store import Unit
+from synchromesh.store import Unit, postgres_connection
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
 from synchromesh.testing.list_append import anomalies
 
@@ -31,7 +33,8 @@ async def pair(tmp_path: Path) -> AsyncIterator[PostgresPair]:
     made = PostgresPair(tmp_path, (*SETTINGS, "fsync=off", "shared_buffers=16MB"))
     await made.start()
     yield made
-    await made.stop()
+    async with asyncio.timeout(WAIT_S):
+        await made.stop()
 
 
 async def open_at(url: str, **options: Any) -> PostgresStore:
@@ -89,6 +92,65 @@ async def append(unit: Unit, store: PostgresStore, key: str) -> None:
     """Append under the lease of a store, as what does a duty writes."""
     await store.owners.fence((DUTY,)).check(unit)
     await unit.execute(APPEND, key)
+
+
+async def test_of_two_who_hold_a_lease_over_a_standby_one_is_acknowledged(
+    pair: PostgresPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A primary that was left behind grants and keeps what it likes: no commit on it is believed.
+
+    Neither one that waits for the standby, nor one that stands there without it, once the session
+    that waited has ended: it is seen there, and is looked up, and is lost when the server is.
+    """
+    old, new = pair.nodes
+    # Whoever holds it reaches nobody else; the other one knows both.
+    holder = await open_at(old.url, unit_limit_s=1.0, lease_s=2.0, connections_max=1)
+    with pytest.raises(StoreUnavailable, match="takes no writes, as a standby does"):
+        await open_at(new.url)
+    monkeypatch.setattr(postgres_connection, "_CONNECT_EACH_S", 0.5)
+    await holder.owners.add((DUTY,), Duties())
+    async with asyncio.timeout(WAIT_S):
+        old.send(signal.SIGSTOP, is_to_all=True)
+        await pair.promote()
+        heir = await open_at(new_first(pair), unit_limit_s=1.0, lease_s=2.0)
+        await heir.owners.add((DUTY,), Duties())
+        while heir.owners.owned != {DUTY}:
+            await heir.owners.add((), Duties())
+        await heir.write(lambda unit: append(unit, heir, "heir"), name="append")
+        old.send(signal.SIGCONT, is_to_all=True)
+        assert holder.owners.owned == {DUTY}, "it does not know"
+        held = asyncio.ensure_future(
+            holder.write(lambda unit: append(unit, holder, "holder"), name="append")
+        )
+        waiting = await waits_for_a_standby(old, held)
+        await old.ask(f"select pg_terminate_backend({waiting})")
+        while await old.ask("select count(*) from list") != 1:
+            await asyncio.sleep(0.01)
+        await waits_for_a_standby(old, held, but=waiting)
+        await pair.lose(old)
+        await holder.close()
+        with pytest.raises(StoreBroken, match="ask again under the same key"):
+            await held
+        assert await heir.read("select key from list") == [("heir",)]
+        await heir.close()
+
+
+def new_first(pair: PostgresPair) -> str:
+    """Return an address whose first server is the one that stands by."""
+    old, new = (str(each.socket.parent) for each in pair.nodes)
+    return f"postgresql://postgres@/postgres?host={new},{old}"
+
+
+async def waits_for_a_standby(node: Node, held: asyncio.Future[None], *, but: object = 0) -> object:
+    """Wait until the session of a commit waits for a standby, and return which."""
+    sql = (
+        "select min(pid) from pg_stat_activity where wait_event = 'SyncRep' "
+        f"and query like '%commit' and pid <> {but}"
+    )
+    while (found := await node.ask(sql)) is None:
+        assert not held.done(), "it was acknowledged, and no standby has it"
+        await asyncio.sleep(0.02)
+    return found
 
 
 async def test_commits_that_are_cut_on_their_way_are_found_out(anyio_backend: str) -> None:

@@ -312,7 +312,7 @@ async def test_a_group_that_may_stand_is_never_run_again(
     opened: Any, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its commit had no answer, and no look-up has one: each is told so, and it stands once."""
-    monkeypatch.setattr(postgres_units, "_ROUNDS_MAX", 4)
+    monkeypatch.setattr(postgres_units, "ROUNDS_MAX", 4)
     store = await failing(opened, (at, True, LOST), *[(LOOKING_UP, False, LOST)] * 9)
     expected = 0 if at == FORETOLD else None
     adding = (add(store, f"s/{n}", expected=expected) for n in range(3))

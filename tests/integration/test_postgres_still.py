@@ -6,13 +6,14 @@ Nothing on its side ends what waits for it: not `statement_timeout`, and no conn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from nats_world import Wire
 from postgres_server import PostgresServer, empty_database, shared_server
-from synchromesh.errors import StoreUnavailable
+from synchromesh.errors import StoreBroken, StoreUnavailable
+from synchromesh.events.schema import SCHEMA as EVENTS
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import OUTAGE, Migration, Schema, Unit, postgres_connection
 from synchromesh.store.postgres import PostgresOptions, PostgresStore
@@ -42,10 +43,12 @@ class Watched:
         self._changed.clear()
 
 
-async def open_at(url: str, monkeypatch: pytest.MonkeyPatch) -> Watched:
+async def open_at(
+    url: str, monkeypatch: pytest.MonkeyPatch, schemas: Sequence[Schema] = (ITEMS,)
+) -> Watched:
     """Open a store with short limits on this side."""
     store = await PostgresStore.open(
-        url, service="still", schemas=[ITEMS], runtime=RealRuntime(),
+        url, service="still", schemas=schemas, runtime=RealRuntime(),
         options=PostgresOptions(connections_max=1, unit_limit_s=2.0, lease_s=2.0),
     )  # fmt: skip
     monkeypatch.setattr(postgres_connection, "_CONNECT_S", 0.5)
@@ -129,6 +132,52 @@ async def test_a_server_that_stands_still_is_noticed_and_waited_for(
         await store.close()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_a_store_is_closed_whatever_its_server_does(
+    wire: Wire, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its connections waits for an answer: a commit, positions, a read, a lease, a hint.
+
+    The server is lost as it closes, or answers never: who waits is told, and nothing waits on.
+    """
+    url = f"postgresql://postgres@127.0.0.1:{wire.port}/still"
+    store = (await open_at(url, monkeypatch, schemas=[ITEMS, EVENTS])).store
+    await store.owners.add(("first",), Duties())
+    await store.read("select 1")
+
+    async def body(unit: Unit) -> int:
+        await put(unit, 1)
+        wire.hold()
+        return 1
+
+    asked = asyncio.ensure_future(store.write(body, name="put"))
+    while not wire.is_held:
+        await asyncio.sleep(0)
+    looked = asyncio.Event()
+    store.listen("topic", looked.set)
+    store.look({"topic"})
+    store._wakeups.tell({"hint"})
+    every = [
+        asyncio.ensure_future(store.read("select 1")),
+        asyncio.ensure_future(store.owners.add(("second",), Duties())),
+    ]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    if is_lost:
+        wire.cut()
+    async with asyncio.timeout(WAIT_S):
+        await closing
+        with pytest.raises(
+            StoreBroken, match="went away" if is_lost else "was not over 1.5 s after"
+        ):
+            await asked
+        await looked.wait()
+        await asyncio.gather(*every, return_exceptions=True)
+    await store.close()
 
 
 class Duties:

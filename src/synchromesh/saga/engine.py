@@ -31,7 +31,7 @@ from synchromesh.saga.repair import RepairWish
 from synchromesh.saga.revival import Revival
 from synchromesh.saga.seals import result_place
 from synchromesh.saga.shards import shards_of
-from synchromesh.saga.starting import StartQueue, new_row
+from synchromesh.saga.starting import StartQueue, new_row, settle
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 from synchromesh.sealing import open_sealed
@@ -328,6 +328,7 @@ class Engine(StoredRuns):
         Raises:
             SagaError: there is no way back.
             UnknownSaga, SagaGone: as `conclusion` does.
+            Shed: the engine is closing.
         """
         await self._asked.cancel(id, reason)
 
@@ -349,11 +350,8 @@ class Engine(StoredRuns):
     async def close(self) -> None:
         """Let every run leave memory without a further effect; the next engine continues them."""
         self._is_closed = True
-        # A start that is under way is answered: its commit cannot be called back.
-        under_way = [execution.journal.written() for execution in self._starting]
-        await asyncio.gather(*under_way, return_exceptions=True)
-        if self._starts is not None:
-            await self._starts.settle()
+        await settle([each.journal for each in self._starting], self._starts)
+        self._starting.clear()
         await self._drop([*self._executions.values()])
         if self._deps is not None:
             await self._deps.batches.close()
@@ -432,7 +430,7 @@ class Engine(StoredRuns):
 
     def _open_deps(self) -> SagaDeps:
         if self._is_closed:
-            raise Shed(f"the sagas of {self._service} are closing; start it at another instance")
+            raise Shed(f"the sagas of {self._service} are closing; ask again at another instance")
         if self._deps is None:
             raise SagaError(f"the sagas of {self._service} are not recovered yet; recover first")
         return self._deps

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
 
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
-from synchromesh.errors import BadRequest, ContractError, Shed
+from synchromesh.errors import BadRequest, ContractError, SagaGone, Shed
 from synchromesh.saga import tables
 from synchromesh.saga.batches import Entry
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
+from synchromesh.saga.journal import Journal
 from synchromesh.saga.records import SagaStatus
 from synchromesh.saga.revival import Revival
 from synchromesh.saga.seals import RunSeal
@@ -23,6 +25,8 @@ from synchromesh.saga.writing import write_all
 from synchromesh.store import Unit
 
 _ID_CHARS_MAX = 200
+# Handlers, and whoever else waits, have had their time by then.
+_ANSWERED_WITHIN_S = 1.0
 _RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1.0, 60.0
 
 
@@ -124,7 +128,7 @@ class StartQueue:
         self._service = service
         self._queue_max = queue_max
         self._committing = 0
-        self._under_way: set[asyncio.Future[bool]] = set()
+        self._under_way: dict[asyncio.Future[bool], Entry] = {}
 
     @property
     def is_standing(self) -> bool:
@@ -166,13 +170,13 @@ class StartQueue:
             entry.seal = RunSeal(shape.personal, shape.personal_result)
         self._committing += 1
         settled = entry.wait()
-        self._under_way.add(settled)
+        self._under_way[settled] = entry
         settled.add_done_callback(self._on_done)
         self._deps.batches.put(entry)
         await entry.wait()
 
     def _on_done(self, settled: asyncio.Future[bool]) -> None:
-        self._under_way.discard(settled)
+        del self._under_way[settled]
         if not settled.cancelled():
             settled.exception()  # it is told to who waits
 
@@ -180,6 +184,11 @@ class StartQueue:
         """Return once no start is under way: its commit cannot be called back."""
         if self._under_way:
             await asyncio.wait(self._under_way)
+
+    def abandon(self) -> None:
+        """Tell who waits for a start that it is not known whether it is durable."""
+        for entry in tuple(self._under_way.values()):
+            entry.drop(SagaGone(f"saga {entry.row.id!r} left memory before its start was durable"))
 
     def _full(self, id: str) -> Shed:  # noqa: A002
         waited_s = self._revival.waited_s
@@ -191,3 +200,21 @@ class StartQueue:
 
     def __repr__(self) -> str:
         return f"<StartQueue {len(self._revival.backlog.queued)} of {self._queue_max}>"
+
+
+async def settle(journals: Sequence[Journal], queue: StartQueue | None) -> None:
+    """Wait for the starts that are under way, whose commits cannot be called back.
+
+    A store that does not answer is not waited for: whoever waits is told that their run is gone,
+    and whether it has started is known once the store is opened again.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ANSWERED_WITHIN_S):
+            await asyncio.gather(*(each.written() for each in journals), return_exceptions=True)
+            if queue is not None:
+                await queue.settle()
+            return
+    for each in journals:
+        await each.abandon()
+    if queue is not None:
+        queue.abandon()

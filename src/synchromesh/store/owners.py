@@ -26,6 +26,8 @@ TOPIC = "owners"
 _SOON_S = 0.1
 # What does not stop within that time, whatever it does, writes nothing: its duty is given back.
 _STOP_S = 10.0
+# A lease that is not given back by then runs out by itself.
+_LEAVE_S = 1.0
 _NOTHING: Mapping[str, int] = {}
 _log = logging.getLogger("synchromesh.store")
 
@@ -201,10 +203,13 @@ class SharedOwners:
         self._task.cancel()
         await asyncio.gather(self._task, *self._stops, return_exceptions=True)
         self._task = None
+        _answer(self._turned)
         try:
-            await self._book.leave(self._id)
-        except StoreError as error:
-            _log.warning("duties go on elsewhere once their lease is over: %s", error.message)
+            async with asyncio.timeout(_LEAVE_S):
+                await self._book.leave(self._id)
+        except (StoreError, TimeoutError) as error:
+            why = str(error) or "the database does not answer"
+            _log.warning("duties go on elsewhere once their lease is over: %s", why)
         await self._book.close()
 
     async def _look_now(self) -> None:
@@ -230,8 +235,8 @@ class SharedOwners:
                 _log.warning("the lease on duties is not renewed: %s", error.message)
             except Exception:  # noqa: BLE001 - whatever it was, without a lease nothing goes on
                 _log.exception("the lease on duties is not renewed")
-            if turned is not None and not turned.done():
-                turned.set_result(None)
+            finally:
+                _answer(turned)
 
     async def _turn(self) -> bool:
         """Renew, look, and do what follows; False where another was faster with a claim."""
@@ -291,6 +296,12 @@ class SharedOwners:
 
     def __repr__(self) -> str:
         return f"<SharedOwners {self._machine!r}>"
+
+
+def _answer(turned: asyncio.Future[None] | None) -> None:
+    """Tell who waits for a turn that it is over."""
+    if turned is not None and not turned.done():
+        turned.set_result(None)
 
 
 class _Single:

@@ -10,13 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from synchromesh.codec import encode
-from synchromesh.errors import Rejection, to_problem
+from synchromesh.errors import Rejection, StoreBroken, StoreUnavailable, to_problem
 from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
 from synchromesh.store.postgres_answers import Lost
 from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_unit import PostgresUnit, Steps
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+
+ROUNDS_MAX = 64
+"""Losses of the connection under one unit, and other reasons to run it again, each of which is
+learnt from: it ends long before."""
+
+CLOSED_WITHIN_S = 1.5
+"""How long units are waited for that are queued or under way where their store is closed: handlers
+have had their time by then, and a process is to end within 10 s, whatever its server does."""
 
 _log = logging.getLogger("synchromesh.store")
 
@@ -73,6 +81,27 @@ class UnitJob:
     def lane(self) -> tuple[str, str] | None:
         """The key of which one unit runs at a time."""
         return None if self.once is None else (self.once.caller, self.once.key)
+
+    def lost_too_often(self, path: str) -> StoreUnavailable:
+        """Return the error of one that has lost its connection again and again."""
+        return StoreUnavailable(
+            f"{path}: unit {self.name!r} lost its connection {ROUNDS_MAX} times: look at the "
+            "server's log, and ask again under the same key"
+        )
+
+    def not_over(self, path: str, *, is_away: bool) -> StoreBroken:
+        """Return the error of one that was not over as the store was closed; it may stand.
+
+        Args:
+            is_away: the server was known to be.
+        """
+        why = f"was not over {CLOSED_WITHIN_S:g} s after the store was closed: look at the server"
+        if is_away:
+            why = (
+                "was under way when the server went away, and the store was closed before it was "
+                "back"
+            )
+        return StoreBroken(f"{path}: unit {self.name!r} {why}; ask again under the same key")
 
 
 class UnitLane:

@@ -127,8 +127,10 @@ class Sequencer:
         pause_s, limit_s, loop = _PAUSE_S, _LIMIT_S, asyncio.get_running_loop()
         try:
             while True:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._is_wanted.wait(), self._look_every_s)
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes as it ends.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_every_s):
+                        await self._is_wanted.wait()
                 began_s = loop.time()
                 try:
                     await self._turn(limit_s)

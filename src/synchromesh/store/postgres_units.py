@@ -37,7 +37,15 @@ from synchromesh.store.postgres_errors import is_own_duplicate, translate
 from synchromesh.store.postgres_foretold import foretell
 from synchromesh.store.postgres_group import AppendGroup
 from synchromesh.store.postgres_grouping import Foresight, Grouping
-from synchromesh.store.postgres_job import GroupTurn, UnitJob, UnitLane, UnitsOptions, steps_of
+from synchromesh.store.postgres_job import (
+    CLOSED_WITHIN_S,
+    ROUNDS_MAX,
+    GroupTurn,
+    UnitJob,
+    UnitLane,
+    UnitsOptions,
+    steps_of,
+)
 from synchromesh.store.postgres_limits import TimeLimit
 from synchromesh.store.postgres_transaction import (
     BEGIN,
@@ -57,13 +65,8 @@ from synchromesh.store.unit_store import GROUP_SIZES, PoolPlaces
 from synchromesh.telemetry import Histogram
 
 _SWEEP_EVERY = 1000
-
-RERUNS_MAX = 5
-"""How often a unit is run again for a conflict (I1)."""
-
-# Losses of the connection under one unit, and other reasons to run it again, each of which is
-# learnt from: it ends long before.
-_ROUNDS_MAX = 64
+# How often a unit is run again for a conflict (I1).
+_RERUNS_MAX = 5
 _log = logging.getLogger("synchromesh.store")
 
 
@@ -115,13 +118,17 @@ class Units:
         self._order = asyncio.Lock()
         self._pending: set[UnitJob] = set()
         self._idle: list[asyncio.Future[UnitJob | GroupTurn]] = []
-        self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
+        # Whether there is nothing that an end would wait for: no unit, or no server.
+        self._is_up, self._is_settled = asyncio.Event(), asyncio.Event()
         self._is_up.set()
-        self._is_empty.set()
+        self._is_settled.set()
         self._is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
-        name, lanes = f"store of {options.service}, connection", range(options.connections_max)
-        self._lanes = [self._loop.create_task(self._lane(), name=f"{name} {n}") for n in lanes]
+        name = f"store of {options.service}, connection"
+        self._lanes = {
+            self._loop.create_task(self._lane(lane := UnitLane()), name=f"{name} {n}"): lane
+            for n in range(options.connections_max)
+        }
 
     @property
     def waiting(self) -> int:
@@ -154,7 +161,7 @@ class Units:
             )
         job = UnitJob(body, once, name, self._loop.create_future())
         self._pending.add(job)
-        self._is_empty.clear()
+        self._is_settled.clear()
         if once is not None or not self._grouping.takes(name):
             self._turns.add(job)
         elif self._grouping.add(job):
@@ -163,28 +170,26 @@ class Units:
         return job.future
 
     async def close(self) -> None:
-        """Run queued units, then close the connections. Idempotent."""
+        """Run queued units, but not for long; then end the connections. Idempotent."""
         self._is_closed = True
-        if self.outage.reason is None:
-            # It may go away meanwhile: then they are told so by whoever finds out.
-            await self._is_empty.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSED_WITHIN_S):
+                await self._is_settled.wait()
         for job in tuple(self._pending):
             if not job.is_durable:
-                job.error = StoreBroken(
-                    f"{self._path}: unit {job.name!r} was under way when the server went away, and "
-                    "the store was closed before it was back: ask again under the same key"
-                )
+                job.error = job.not_over(self._path, is_away=self.outage.reason is not None)
             self._conclude(job)
         if self._reconnecting is not None:
             self._reconnecting.cancel()
-        for lane in self._lanes:
-            lane.cancel()
+        for task, lane in self._lanes.items():
+            # Dropped first: a COMMIT that is cancelled is told to stand without its standby.
+            lane.drop()
+            task.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
 
     # -- lanes: one connection each -----------------------------------------------------------
 
-    async def _lane(self) -> None:
-        lane = UnitLane()
+    async def _lane(self, lane: UnitLane) -> None:
         try:
             while True:
                 waiting: asyncio.Future[UnitJob | GroupTurn] = self._loop.create_future()
@@ -251,7 +256,7 @@ class Units:
             self._turns.add(GroupTurn())
 
     async def _run_group(self, group: AppendGroup, lane: UnitLane) -> None:
-        for _ in range(_ROUNDS_MAX):
+        for _ in range(ROUNDS_MAX):
             connection = await self._connected(lane)
             limit = TimeLimit(connection, self._options.limit_s, group.expire)
             try:
@@ -269,7 +274,7 @@ class Units:
             finally:
                 limit.cancel()
         else:
-            group.give_up(self._too_often_lost)
+            group.give_up(lambda job: job.lost_too_often(self._path))
         for job in group.jobs:
             job.is_durable = job.error is None
 
@@ -285,7 +290,7 @@ class Units:
 
     async def _run(self, job: UnitJob, lane: UnitLane) -> None:
         """Run a unit on the connection of a lane until it is over."""
-        for _ in range(_ROUNDS_MAX):
+        for _ in range(ROUNDS_MAX):
             connection = await self._connected(lane)
             try:
                 if job.is_doubtful and await self._is_durable(connection, job.unit_id):
@@ -302,13 +307,7 @@ class Units:
                 lane.lose(lost, self._path)
             else:
                 return
-        job.error = self._too_often_lost(job)
-
-    def _too_often_lost(self, job: UnitJob) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"{self._path}: unit {job.name!r} lost its connection {_ROUNDS_MAX} times: look at the "
-            "server's log, and ask again under the same key"
-        )
+        job.error = job.lost_too_often(self._path)
 
     def _may_rerun(self, job: UnitJob, why: Again) -> bool:
         job.is_careful = job.is_careful or why.is_careful
@@ -317,7 +316,7 @@ class Units:
         # The next time it is one indeed, and the body's to know.
         job.has_duplicate = job.has_duplicate or is_own_duplicate(why.error)
         job.conflicts += 1
-        if job.conflicts <= RERUNS_MAX:
+        if job.conflicts <= _RERUNS_MAX:
             return True
         job.error = StoreUnavailable(
             f"{self._path}: unit {job.name!r} met other units {job.conflicts} times, and nothing "
@@ -330,7 +329,7 @@ class Units:
             return
         self._pending.discard(job)
         if not self._pending:
-            self._is_empty.set()
+            self._is_settled.set()
         future, error = job.future, job.error
         if error is None:
             self._told(job.topics)
@@ -477,6 +476,7 @@ class Units:
         if self.outage.reason is not None:
             return
         self._is_up.clear()
+        self._is_settled.set()
         self.outage.begin(error.message)
         _log.critical("the store of %r, %s, is closed: %s", self._service, self._path, error)
         queued = self._turns.drain()
@@ -495,4 +495,6 @@ class Units:
                 self.outage.end(now=self._loop.time())
         _log.warning("the store of %r is open again", self._service)
         self._is_up.set()
+        if self._pending:
+            self._is_settled.clear()
         self._went()

@@ -407,7 +407,7 @@ class _OnServer:
             try:
                 rows = await connection.fetch(sql)
             finally:
-                await connection.close()
+                connection.terminate()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise Unreadable(f"{self._url.rpartition('@')[2]}: {error}") from error
         # Sums are of another type there.

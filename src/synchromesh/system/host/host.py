@@ -297,6 +297,10 @@ class Host:
             ContractError: a service does not fit its contract.
             DiscoveryError: the registry refuses a service, or does not answer.
         """
+        # All at once: a database that does not answer holds each of them up for a while.
+        self.exit.push_async_callback(
+            lambda: all_of(each.stop() for each in self.services.values())
+        )
         for name in names:
             if name in self.config.external:
                 await self._run_external(name)
@@ -305,6 +309,8 @@ class Host:
             services = [*self.deps.services, *self._definitions.left_out]
             declared = self.deps.declared
             await follow_subscribers(self._registry, services, declared, self.background)
+        # All at once: a database that does not answer holds each of them up for a while.
+        self.exit.push_async_callback(lambda: all_of(s.stop() for s in self.services.values()))
         parts = [self._service(part) for part in found]
         for part in parts:
             await part.start()
@@ -433,7 +439,6 @@ class Host:
             loaded=succeeds.loaded if succeeds else None,
         )
         self.admin.parts[part.name] = made.why_not
-        self.exit.push_async_callback(made.stop)
         return made
 
     def _note_up(self, name: str, instance: ServiceInstance) -> None:
