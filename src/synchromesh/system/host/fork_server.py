@@ -27,6 +27,7 @@ import msgspec
 
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.host import process
+from synchromesh.system.host.gaps import take_gaps
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.supervise.children import die_with_parent
 from synchromesh.system.supervise.forks import ForkServer
@@ -64,6 +65,7 @@ def start_fork_server(folder: Path, config: SystemConfig) -> ForkServer | None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     sys.stderr.flush()
+    take_gaps()
     # What there is now is never looked at again by the collector, which would write to it.
     gc.freeze()
     pid = os.fork()
