@@ -34,7 +34,8 @@ from synchromesh.system.control.api import Control
 from synchromesh.system.control.rates import CALLS, OPERATIONS, ROUTES
 from synchromesh.system.control.saga_actions import ShowSaga, show
 from synchromesh.system.control.spans import Spans, find_spans, first_of
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     BreakerStatus,
     ChildStatus,
     GatewayStatus,
@@ -42,7 +43,6 @@ from synchromesh.system.control.status import (
     HoldStatus,
     ProjectionStatus,
     ServiceStatus,
-    Status,
 )
 from synchromesh.system.host.console_part import ControlSource
 from synchromesh.system.host.process import spare_collector

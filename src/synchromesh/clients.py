@@ -191,10 +191,12 @@ class ClientBook:
     Attributes:
         shared: returns the grants that processes on many hosts share, in place of those of the
             file; None where the file has them.
+        why_old: returns why those may be old, in words; "" where they are not.
     """
 
     def __init__(self, path: Path, keys_of: Callable[[str], Iterable[bytes]]) -> None:
         self.shared: Callable[[], Mapping[str, ClientGrant]] | None = None
+        self.why_old: Callable[[], str] = lambda: ""
         self._path = path
         self._keys_of = keys_of
         self._file: WatchedFile[dict[str, ClientGrant]] | None = None

@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -187,6 +188,11 @@ class Admits(Protocol):
         """Return what a token of theirs says. Raises Unauthenticated, Forbidden."""
         ...
 
+    @property
+    def why_old(self) -> Callable[[], str]:
+        """Returns why what is known of them may be old, in words; "" where it is not."""
+        ...
+
 
 class Signer:
     """Signs and verifies the credentials of one system.
@@ -342,6 +348,10 @@ class Signer:
                 "of both hosts, or make a new one"
             )
         return credential
+
+    def why_clients_old(self) -> str:
+        """Return why what is known of clients may be old, in words; "" where it is not."""
+        return "" if self.clients is None else self.clients.why_old()
 
     def admit(self, token: str, *, audience: str, now_us: int) -> Credential:
         """Verify a token of a process of the system, or of a client from outside.

@@ -28,6 +28,7 @@ from synchromesh.system import RunDir
 from synchromesh.system.config.client_grants import KEPT, ClientsFile, granted, revoked
 from synchromesh.system.config.grants_on_nats import GrantsOnNats, SharedGrants, grants_on_nats
 from synchromesh.system.config.reading import load_config
+from synchromesh.system.config.rundir import changing
 
 pytestmark = pytest.mark.anyio
 
@@ -101,12 +102,14 @@ async def replica(folder: Path) -> AsyncIterator[Replica]:
     config, signer = load_config(folder, environment={}), Signer(bytes.fromhex(KEY))
     grants = grants_on_nats(config, RunDir(folder), signer, RUNTIME.wall_us)
     await grants.open(file_of(folder).read())
-    task = asyncio.create_task(grants.run())
+    loops = (grants.run(), grants.note_revoked_in(file_of(folder)))
+    tasks = [asyncio.create_task(each) for each in loops]
     try:
         yield Replica(grants, signer, folder)
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await grants.close()
 
 
@@ -181,6 +184,34 @@ async def test_what_was_revoked_does_not_come_back_from_a_folder(
         (told,) = later.grants.known.clients
         assert told.revoked is not None
         assert told.revoked.why == "lost"
+
+
+async def test_what_was_revoked_on_one_host_does_not_come_back_from_another(
+    server: NatsServer, folder: Path, run: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each process notes in its own folder what it learns, and none of them makes a file."""
+    other, empty = (host_of(tmp_path / name, request.node.name) for name in ("two", "three"))
+    for each in (folder, other, empty):
+        RunDir(each).create()
+    ada = file_of(folder).add(
+        "ada", ["notes"], serves="", days=1, made=("ada", "tries"), rng=random.Random(2)
+    )
+    shutil.copy(RunDir(folder).clients, RunDir(other).clients)
+    credential = credential_text(ada.id, Signer(bytes.fromhex(KEY)).client_key(ada.id))
+    async with replica(other) as before, replica(empty):
+        assert before.lets_in(credential)
+        # Another command may be at work on the file when it comes.
+        with changing(RunDir(other).clients, RUNTIME.disk):
+            ran = await asyncio.to_thread(run, folder, "client", "revoke", "ada", "--why", "lost")
+            assert ran.code == 0, ran.err
+            await until(lambda: not before.lets_in(credential))
+        await until(lambda: file_of(other).read()[0].revoked is not None)
+        assert not RunDir(empty).clients.exists()
+    server.stop()
+    shutil.rmtree(server.folder / "jetstream")
+    server.start()
+    async with replica(other) as later:
+        assert not later.lets_in(credential)
 
 
 class Shelf:

@@ -15,7 +15,8 @@ from otlp_collector import MemoryCollector, accept
 from service_world import Stock, Town
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.propagation import Propagation
-from synchromesh.system.control.status import ExportStatus, Status
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import ExportStatus
 from synchromesh.system.host.exporting import TelemetryExport
 from synchromesh.system.host.otlp_exporter import ExportTarget, OtlpExporter
 from synchromesh.system.host.otlp_target import routes_of

@@ -25,13 +25,13 @@ from synchromesh.advisor import (
     advise,
 )
 from synchromesh.system.control.advising import projections, set_aside
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     HealthStatus,
     ParkedStatus,
     ProjectionStatus,
     ServiceStatus,
     SetAsideStatus,
-    Status,
 )
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.trace_tree import TraceTree, tree_of

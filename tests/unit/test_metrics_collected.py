@@ -8,7 +8,8 @@ from unittest import mock
 
 from synchromesh.system.control import catalogue as of
 from synchromesh.system.control.metrics import FRESH_S, Board, Collector, of_status
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     BreakerStatus,
     ChildStatus,
     ClientStatus,
@@ -18,7 +19,6 @@ from synchromesh.system.control.status import (
     ProjectionStatus,
     ServiceStatus,
     SetAsideStatus,
-    Status,
 )
 from synchromesh.telemetry.metrics import Family, Histogram, Metric, Sample
 from synchromesh.testing import SimRuntime, run

@@ -10,7 +10,8 @@ import msgspec
 from synchromesh.calls import Caller
 from synchromesh.resilience.breaker import BreakerSnapshot, BreakerState
 from synchromesh.system.control import local
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     ChildStatus,
     ClientStatus,
     FaultsStatus,
@@ -21,7 +22,6 @@ from synchromesh.system.control.status import (
     HoldStatus,
     ServiceStatus,
     SetAsideStatus,
-    Status,
 )
 
 DOWN = ChildStatus("restarting", 1, "OSError")
@@ -67,6 +67,16 @@ def test_in_which_order_processes_are_merged_is_no_matter() -> None:
     at_once = Status.merge(first, *rest)
     assert Status.merge(Status.merge(first, *rest[:1]), *rest[1:]) == at_once
     assert Status.merge(first, Status.merge(*rest)) == at_once
+
+
+def test_a_process_that_may_not_know_what_was_revoked_is_a_finding() -> None:
+    """Whichever it is, and also after the statuses of hosts are merged with one another."""
+    old = Status("shop", 2, clients_old="NATS at n:4222 is not connected")
+    merged = Status.merge(Status("shop", 1), old)
+    (finding,) = Status.merge(Status("shop", 0), merged).findings
+    assert finding.startswith("the grants of clients may be old")
+    assert finding.endswith(old.clients_old)
+    assert Status.merge(Status("shop", 1), Status("shop", 2)).findings == []
 
 
 def test_what_faults_struck_is_counted_in_all_processes() -> None:

@@ -12,7 +12,7 @@ from synchromesh.cli.actions import why_option
 from synchromesh.cli.operating import control_of, say_silent
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.system.config.rundir import user
-from synchromesh.system.control.status import FaultStatus
+from synchromesh.system.control.status_parts import FaultStatus
 
 
 @click.command("break")

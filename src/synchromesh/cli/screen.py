@@ -12,12 +12,12 @@ from synchromesh.cli.show import duration_text, faults_table, plain_table, style
 from synchromesh.codec import to_datetime
 from synchromesh.system.config.engine_section import FILES
 from synchromesh.system.control.rates import WorkRate
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     BreakerStatus,
     ChildStatus,
     ContractBreak,
     ListedInstance,
-    Status,
 )
 
 # Routes, and as many operations.

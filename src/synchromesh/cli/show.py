@@ -17,7 +17,7 @@ from rich.text import Text
 
 from synchromesh.cli.output import OutputClosed, visible
 from synchromesh.codec import to_datetime
-from synchromesh.system.control.status import FaultStatus
+from synchromesh.system.control.status_parts import FaultStatus
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.trace_tree import tree_of
 

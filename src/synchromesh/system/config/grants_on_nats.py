@@ -29,7 +29,7 @@ from synchromesh.system.config.client_grants import (
     granted,
     revoked,
 )
-from synchromesh.system.config.merged_document import DocumentWords, MergedDocument
+from synchromesh.system.config.merged_document import ASK_EVERY_S, DocumentWords, MergedDocument
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import system_keys
@@ -43,6 +43,8 @@ _WORDS = DocumentWords(
     "after their end, and not before they would have expired",
     log="synchromesh.clients",
 )
+
+_TOLD_AFTER, _FAILURES_MAX = 3, 100
 
 _log = logging.getLogger("synchromesh.clients")
 
@@ -135,6 +137,25 @@ class GrantsOnNats(MergedDocument[SharedGrants]):
     async def run(self) -> None:
         """Ask for them again and again; a supervised loop."""
         await self.follow(lambda _: None)
+
+    async def note_revoked_in(self, file: ClientsFile) -> None:
+        """Note in a folder what is revoked, wherever that was; a supervised loop.
+
+        The file would bring the grant again where NATS lost its disk and all processes ended.
+        """
+        noted, failures = SharedGrants(), 0
+        while True:
+            known = self.known
+            if known is not noted and known != noted:
+                try:
+                    file.note_revoked(known.clients)
+                    noted, failures = known, 0
+                except (ConfigError, OSError) as error:
+                    # At first that may be another process of this host, which notes the same.
+                    failures += 1
+                    if failures == _TOLD_AFTER:
+                        _log.error("what is revoked is not noted in the folder: %s", error)
+            await asyncio.sleep(ASK_EVERY_S * min(1 + failures, _FAILURES_MAX))
 
 
 class SharedClientsFile:

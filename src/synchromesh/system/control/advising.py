@@ -10,7 +10,8 @@ from synchromesh.advisor import ProjectionFacts, SetAsideFacts
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.log_files import LogFilter, read_logs
-from synchromesh.system.control.status import ProjectionStatus, Status
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import ProjectionStatus
 from synchromesh.telemetry import SpanRecord
 from synchromesh.telemetry.ring import newest_spans
 

@@ -55,7 +55,8 @@ from synchromesh.system.control.isolating import IsolateRequest, isolate_or_rele
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
 from synchromesh.system.control.spans import Spans, find_spans, first_of
-from synchromesh.system.control.status import FaultsStatus, Status
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import FaultsStatus
 from synchromesh.telemetry import Family
 
 LISTED_MAX = 1000

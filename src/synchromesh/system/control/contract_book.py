@@ -17,7 +17,7 @@ import msgspec
 from synchromesh.calls.compatibility import Difference, differences
 from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
-from synchromesh.system.control.status import ContractBreak
+from synchromesh.system.control.status_parts import ContractBreak
 
 RECORDS_MAX = 50
 

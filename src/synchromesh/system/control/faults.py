@@ -16,7 +16,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.spelling import nearest
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
-from synchromesh.system.control.status import FaultsStatus, FaultStatus
+from synchromesh.system.control.status_parts import FaultsStatus, FaultStatus
 from synchromesh.system.supervise.messages import ActiveFault
 
 ALL = "all"

@@ -27,7 +27,8 @@ from synchromesh.system.control.faults import FaultInjector
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.mirror_status import MirrorStatus
 from synchromesh.system.control.spans import LAST, LISTED_MAX, NEWEST
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     ActStatus,
     BreakerStatus,
     ChildStatus,
@@ -44,7 +45,6 @@ from synchromesh.system.control.status import (
     ReloadStatus,
     ServiceStatus,
     SetAsideStatus,
-    Status,
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
 from synchromesh.telemetry.observed import ObservedCall
@@ -197,6 +197,7 @@ class LocalProcess:
             export=self.export(),
             acts=list(self.acts),
             code_changed=self.code_changed(),
+            clients_old=self.deps.signer.why_clients_old(),
         )
 
     async def _service(self, name: str) -> ServiceStatus:

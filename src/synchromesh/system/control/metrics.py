@@ -26,7 +26,8 @@ from synchromesh.store.vault import vault_path
 from synchromesh.system.control import catalogue as of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
-from synchromesh.system.control.status import RUNNING, ChildStatus, ServiceStatus, Status
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import RUNNING, ChildStatus, ServiceStatus
 from synchromesh.telemetry.metrics import (
     Family,
     Histogram,

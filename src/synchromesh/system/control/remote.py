@@ -28,7 +28,8 @@ from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.actions import OWN, Action, Answers, RepairAction
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.spans import Spans, path_of
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     PROCESS,
     RUNNING,
     SILENT,
@@ -37,7 +38,6 @@ from synchromesh.system.control.status import (
     GatewayStatus,
     HealthStatus,
     ServiceStatus,
-    Status,
 )
 from synchromesh.system.supervise.children import is_stopped
 from synchromesh.telemetry import Family, SpanRecord

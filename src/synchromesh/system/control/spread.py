@@ -55,7 +55,8 @@ from synchromesh.system.control.replicas import Asking, Replica
 from synchromesh.system.control.spans import find_spans
 from synchromesh.system.control.spread_reload import reload_all
 from synchromesh.system.control.spread_status import ReplicaReport, spread_status
-from synchromesh.system.control.status import ListedInstance, Status
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import ListedInstance
 from synchromesh.system.control.successors import Followed, RestartReport, restart_replicas
 from synchromesh.telemetry.metrics import merge
 

@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from synchromesh.system.control.status import (
+from synchromesh.system.control.status import Status
+from synchromesh.system.control.status_parts import (
     PROCESS,
     SILENT,
     ChildStatus,
@@ -24,7 +25,6 @@ from synchromesh.system.control.status import (
     IsolationStatus,
     ListedInstance,
     ServiceStatus,
-    Status,
 )
 
 MISSING = "missing"

@@ -13,7 +13,7 @@ from synchromesh.clock import loop_clock
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.config.schema import SystemConfig
-from synchromesh.system.control.status import ExportStatus
+from synchromesh.system.control.status_parts import ExportStatus
 from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.telemetry import Family, SqliteRing
 

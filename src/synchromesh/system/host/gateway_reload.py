@@ -39,7 +39,7 @@ from synchromesh.system.control.gateway_changes import (
     left_changes,
     refused_changes,
 )
-from synchromesh.system.control.status import ReloadStatus
+from synchromesh.system.control.status_parts import ReloadStatus
 from synchromesh.system.host.gateway_code import GatewayCode, ImportedGateway
 from synchromesh.system.host.gateway_part import GatewayPart, Prepared
 from synchromesh.system.host.host import Fits

@@ -21,7 +21,7 @@ from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.gateway_changes import config_of_gateway, later_names
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
-from synchromesh.system.control.status import SILENT, STOPPED, ChildStatus
+from synchromesh.system.control.status_parts import SILENT, STOPPED, ChildStatus
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.registries import SupervisedRegistry
 from synchromesh.system.host.service_part import pid_at_host

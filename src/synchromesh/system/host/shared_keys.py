@@ -65,11 +65,14 @@ async def book_of_clients(
     book = ClientBook(rundir.clients, signer.client_keys)
     if not config.engine.is_shared(rundir.own_nats):
         return book
+    from synchromesh.system.config.client_grants import ClientsFile
     from synchromesh.system.config.grants_on_nats import grants_on_nats
 
     grants = grants_on_nats(config, rundir, signer, runtime.wall_us)
     enter.push_async_callback(grants.close)
     await grants.open(read_grants(rundir.clients).values())
-    book.shared = grants.by_id
+    book.shared, book.why_old = grants.by_id, lambda: grants.why_old
+    file = ClientsFile(rundir.clients, runtime.disk, runtime.wall_us())
     background.start(Child("clients", grants.run))
+    background.start(Child("clients/file", lambda: grants.note_revoked_in(file)))
     return book
