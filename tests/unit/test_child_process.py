@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from processes import is_alive
@@ -16,7 +17,8 @@ from synchromesh.system.config.schema import SystemConfig, SystemSection
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import ChildEnded
 from synchromesh.system.supervise.launcher import Launcher
-from synchromesh.system.supervise.messages import ProcessSpec
+from synchromesh.system.supervise.messages import Loaded, Migrates, ProcessSpec, Ready
+from synchromesh.testing import SimRuntime, run
 
 pytestmark = pytest.mark.anyio
 
@@ -278,3 +280,53 @@ print({json.dumps(json.dumps({"type": "unready", "message": message}))}, file=li
     assert raised.value.message == said
     assert caplog.messages == [f"service 'notes' was not replaced: {said}"]
     let(tmp_path, "load", "open", "leave")
+
+
+class Scripted:
+    """A launcher, and the one process that it starts, which says what it is told to."""
+
+    pid, returncode = 1, None
+
+    def __init__(self) -> None:
+        self.lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def launch(self, *_: object, **__: object) -> Scripted:
+        return self
+
+    def send(self, line: bytes) -> None:
+        """Take the spec."""
+
+    def say(self, what: Migrates | Loaded | Ready) -> None:
+        self.lines.put_nowait(msgspec.json.encode(what) + b"\n")
+
+    async def readline(self) -> bytes:
+        return await self.lines.get()
+
+
+def test_one_that_migrates_has_the_time_that_it_takes(caplog: pytest.LogCaptureFixture) -> None:
+    """Ended after 20 s, it would begin with the first row again, and never come up."""
+
+    async def main(runtime: SimRuntime) -> None:
+        process: Any = Scripted()
+        config = SystemConfig(SystemSection(name="notebook"), {})
+        child = ChildProcess(
+            "service 'notes'",
+            spec=lambda port: ProcessSpec("notes", config, "", "", "", port),
+            launcher=process,
+            log=Path("log"),
+            on_exit=lambda _: None,
+            on_moved=lambda _: None,
+            stop_within_s=5.0,
+        )
+        starting = asyncio.ensure_future(child.start())
+        for report in (Migrates(), Loaded()):
+            process.say(report)
+            caplog.clear()
+            await asyncio.sleep(3600.0)
+            assert not starting.done()
+            assert "still runs the migrations of its database" in caplog.text
+        process.say(Ready(1, "http://127.0.0.1:2", ""))
+        await starting
+        assert child.control_port == 1
+
+    run(main, until_s=3 * 3600.0)

@@ -318,6 +318,27 @@ def test_what_only_rows_can_tell_is_no_matter_of_a_rehearsal(tmp_path: Path) -> 
     owner.close()
 
 
+def test_a_rehearsal_tells_first_whether_there_is_anything_to_run(tmp_path: Path) -> None:
+    """So that whoever waits knows that it may take long; a file to come lacks all."""
+    path = str(tmp_path / "x.db")
+    told: list[int] = []
+
+    def lacks() -> None:
+        told.append(len(told))
+
+    dry_run_migrations(path, [Schema("x", (FIRST,))], RealDisk(), lacks)
+    assert len(told) == 1
+    owner = RealDisk().connect(path)
+    migrate(owner, [Schema("x", (FIRST,))], path=path)
+    dry_run_migrations(path, [Schema("x", (FIRST,))], RealDisk(), lacks)
+    assert len(told) == 1
+    wrong = Migration(2, ("insert into nowhere values (1)",), 1)
+    with pytest.raises(StoreError):
+        dry_run_migrations(path, [Schema("x", (FIRST, wrong))], RealDisk(), lacks)
+    assert len(told) == 2
+    owner.close()
+
+
 def test_tables_that_cannot_be_copied_are_not_rehearsed(tmp_path: Path) -> None:
     """Such as those of a virtual table, which makes tables of its own."""
     path = str(tmp_path / "x.db")

@@ -378,16 +378,19 @@ class ServiceInstance:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
 
 
-def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
+def dry_run_migrations(
+    service: Service, stores: StoreFactory, *, lacks: Callable[[], None]
+) -> None:
     """Try the migrations on a copy of the schema, while another process owns the database.
 
-    Of a service without migrations there is nothing to try.
+    Of a service without migrations there is nothing to try. `lacks` is called before they are
+    tried, where the database lacks some.
 
     Raises:
         ContractError, StoreTooNew, StoreError: a start would fail with them, too.
     """
     if service.migrations:
-        stores.dry_run(service.name, _own_schema(service))
+        stores.dry_run(service.name, _own_schema(service), lacks)
 
 
 def schemas_of(service: Service) -> tuple[Schema, ...]:

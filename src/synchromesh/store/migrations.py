@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -187,11 +187,13 @@ def applied_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Migration, ..
     return applied
 
 
-def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
+def dry_run_migrations(
+    path: str, schemas: Sequence[Schema], disk: Disk, lacks: Callable[[], None] = lambda: None
+) -> None:
     """Run the migrations on empty copies of a file's tables; another process may own the file.
 
     What depends on rows is not seen so. Where there is no file yet, or it cannot be copied so,
-    nothing is tried.
+    nothing is tried. `lacks` is called before they run, where some are missing.
 
     Raises:
         ContractError, StoreTooNew, StoreError: as `migrate` does.
@@ -205,7 +207,10 @@ def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None
                 copy.execute(statement)
             copy.executemany(NOTE_APPLIED, applied)
         except SqliteFault:
+            lacks()
             return
+        if missing_migrations(read_applied(copy), schemas, path=path):
+            lacks()
         # With the rows that are there a constraint may well hold.
         with contextlib.suppress(ConstraintFailed):
             migrate(copy, schemas, path=path)

@@ -317,7 +317,12 @@ class PostgresStores:
             mark=self._mark(service),
         )
 
-    def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:  # noqa: ARG002
+    def dry_run(
+        self,
+        service: str,  # noqa: ARG002
+        schemas: Sequence[Schema],
+        lacks: Callable[[], None],  # noqa: ARG002
+    ) -> None:
         """Check that the migrations are in order; they are tried where they are applied."""
         check_schemas((STORE_SCHEMA, *schemas))
 

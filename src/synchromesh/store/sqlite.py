@@ -288,9 +288,9 @@ class SqliteStores:
             tracer=tracer,
         )
 
-    def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:
+    def dry_run(self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]) -> None:
         """Try migrations on empty copies of the tables in a service's file."""
-        dry_run_migrations(self._place(service), schemas, self._runtime.disk)
+        dry_run_migrations(self._place(service), schemas, self._runtime.disk, lacks)
 
     async def open_reader(self, service: str) -> SqliteReader:
         """Open the file of a service to read it, as `SqliteReader.open` says."""

@@ -302,7 +302,7 @@ class SimSystem:
     async def _run_process(self, runtime: SimRuntime) -> None:
         name, key = runtime.name, base64.b64encode(_KEY).decode()
         spec = ProcessSpec(name, self.config, key, self._url_of(REGISTRY), "token")
-        process = Process(spec, self.folder, runtime, loaded=lambda: None, gateway=self._opened)
+        process = Process(spec, self.folder, runtime, say=lambda _: None, gateway=self._opened)
         try:
             await process.start()
         except SynchromeshError as error:

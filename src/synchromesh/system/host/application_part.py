@@ -34,6 +34,7 @@ from synchromesh.system.host.service_part import (
     end_lease,
 )
 from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.system.supervise.messages import Loaded
 
 # How long a server may take until it accepts.
 ACCEPTS_WITHIN_S = 10.0
@@ -63,7 +64,7 @@ class ApplicationPart:
         part: which instance it is.
         app: the application; what `join` returned, too.
         before: the port that the process before it had; taken again where it is free.
-        loaded: called when the application has started, and only its port is waited for.
+        say: told when the application has started, and only its port is waited for.
 
     Attributes:
         url: where it is reached.
@@ -81,7 +82,7 @@ class ApplicationPart:
         registry: SharedRegistry | RemoteRegistry,
         *,
         before: int,
-        loaded: Callable[[], None],
+        say: Callable[[Loaded], None],
     ) -> None:
         section, own = host.config.services[part.service], host.config.system
         self._server_name = find_server(section.server, part.service)
@@ -89,7 +90,7 @@ class ApplicationPart:
         self._host = host
         self._registry = registry
         self._listening = Listening(own.host, section.port, before, own.advertise, host.operated_at)
-        self._loaded = loaded
+        self._say = say
         deps = host.deps
         member = HostedMember(deps.runtime, deps, deps.caller(part.service))
         self._inner = app.taken_by(member) if isinstance(app, Joined) else app
@@ -127,7 +128,7 @@ class ApplicationPart:
             why = error.message.partition(": ")[2]
             raise ConfigError(f"service {self._part.name!r} did not start: {why}") from error
         enter.push_async_callback(lifespan.shutdown)
-        self._loaded()
+        self._say(Loaded())
         listening = await self._listen()
         tls = host.config.system.tls.server(host.folder)
         self.url = self._listening.url_of(_url_of(listening, is_secured=tls is not None))

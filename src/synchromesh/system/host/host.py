@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from synchromesh.system.host.gateway_code import GatewayCode
     from synchromesh.system.host.gateway_part import GatewayPart
     from synchromesh.system.supervise.external import ExternalProcess
+    from synchromesh.system.supervise.messages import Loaded, Migrates
 
 G = TypeVar("G", bound=Registry)
 Fits = Callable[[ContractsOfPart], Awaitable[None]]
@@ -72,12 +73,13 @@ class Succeeds:
     """What a process inherits from the one that it replaces.
 
     Attributes:
-        loaded: called when only what the process before holds is still waited for.
+        say: told how far it is: that it migrates, and that it is loaded, so that only what the
+            process before holds is still waited for.
         port: where its service listened.
         handle: the socket on which the gateway accepts; -1 where it opens one.
     """
 
-    loaded: Callable[[], None]
+    say: Callable[[Migrates | Loaded], None]
     port: int = 0
     handle: int = -1
 
@@ -436,7 +438,7 @@ class Host:
             inproc=self._inproc,
             background=self.background,
             up=lambda instance: self._note_up(part.name, instance),
-            loaded=succeeds.loaded if succeeds else None,
+            say=succeeds.say if succeeds else None,
         )
         self.admin.parts[part.name] = made.why_not
         return made

@@ -52,6 +52,7 @@ from synchromesh.system.supervise.messages import (
     FAILED,
     FAILED_SAYS,
     Loaded,
+    Migrates,
     ProcessSpec,
     Ready,
     StartFailed,
@@ -74,7 +75,7 @@ class Process:
     """Runs one part of a system in this process; `start`, then `wait`, then `stop`.
 
     Args:
-        loaded: called when only what the process before holds is still waited for.
+        say: told how far the start is, as `Succeeds` says.
         gateway: loads the definition of the gateway; a simulation opens it to those it plays.
 
     Attributes:
@@ -88,12 +89,12 @@ class Process:
         folder: Path,
         runtime: DiskRuntime,
         *,
-        loaded: Callable[[], None],
+        say: Callable[[Migrates | Loaded], None],
         gateway: Callable[[SystemConfig, Path], Gateway | None] = load_gateway,
     ) -> None:
         self._spec = spec
         self._load_gateway = gateway
-        succeeds = self._succeeds = Succeeds(loaded, spec.port, spec.handle)
+        succeeds = self._succeeds = Succeeds(say, spec.port, spec.handle)
         self.host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
         self.drain: Callable[[], None] | None = None
         self._application: ApplicationPart | None = None
@@ -224,7 +225,7 @@ class Process:
         host, before = self.host, self._succeeds
         app = load_application(part.service, host.config, host.folder)
         self._application = ApplicationPart(
-            part, app, host, registry, before=before.port, loaded=before.loaded
+            part, app, host, registry, before=before.port, say=before.say
         )
         await self._application.start()
 
@@ -317,11 +318,11 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
         loop.remove_reader(link)
         stop.set()
 
-    def say(what: Loaded | Ready | StartFailed) -> None:
+    def say(what: Migrates | Loaded | Ready | StartFailed) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # seen by `on_link`
             link.sendall(msgspec.json.encode(what) + b"\n")
 
-    process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
+    process = Process(spec, Path.cwd(), RealRuntime(), say=say)
     with stopping() as (stop, hurry):
         loop.add_reader(link, on_link)
         ready = await _started(process)

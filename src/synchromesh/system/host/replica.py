@@ -78,7 +78,7 @@ async def run_replica(
     Raises:
         ConfigError, StoreError, ContractError, DiscoveryError: it cannot be started.
     """
-    process = Process(spec, folder, RealRuntime(), loaded=lambda: None)
+    process = Process(spec, folder, RealRuntime(), say=lambda _: None)
     host = process.host
     host.rundir = rundir
     node = os.uname().nodename

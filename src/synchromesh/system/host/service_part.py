@@ -31,6 +31,7 @@ from synchromesh.service import (
 )
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.control.replicas import ADMIN, PID
+from synchromesh.system.supervise.messages import Loaded, Migrates
 from synchromesh.system.supervise.stop_budget import StopBudget
 
 # What the one before may take to drain and let go of the database.
@@ -95,8 +96,8 @@ class ServicePart:
         inproc: carries the calls of callers in this process; None where they all use HTTP.
         background: keeps its lease, and its readiness.
         up: told each time another instance has been started.
-        loaded: called when only the database of the process before is still waited for; None where
-            there is none before.
+        say: told that it migrates, and when only the database of the process before is still
+            waited for; None where there is none before.
     """
 
     instance: ServiceInstance
@@ -112,7 +113,7 @@ class ServicePart:
         inproc: InProcessTransport | None,
         background: Supervisor,
         up: Callable[[ServiceInstance], None],
-        loaded: Callable[[], None] | None = None,
+        say: Callable[[Migrates | Loaded], None] | None = None,
     ) -> None:
         self.name = part.name
         self._part = part
@@ -122,7 +123,7 @@ class ServicePart:
         self._inproc = inproc
         self._background = background
         self._up = up
-        self._loaded = loaded
+        self._say = say
         self._registration: Registration | None = None
         self._is_leaving = False
         self._exit = AsyncExitStack()
@@ -148,10 +149,11 @@ class ServicePart:
             StoreError: its database cannot be used.
             ContractError: the service does not fit its contract.
         """
-        if self._loaded is not None:
+        if (say := self._say) is not None:
             # One whose migrations would fail must not take the place of the process before.
-            dry_run_migrations(self._deps.services[self._part.service], self._deps.stores)
-            self._loaded()
+            service, stores = self._deps.services[self._part.service], self._deps.stores
+            dry_run_migrations(service, stores, lacks=lambda: say(Migrates()))
+            say(Loaded())
         self._is_leaving = False
         instance = self.instance = await self._own()
         self._exit.push_async_callback(instance.stop)
@@ -242,7 +244,7 @@ class ServicePart:
         """Start the instance once the previous process has released its database."""
         service = self._deps.services[self._part.service]
         now = loop_clock(asyncio.get_running_loop())
-        until_s = now() + (0.0 if self._loaded is None else LOCKED_WITHIN_S)
+        until_s = now() + (0.0 if self._say is None else LOCKED_WITHIN_S)
         while True:
             try:
                 return await ServiceInstance.start(service, self._deps, name=self.name)

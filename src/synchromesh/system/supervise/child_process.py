@@ -30,6 +30,7 @@ from synchromesh.system.supervise.messages import (
     FAILED,
     FAILED_SAYS,
     Loaded,
+    Migrates,
     ProcessSpec,
     Ready,
     StartFailed,
@@ -201,9 +202,13 @@ class ChildProcess:
             self._apply(Event.NOT_MADE)
             raise
         self._succession.started(process)
-        report: Loaded | Ready = Loaded()
-        while isinstance(report, Loaded):
-            report = await self._next_report(process)
+        report: Migrates | Loaded | Ready = Loaded()
+        migrates = False
+        while not isinstance(report, Ready):
+            report = await self._next_report(process, migrates=migrates)
+            if isinstance(report, Migrates):
+                migrates = True
+                continue
             self._note_report(report)
             if (leaving := self._succession.leaving) is not None:
                 await self._end(leaving, self._budget.replaced_s)
@@ -279,27 +284,50 @@ class ChildProcess:
         process.send(msgspec.json.encode(spec))
         return process
 
-    async def _next_report(self, process: LinkedProcess) -> Loaded | Ready:
+    async def _next_report(
+        self, process: LinkedProcess, *, migrates: bool
+    ) -> Migrates | Loaded | Ready:
         """Wait for the next report of a starting process; end a process that fails to start."""
         try:
             self._refuse_when_stopping()
-            return await self._read_report(process)
+            return await self._read_report(process, migrates=migrates)
         except BaseException:
             await self._end(process, self._budget.unready_s)
             self._note_ended()
             raise
 
-    async def _read_report(self, process: LinkedProcess) -> Loaded | Ready:
-        try:
-            async with asyncio.timeout(READY_WITHIN_S):
-                line = await process.readline()
-                if not line:
-                    await process.wait()
-        except TimeoutError:
-            raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
-        except ValueError:
-            raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
-        report = msgspec.json.decode(line, type=Loaded | Ready | StartFailed) if line else None
+    async def _read_line(self, process: LinkedProcess, *, migrates: bool) -> bytes:
+        """Wait for the next line, in time; whoever migrates has the time that it takes.
+
+        How long that is nobody knows, and to end it makes its rows be moved from the beginning.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(READY_WITHIN_S):
+                    line = await process.readline()
+                    if not line:
+                        await process.wait()
+                    return line
+            except TimeoutError:
+                if not migrates:
+                    raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
+            except ValueError:
+                raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
+            _log.warning(
+                "%s still runs the migrations of its database, and is ready after them; what "
+                "they have done so far is lost if it is stopped before",
+                self._title,
+            )
+
+    async def _read_report(
+        self, process: LinkedProcess, *, migrates: bool
+    ) -> Migrates | Loaded | Ready:
+        line = await self._read_line(process, migrates=migrates)
+        report = (
+            msgspec.json.decode(line, type=Migrates | Loaded | Ready | StartFailed)
+            if line
+            else None
+        )
         if isinstance(report, StartFailed):
             is_titled = report.message.startswith(f"{self._title} ")
             raise ConfigError(report.message if is_titled else f"{self._title}: {report.message}")

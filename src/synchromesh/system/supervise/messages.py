@@ -75,6 +75,10 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token
 
 
+class Migrates(msgspec.Struct, frozen=True, tag="migrates"):
+    """Reports that the database lacks migrations, which take as long as its rows make them."""
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Reports that the process starts once its predecessor has released what both need."""
 
