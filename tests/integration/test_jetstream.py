@@ -368,6 +368,17 @@ async def test_a_server_that_is_not_there_is_named_without_its_password() -> Non
     assert "secret" not in told
 
 
+async def test_credentials_that_are_wrong_are_told_as_that() -> None:
+    """And not as a server that is to be started."""
+    server = NatsServer(JETSTREAM, 'authorization {{ user: "ada", password: "right" }}')
+    try:
+        url = server.url.replace("nats://", "nats://ada:wrong@")
+        told = await connecting(url, connect_s=0.5)
+    finally:
+        server.close()
+    assert "it refuses the credentials in the URL; write nats://USER:PASSWORD@HOST:PORT" in told
+
+
 async def test_a_server_without_jetstream_is_named() -> None:
     """Messages would have nowhere to wait."""
     server = NatsServer("max_payload: 1048576")

@@ -22,6 +22,7 @@ from split_world import ControlSocket, running
 from synchromesh.errors import ConfigError, MissingExtra
 from synchromesh.http import HttpPool
 from synchromesh.messaging.passage import StreamNames
+from synchromesh.system.config.rundir import RunDir
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +169,18 @@ async def test_a_monitor_that_does_not_answer_is_told_and_ends_nothing(
     async with running(tmp_path, by_stream("deaf", shared_nats().url, more), is_split=False):
         pass
     assert "does not tell its sync_interval" in caplog.text
+
+
+async def test_the_server_that_dev_has_started_needs_no_monitor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its configuration is ours: a warning in each process would be a false alarm."""
+    address = Path(RunDir(tmp_path).own_nats.removeprefix("file:"))
+    address.parent.mkdir(parents=True)
+    address.write_text(shared_nats().url)
+    async with running(tmp_path, by_stream("own", f"file:{address}"), is_split=False):
+        pass
+    assert "a power cut may take messages" not in caplog.text
 
 
 async def test_a_monitor_that_is_no_url_is_refused(tmp_path: Path) -> None:

@@ -164,6 +164,21 @@ async def test_a_server_without_tls_is_refused_where_the_address_asks_for_it() -
     await wire.close()
 
 
+async def test_what_is_no_postgresql_is_told_as_that() -> None:
+    """Nobody has asked for TLS, and a driver that offers it is answered by something else."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    told = await refused(f"postgresql://postgres@127.0.0.1:{port}/postgres", StoreUnavailable)
+    assert "what answers there is no PostgreSQL server; give its address and port" in told
+    other.close()
+
+
 async def test_one_of_several_servers_whose_tls_is_wrong_keeps_none_from_answering(
     server: SecuredServer,
 ) -> None:

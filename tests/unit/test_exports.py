@@ -195,6 +195,8 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
         assert each["environment"]["MESH_KEY"] == "${MESH_KEY:?set it}"
         assert each["environment"]["DATABASE_URL"] == "postgresql://postgres:5432"
         assert each["environment"]["NATS_URL"] == "nats://nats:4222"
+        # Else each replica would warn of a server that is set up well.
+        assert each["environment"]["SYNCHROMESH_ENGINE__NATS_MONITOR"] == "http://nats:8222"
         # As services do, they tell operators of the name of their container.
         assert each["environment"]["SYNCHROMESH_ADMIN__HOST"] == "0.0.0.0"
         assert each["depends_on"]["db-create"]["condition"] == "service_completed_successfully"
@@ -204,6 +206,11 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
     assert services["gateway"]["ports"] == ["127.0.0.1:8443:8443"]
     assert "${POSTGRES_PASSWORD:?" in services["db-create"]["environment"]["DATABASE_URL"]
     assert "sync_interval: always" in texts["nats.conf"]
+    assert "http: 8222" in texts["nats.conf"]
+    # A wheel beside the system goes before the index, which has none of Synchromesh.
+    copied, installed = texts["Dockerfile"].splitlines()[3:5]
+    assert copied == "COPY synchromesh.toml *.whl /wheels/"
+    assert installed.startswith("RUN pip install --no-cache-dir --find-links /wheels ")
 
 
 def test_units_are_what_systemd_takes(tmp_path: Path, run: Run) -> None:

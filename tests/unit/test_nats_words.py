@@ -84,7 +84,11 @@ def _said(code: int, err_code: int, words: str) -> nats.errors.Error:
         (lambda: _said(400, 10054, "message size exceeds"), "bad_request", "of this size"),
         (nats.errors.MaxPayloadError, "bad_request", "of this size"),
         (nats.js.errors.NoStreamResponseError, "connect_failed", "not reached"),
-        (nats.errors.OutboundBufferLimitError, "connect_failed", "not reached"),
+        (
+            nats.errors.OutboundBufferLimitError,
+            "connect_failed",
+            "not reached: the connection is down",
+        ),
     ],
 )
 def test_what_an_error_means_for_a_message(error: Any, code: str, words: str) -> None:

@@ -353,6 +353,8 @@ def translated(error: nats.errors.Error, place: str, said_beside: str = "") -> C
     """
     code = getattr(error, "err_code", None)
     said: Any = getattr(error, "description", None) or error
+    if isinstance(error, nats.errors.OutboundBufferLimitError):
+        said = "the connection is down"  # the client keeps nothing to send later
     if code == _TOO_LARGE or isinstance(error, nats.errors.MaxPayloadError):
         return BadRequest(f"NATS at {place} takes no message of this size: {said}")
     if code == _IN_PROCESS or isinstance(error, nats.errors.TimeoutError):

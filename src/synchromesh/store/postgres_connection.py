@@ -322,6 +322,12 @@ def _insecure(error: BaseException, url: str) -> StoreError | None:
     if why := _mistaken(error, url):
         return StoreBroken(f"{place}: {why}")
     if "rejected SSL upgrade" in str(error):
+        if "sslmode=" not in url:
+            # A PostgreSQL server says yes or no, and the driver goes on by either.
+            return StoreUnavailable(
+                f"{place}: what answers there is no PostgreSQL server; give its address and port "
+                "(or PGSSLMODE asks for TLS, and it has none)"
+            )
         return StoreUnavailable(
             f"{place}: it has no TLS, and sslmode in the address asks for it; set ssl = on at the "
             "server, with ssl_cert_file and ssl_key_file, or see who answers in its place"

@@ -15,6 +15,7 @@ from synchromesh.http import HttpPool
 from synchromesh.identity import Signer
 from synchromesh.messaging import Stream
 from synchromesh.runtime import Runtime
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.urls import shown, url_fault
 
@@ -58,7 +59,9 @@ async def open_stream(
         raise ConfigError(f"[engine] nats_monitor: {shown(monitor)}: {fault}")
     stream = await JetStream.connect(url, config.system.name, signer=signer, runtime=runtime)
     until.push_async_callback(stream.close)
-    if why := await _why_unsafe(monitor, pool):
+    # What `dev` has started itself writes each message to its disk.
+    is_own = config.engine.nats == RunDir(folder).own_nats
+    if not is_own and (why := await _why_unsafe(monitor, pool)):
         _log.warning("a power cut may take messages that NATS has just acknowledged: %s", why)
     return stream
 

@@ -87,6 +87,7 @@ def _service(plan: DeploymentPlan, part: DeployedPart) -> dict[str, Any]:
             **part.settings,
             **({"SYNCHROMESH_GATEWAY__HOST": "0.0.0.0"} if part.is_gateway else {}),  # noqa: S104
             **_given(plan, part.secrets),
+            **({"SYNCHROMESH_ENGINE__NATS_MONITOR": "http://nats:8222"} if plan.nats else {}),
         },
         "healthcheck": _health(
             ["CMD", "python", "-c", ask.format(port=part.admin_port, path="/readyz")]

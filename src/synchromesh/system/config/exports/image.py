@@ -16,16 +16,19 @@ _IGNORED = (".git", ".venv", "**/__pycache__", ".synchromesh", "**/*.key", "**/*
 def dockerfile(plan: DeploymentPlan) -> str:
     """Return the Dockerfile; it is built in the folder of the system.
 
-    What the system needs besides is installed from its requirements.txt, where it has one.
+    What the system needs besides is installed from its requirements.txt, where it has one. Wheels
+    in that folder go before the package index: of Synchromesh there is none on it yet.
     """
     extras = "fast,nats,postgres" if plan.has_database else "fast,nats"
+    install = "pip install --no-cache-dir --find-links /wheels"
     return f"""\
 # docker build --file DIR/Dockerfile --tag {plan.image} FOLDER
 FROM python:3.13-slim
 WORKDIR {APP}
-RUN pip install --no-cache-dir "synchromesh[{extras}]=={version("synchromesh")}"
+COPY synchromesh.toml *.whl /wheels/
+RUN {install} "synchromesh[{extras}]=={version("synchromesh")}"
 COPY . .
-RUN if [ -f requirements.txt ]; then pip install --no-cache-dir -r requirements.txt; fi
+RUN if [ -f requirements.txt ]; then {install} -r requirements.txt; fi
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER {USER}:{USER}
 ENTRYPOINT ["synchromesh", "--folder", "{APP}"]
