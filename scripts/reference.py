@@ -220,6 +220,7 @@ host = "0.0.0.0"
 trusted_proxies = ["10.0.0.7", "10.1.0.0/16"]
 forwarded_by = "x-forwarded"
 port = 8000
+replicas = 2
 clients.connections = 4096
 clients.connections_per_client = 64
 clients.head = "10s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -10,17 +11,21 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
 import notes_app
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
 from processes import announced, children_of, dev, ends, family_of, is_alive
 from split_world import WAIT_S, ControlSocket, port_of, processes_of, running, what_failed
+from synchromesh.cli.screen import screen
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import System, load_config
+from synchromesh.system.control.status import Status
 
 pytestmark = pytest.mark.anyio
 
@@ -47,8 +52,17 @@ async def get(system: System, path: str) -> int:
 
 
 async def sent(system: System, request: bytes) -> int:
+    return await sent_to(system.info.gateway, request)
+
+
+async def get_at(url: str, path: str) -> int:
+    """Ask one gateway of several."""
+    return await sent_to(url, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+
+
+async def sent_to(url: str, request: bytes) -> int:
     async with asyncio.timeout(WAIT_S):
-        port = port_of(system.info.gateway)
+        port = port_of(url)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
         head = await reader.readline()
@@ -181,6 +195,59 @@ async def test_a_restart_loses_no_post_of_a_kept_connection(
     assert min(counts["raw"], counts["pool"]) > 20
     # They were told that their connections close, and none met a closed one.
     assert counts["said"] >= 4
+
+
+async def test_there_may_be_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """Each has a process, a URL and a name of its own; one that is killed costs the others nothing.
+
+    A reload is of all of them, and so is a restart, one after the other.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    both = ["gateway#1", "gateway#2"]
+    async with running(tmp_path, f"{WITH_GATEWAY}replicas = 2\n") as system:
+        system.reread = lambda: load_config(tmp_path)
+        asking, info = ControlSocket(system, pool), system.info
+        assert list(info.gateways) == both
+        assert info.gateway == info.gateways["gateway#1"]
+        told = await asking.ask("GET", "/status")
+        status = msgspec.convert(told, Status)
+        assert {name: each.url for name, each in status.gateways.items()} == info.gateways
+        assert {*both, "gateway#1/keys", "gateway#2/keys"} < status.children.keys()
+        assert {*both, "control"} == status.clients.keys()
+        assert status.gateway == status.gateways["gateway#1"]
+        assert status.findings == []
+        for each in both:
+            log = tmp_path / ".synchromesh" / "telemetry" / f"log-{each}.jsonl"
+            assert "rates are shared by 2 gateways" in log.read_text()
+        shown = Console(width=160, file=io.StringIO())
+        shown.print(screen(status))
+        said = shown.file.getvalue()  # type: ignore[attr-defined]
+        assert all(each in said and info.gateways[each] in said for each in both)
+
+        first, second = (status.gateways[each].pid for each in both)
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        assert await get_at(info.gateways["gateway#2"], "/count") == 200
+        os.kill(first, signal.SIGKILL)
+        assert await get_at(info.gateways["gateway#1"], "/count") == 200
+        pids = (await asking.ask("POST", "/services/gateway/restart", {}))["pids"]
+        assert list(pids) == both
+        assert not {first, second} & set(pids.values())
+        again = (await asking.ask("POST", "/services/gateway%232/restart", {}))["pids"]
+        assert (list(again), again["gateway#2"] != pids["gateway#2"]) == (["gateway#2"], True)
+
+        write_config(tmp_path, f'{WITH_GATEWAY}replicas = 2\nhealth = "/healthz"\n')
+        asked = {"who": "ann", "why": "probes"}
+        report = await asking.ask("POST", "/gateway/reload", asked)
+        assert (report["is_taken"], report["mistakes"]) == (True, [])
+        # What all of them changed has no name.
+        assert [each["what"] for each in report["changes"]] == ["[gateway] health"]
+        assert [await get_at(url, "/healthz") for url in info.gateways.values()] == [200, 200]
+        write_config(tmp_path, f"{WITH_GATEWAY}replicas = 3\n")
+        refused = await asking.ask("POST", "/gateway/reload", asked)
+        assert "[gateway] replicas is 2, and would be 3" in refused["mistakes"][0]
 
 
 async def test_one_that_dies_too_often_is_given_up_until_it_is_restarted(

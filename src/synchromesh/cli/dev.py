@@ -193,7 +193,7 @@ def _announce(system: System, is_split: bool, is_json: bool) -> None:
     if is_json:
         urls = {"control": info.control, "gateway": info.gateway, "services": info.services}
         more = {"admin": info.admin, "admin_of": info.admin_of, "console": system.console_url()}
-        more["engines"] = system.engines
+        more |= {"engines": system.engines, "gateways": info.gateways}
         print_json({**urls, **more})
         return
     and_others = ", and one for each service" if is_split else ""
@@ -202,7 +202,8 @@ def _announce(system: System, is_split: bool, is_json: bool) -> None:
     if system.engines != FILES:
         for what, engine in system.engines.items():
             print_line(f"  {what:<18} {engine}")
-    urls = {**info.services, **({"gateway": info.gateway} if info.gateway else {})}
+    gateway = {"gateway": info.gateway} if info.gateway else {}
+    urls = {**info.services, **(info.gateways or gateway)}
     own = {"control": info.control, "admin": info.admin, "console": system.console_url()}
     for part, url in {**urls, **own}.items():
         print_line(f"  {part:<18} {url}")

@@ -198,7 +198,7 @@ def _kept(config: SystemConfig, info: RunInfo) -> list[str]:
         for name, section in config.services.items()
         if not section.port and name in info.services
     }
-    if info.gateway and not config.gateway.port:
+    if info.gateway and not config.gateway.port and not info.gateways:
         ports["gateway.port"] = info.gateway
     if not config.system.control_port:
         ports["system.control_port"] = info.control

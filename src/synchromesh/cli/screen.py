@@ -145,12 +145,13 @@ def _services(status: Status) -> Table:
 
 
 def _of_gateway(name: str, children: Mapping[str, ChildStatus]) -> dict[str, ChildStatus]:
-    """Return the children of a gateway: of several, by the names of their hosts."""
-    at = name.partition("@")[2]
+    """Return the children of a gateway: of several, by its name, or that of its host."""
+    own, _, at = name.partition("@")
     return {
         child: state
         for child, state in children.items()
-        if child.partition("/")[0].partition("@")[0] == "gateway" and child.partition("@")[2] == at
+        if child.partition("/")[0].partition("@")[0] in (own, "gateway")
+        and child.partition("@")[2] == at
     }
 
 

@@ -9,11 +9,12 @@ from synchromesh.console.source import Source, Told
 
 
 async def fetch_edge(source: Source, _: PageQuery) -> Told:
-    """Return the gateway, its routes with their rates, and their ladders."""
+    """Return the gateways, their routes with their rates, and their ladders."""
     status = await source.ask("GET", "/status")
+    gateways = [status["gateway"]] if status["gateway"] is not None else []
     work = await source.work()
     return {
-        "gateway": status["gateway"],
+        "gateways": list(status["gateways"].values()) or gateways,
         "over_s": work["over_s"],
         "routes": [each for each in work["work"] if each["is_route"]],
         "stood_in": work["stood_in"],
@@ -23,8 +24,8 @@ async def fetch_edge(source: Source, _: PageQuery) -> Told:
 
 def render_edge(told: Told, _: PageQuery) -> Markup:
     """Draw the page Edge."""
-    gateway = told["gateway"]
-    if gateway is None:
+    gateways = told["gateways"]
+    if not gateways:
         return parts(tag("h1", "Edge"), tag("p", "This system has no gateway.", class_="none"))
     ladders = [
         (each["route"], each["branch"], each["asks"], " → ".join(each["ladder"]))
@@ -35,10 +36,12 @@ def render_edge(told: Told, _: PageQuery) -> Markup:
          f"{each['per_s']:.2f}/s")
         for each in told["stood_in"]
     ]  # fmt: skip
-    warnings = gateway["warnings"]
+    warnings = list(dict.fromkeys(each for own in gateways for each in own["warnings"]))
+    listens = "The gateway listens on " if len(gateways) == 1 else "The gateways listen on "
+    urls = [part for own in gateways for part in (", ", tag("code", own["url"]))][1:]
     return parts(
         tag("h1", "Edge"),
-        tag("p", "The gateway listens on ", tag("code", gateway["url"]), "."),
+        tag("p", listens, *urls, "."),
         notes(warnings, "busy") if warnings else tag("p", state("nothing to be known", "good")),
         section("Routes", work_table(f"Routes{over(told)}", told["routes"])),
         section(

@@ -21,6 +21,8 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         app: where its definition is: "module:attribute", from this folder; "" for no gateway.
         host: the address that it listens on; "" is that of [system].
         port: its HTTP port; 0 takes any free one.
+        replicas: how many `dev --split` runs, 1 to 64: the first listens on `port`, the others on
+            the ports after it. Rates are divided by them.
         clients: how much, how long and how many it puts up with.
         trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
             whom a request comes from is read from what they have written, and from nobody else.
@@ -35,6 +37,7 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     app: str = ""
     host: str = ""
     port: int = 0
+    replicas: int = 1
     clients: ClientsSection = ClientsSection()
     trusted_proxies: tuple[str, ...] = ()
     forwarded_by: Literal["", "x-forwarded", "forwarded"] = ""

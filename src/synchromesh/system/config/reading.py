@@ -119,6 +119,7 @@ def _check(config: SystemConfig, layers: Layers) -> None:
     _check_engine(config, layers)
     _check_tls(config, layers)
     _check_numbers(config, layers)
+    _check_ports(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
     try:
         config.retention.compile()
@@ -287,10 +288,21 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
                 f"{service.port}, on which only one can listen; leave out port, and each takes a "
                 "free one"
             )
-    ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
-    ports["gateway.port"] = config.gateway.port
-    ports["system.control_port"] = config.system.control_port
-    ports["admin.port"] = config.admin.port
+    if not 1 <= config.gateway.replicas <= REPLICAS_MAX:
+        raise ConfigError(
+            f"{layers.where('gateway', 'replicas')}: [gateway] replicas is "
+            f"{config.gateway.replicas}; use 1 to {REPLICAS_MAX}"
+        )
+
+
+def _check_ports(config: SystemConfig, layers: Layers) -> None:
+    first = config.gateway.port
+    ports = [(f"services.{name}.port", each.port) for name, each in config.services.items()]
+    ports += [("gateway.port", first + n if first else 0) for n in range(config.gateway.replicas)]
+    ports += [
+        ("system.control_port", config.system.control_port),
+        ("admin.port", config.admin.port),
+    ]
     for part, port in config.admin.ports.items():
         if [each.name for each in parts_of(config, part)] != [part]:
             raise ConfigError(
@@ -298,9 +310,9 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
                 "no process of this system; expected a service, one of its replicas such as "
                 '"quoting#2", or "gateway"'
             )
-        ports[f"admin.ports.{part}"] = port
+        ports.append((f"admin.ports.{part}", port))
     taken: dict[int, str] = {}
-    for name, port in ports.items():
+    for name, port in ports:
         place = layers.where(*name.split("."))
         if not 0 <= port <= 65_535:
             raise ConfigError(f"{place}: port {port} is not one; use 1 to 65535, or 0 for any")

@@ -32,6 +32,7 @@ class RunInfo(msgspec.Struct, frozen=True):
         control: the URL of its control socket.
         services: the URL of each service, or of each of its replicas, and of each external one.
         gateway: the URL of the way in from outside; "" where there is none.
+        gateways: those of all of them, by name, where there are several.
         admin: the URL of the admin listener of that process.
         admin_of: those of the processes of its parts, where they have their own, by part.
     """
@@ -44,6 +45,7 @@ class RunInfo(msgspec.Struct, frozen=True):
     gateway: str = ""
     admin: str = ""
     admin_of: dict[str, str] = {}
+    gateways: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<RunInfo {self.system}, process {self.pid} at {self.control}>"  # without the token

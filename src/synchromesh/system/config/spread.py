@@ -62,9 +62,12 @@ def alone(config: SystemConfig, name: str, node: str) -> tuple[SystemConfig, Sys
         # How many there are, is up to whoever starts them.
         services = {**services, name: msgspec.structs.replace(services[name], replicas=1)}
     system = msgspec.structs.replace(config.system, node=config.system.node or node)
-    changed = msgspec.structs.replace(config, system=system, services=services)
+    gateway = config.gateway
+    if name == GATEWAY:
+        gateway = msgspec.structs.replace(gateway, replicas=1)
+    changed = msgspec.structs.replace(config, system=system, services=services, gateway=gateway)
     found = [part for part in parts_of(changed, name) if part.name == name]
-    if not found or (name == GATEWAY and not config.gateway.app):
+    if not found or (found[0].is_gateway and not config.gateway.app):
         known = [*config.services, *([GATEWAY] if config.gateway.app else [])]
         raise ConfigError(f"{name!r} is no part of this system, which has {', '.join(known)}")
     ports = {name: config.admin.ports.get(name, config.admin.port)}

@@ -55,6 +55,7 @@ from synchromesh.system.control.isolating import IsolateRequest, isolate_or_rele
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
 from synchromesh.system.control.spans import Spans, find_spans, first_of
+from synchromesh.system.control.spread_reload import reload_all
 from synchromesh.system.control.status import Status
 from synchromesh.system.control.status_parts import FaultsStatus
 from synchromesh.telemetry import Family
@@ -232,8 +233,8 @@ class Control:
         if rest != "reload":
             raise _unknown(request)
         wanted, local, remote = decode(request.body, ReloadRequest), self._local, self.remotes
-        process = remote.get(GATEWAY)
-        if process is None and local.reload is None:
+        gateways = {name: each.reload for name, each in remote.items() if each.part.is_gateway}
+        if not gateways and local.reload is None:
             raise UnknownOperation(
                 "this system serves no gateway; name one as [gateway] app, and start it anew"
             )
@@ -242,8 +243,10 @@ class Control:
             now = wanted.config or (local.reread or _nothing)()
         except ConfigError as error:
             return ReloadReport(False, mistakes=error.message.splitlines())
-        if process is not None:
-            report = await process.reload(msgspec.structs.replace(wanted, config=now))
+        if gateways:
+            wanted = msgspec.structs.replace(wanted, config=now)
+            alone = gateways.get(GATEWAY)
+            report = await (alone(wanted) if alone else reload_all(gateways, wanted))
         else:
             assert local.reload is not None
             report = await local.reload(wanted, now)

@@ -18,7 +18,7 @@ from synchromesh.system.config.schema import (
 )
 
 # What a gateway takes up only where the whole system starts anew.
-_FIXED = ("app", "host", "port")
+_FIXED = ("app", "host", "port", "replicas")
 
 
 class ReloadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

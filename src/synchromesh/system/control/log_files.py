@@ -28,7 +28,9 @@ TURNED_MAX = 16
 READ_BYTES = 1 << 20
 PRINTED = "printed"
 
-_JSON = re.compile(r"(?:log(?:-(?P<part>.+))?|(?P<access>access))\.jsonl(?:\.(?P<turned>\d+))?")
+_JSON = re.compile(
+    r"(?:log(?:-(?P<part>.+))?|(?P<access>access)(?:-(?P<of>.+))?)\.jsonl(?:\.(?P<turned>\d+))?"
+)
 _OWN = ("at", "level", "logger", "message", "trace_id", "span_id", "exception")
 
 
@@ -169,7 +171,7 @@ class LogFollower:
         self._tails.clear()
 
     def _look(self, *, is_whole: bool) -> None:
-        named_so = ("log*.jsonl", "access.jsonl", "*.log")
+        named_so = ("log*.jsonl", "access*.jsonl", "*.log")
         for path in (each for pattern in named_so for each in self._folder.glob(pattern)):
             if path not in self._tails:
                 named = _JSON.fullmatch(path.name)
@@ -254,8 +256,8 @@ class _Tail:
 
 
 def _part_of(named: re.Match[str]) -> str:
-    # The access log is the gateway's, whichever process writes it.
-    return named["part"] or ("gateway" if named["access"] else "")
+    # The access log is the gateway's, whichever process writes it, or of one of several.
+    return named["part"] or named["of"] or ("gateway" if named["access"] else "")
 
 
 def _lines_of(path: Path, part: str, wanted: LogFilter, holding: bytes) -> list[LogLine]:

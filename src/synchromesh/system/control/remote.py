@@ -101,7 +101,7 @@ class RemoteProcess:
         # One that is known to be silent would only be waited for.
         if self._state().state not in (SILENT, STOPPED):
             try:
-                return await self._ask("GET", "/status", Status)
+                return self._renamed(await self._ask("GET", "/status", Status))
             except SynchromeshError as error:
                 return self._unanswered(error.message)
         return self._unanswered()
@@ -114,12 +114,34 @@ class RemoteProcess:
             seen = ChildStatus(STOPPED if is_held else SILENT, seen.restarts, why)
         elif not seen.last_error:
             seen = msgspec.structs.replace(seen, last_error=why)
-        if self.name == GATEWAY:
+        if self.part.is_gateway:
             gateway = GatewayStatus(pid, self.child.url, admin=self.child.admin_url)
-            return Status("", 0, gateway=gateway, children={GATEWAY: seen})
+            return self._renamed(Status("", 0, gateway=gateway, children={GATEWAY: seen}))
         health = HealthStatus(self.part.service, False, False, {PROCESS: seen})
         silent = ServiceStatus(pid, health, admin=self.child.admin_url)
         return Status("", 0, services={self.name: silent})
+
+    def _renamed(self, status: Status) -> Status:
+        """Return what one of several gateways tells under names that it has alone."""
+        if not self.part.is_gateway or self.name == GATEWAY or status.gateway is None:
+            return status
+
+        def own(names: dict[str, T]) -> dict[str, T]:
+            # "gateway" itself, and what is of it, such as "gateway/keys".
+            return {
+                f"{self.name}{name[len(GATEWAY) :]}"
+                if name.partition("/")[0] == GATEWAY
+                else name: each
+                for name, each in names.items()
+            }
+
+        return msgspec.structs.replace(
+            status,
+            gateway=None,
+            gateways={self.name: status.gateway},
+            children=own(status.children),
+            clients=own(status.clients),
+        )
 
     def why_not(self) -> str:
         """Return why it takes nothing, as its supervisor sees it; "" where it takes requests."""

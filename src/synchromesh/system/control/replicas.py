@@ -13,6 +13,7 @@ from synchromesh.calls import Reply
 from synchromesh.discovery.entries import InstanceEntry
 from synchromesh.errors import ConnectFailed, RemoteFailed, SynchromeshError
 from synchromesh.http import HttpPool
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.operator import Operator
 from synchromesh.system.control.remote import MetricsAnswer, Observed
 from synchromesh.system.control.spans import Spans, path_of
@@ -27,6 +28,7 @@ VERBS, DRAIN = "/control", "/drain"
 # What the registry is told of a replica: where its verbs are, and its process.
 ADMIN, PID = "admin", "pid"
 ASK_WITHIN_S = 5.0
+RELOAD_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,13 @@ class Replica:
             return (await self.ask("GET", "/metrics", MetricsAnswer)).families
         except SynchromeshError:
             return []
+
+    async def reload(self, request: ReloadRequest) -> ReloadReport:
+        """Have it reload the gateway. Raises SynchromeshError where it was not reached."""
+        body = msgspec.json.encode(request)
+        return await self.ask(
+            "POST", "/gateway/reload", ReloadReport, body, within_s=RELOAD_WITHIN_S
+        )
 
     async def ask(
         self, method: str, target: str, kind: type[T], body: bytes = b"", *, within_s: float = 0.0

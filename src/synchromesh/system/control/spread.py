@@ -234,7 +234,9 @@ class AllReplicas:
             raise NobodyRegistered(
                 "no gateway is registered; start one by: synchromesh run gateway"
             )
-        return await reload_all(gateways, decode(body, ReloadRequest))
+        return await reload_all(
+            {e.instance: e.reload for e in gateways}, decode(body, ReloadRequest)
+        )
 
     async def _command(self, path: str, body: bytes) -> tuple[list[dict[str, Any]], list[str]]:
         """Have all replicas do something; return their answers, and who has not done it and why.

@@ -1,4 +1,4 @@
-"""Reloads all gateways of a system that nobody supervises: everywhere, or nowhere.
+"""Reloads all gateways of a system: everywhere, or nowhere.
 
 Each reads its own host's files. All are asked first what they would change, and where one has a
 mistake, or cannot be asked, none changes anything.
@@ -7,20 +7,19 @@ mistake, or cannot be asked, none changes anything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 
-from synchromesh.codec import encode
 from synchromesh.errors import SynchromeshError
 from synchromesh.gateway.change import GatewayChange
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
-from synchromesh.system.control.replicas import Replica
 
-RELOAD_WITHIN_S = 90.0
+Reload: TypeAlias = Callable[[ReloadRequest], Awaitable[ReloadReport]]
 
 
-async def reload_all(gateways: Sequence[Replica], request: ReloadRequest) -> ReloadReport:
+async def reload_all(gateways: Mapping[str, Reload], request: ReloadRequest) -> ReloadReport:
     """Have all gateways take up what has changed, and return what they say together."""
     rehearsed = await _ask_all(gateways, msgspec.structs.replace(request, is_dry_run=True))
     if request.is_dry_run or rehearsed.mistakes or not rehearsed.changes:
@@ -28,17 +27,14 @@ async def reload_all(gateways: Sequence[Replica], request: ReloadRequest) -> Rel
     return await _ask_all(gateways, request)
 
 
-async def _ask_all(gateways: Sequence[Replica], request: ReloadRequest) -> ReloadReport:
-    body = encode(request)
-    reports = await asyncio.gather(*(_ask(each, body) for each in gateways))
-    return united({each.instance: own for each, own in zip(gateways, reports, strict=True)})
+async def _ask_all(gateways: Mapping[str, Reload], request: ReloadRequest) -> ReloadReport:
+    reports = await asyncio.gather(*(_ask(each, request) for each in gateways.values()))
+    return united(dict(zip(gateways, reports, strict=True)))
 
 
-async def _ask(gateway: Replica, body: bytes) -> ReloadReport:
+async def _ask(reload: Reload, request: ReloadRequest) -> ReloadReport:
     try:
-        return await gateway.ask(
-            "POST", "/gateway/reload", ReloadReport, body, within_s=RELOAD_WITHIN_S
-        )
+        return await reload(request)
     except SynchromeshError as error:
         return ReloadReport(False, mistakes=[error.message])
 

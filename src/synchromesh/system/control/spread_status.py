@@ -112,16 +112,7 @@ def spread_status(
         isolations=list(isolations.values()),
         engines=dict(engines),
     )
-    merged = Status.merge(first, *whole)
-    gateways = {name: each for own in whole for name, each in own.gateways.items()}
-    shown = next(iter(gateways.values()), None)
-    warnings = [warning for each in gateways.values() for warning in each.warnings]
-    return replace(
-        merged,
-        gateway=shown,
-        gateways=gateways,
-        findings=[*merged.findings, *dict.fromkeys(warnings)],
-    )
+    return Status.merge(first, *whole)
 
 
 def _renamed(report: ReplicaReport, *, is_gateway: bool) -> Status:

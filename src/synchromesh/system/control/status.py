@@ -29,7 +29,7 @@ class Status(msgspec.Struct, frozen=True):
         pid: the process; of a whole system, its supervisor.
         admin: where that process tells of its health.
         gateway: the way in; None where there is none, or it is another process.
-        gateways: all of them by name, where nobody supervises them; `gateway` is one of these.
+        gateways: all by name, where there are several or nobody supervises; `gateway` is the first.
         services: by name; of a service with replicas each of them, as "quoting#1".
         joined: the instances of services that other processes answer for, by service.
         clients: all callers that are no service, by name.
@@ -79,7 +79,8 @@ class Status(msgspec.Struct, frozen=True):
         What two of them tell is taken as the later one tells it.
         """
         every = (first, *others)
-        gateway = next((each.gateway for each in every if each.gateway is not None), None)
+        gateways = {name: own for each in every for name, own in each.gateways.items()}
+        ways_in = [*gateways.values(), *(each.gateway for each in every if each.gateway)]
         services = {name: own for each in every for name, own in each.services.items()}
         externals = {name: own for each in every for name, own in each.externals.items()}
         children = {name: own for each in every for name, own in each.children.items()}
@@ -88,7 +89,8 @@ class Status(msgspec.Struct, frozen=True):
             system=first.system,
             pid=first.pid,
             admin=first.admin,
-            gateway=gateway,
+            gateway=ways_in[0] if ways_in else None,
+            gateways=gateways,
             services=services,
             externals=externals,
             joined={name: own for each in every for name, own in each.joined.items()},
@@ -108,7 +110,7 @@ class Status(msgspec.Struct, frozen=True):
                 *of_externals(externals),
                 *of_contracts(first.contract_breaks),
                 *of_clients(clients_old),
-                *(gateway.warnings if gateway is not None else ()),
+                *dict.fromkeys(warning for each in ways_in for warning in each.warnings),
             ],
         )
 

@@ -62,6 +62,7 @@ class GatewayPart:
         tls: what the network it listens on proves itself by; None for plain HTTP.
         keys: the API keys that it shares with other replicas; None where they are in its run
             directory.
+        name: its own, which its access log has where there are several.
 
     Attributes:
         definition: what it serves.
@@ -80,9 +81,11 @@ class GatewayPart:
         config: SystemConfig,
         tls: ServerTls | None = None,
         keys: KeysOnNats | None = None,
+        name: str = GATEWAY,
     ) -> None:
         self._tls = tls
         self._keys = keys
+        self._log_name = "access.jsonl" if name == GATEWAY else f"access-{name}.jsonl"
         self._replicas = 1
         self.definition = definition
         self._config = config
@@ -165,7 +168,7 @@ class GatewayPart:
         if section.access_share() and access is None:
             runtime = self._deps.runtime
             log = AccessLog(1.0, runtime.rng, runtime.wall_us, Origins())
-            access = AccessFile(log, self._rundir.telemetry / "access.jsonl")
+            access = AccessFile(log, self._rundir.telemetry / self._log_name)
         folders = folders_of(self._rundir)
         try:
             reopened = await reopen(

@@ -10,6 +10,7 @@ from synchromesh.discovery import Registry
 from synchromesh.errors import ConfigError
 from synchromesh.network import HandedNetwork
 from synchromesh.service import Child
+from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.gateway_reload import GatewayReload
@@ -21,11 +22,16 @@ from synchromesh.system.host.shared_keys import open_shared_keys
 
 
 async def start_gateway(
-    host: Host, definitions: Definitions, registry: Registry, succeeds: Succeeds | None
+    host: Host,
+    own: SystemPart,
+    definitions: Definitions,
+    registry: Registry,
+    succeeds: Succeeds | None,
 ) -> None:
     """Start the gateway of a system, and what runs beside it.
 
     Args:
+        own: which one it is.
         registry: lists it, where operators find its processes there.
         succeeds: what this process inherits; None where it replaces none.
 
@@ -43,10 +49,11 @@ async def start_gateway(
     made = definitions.gateway, config, host.rundir, runtime, host.deps.signer
     keys = await open_shared_keys(*made, host.exit)
     part = host.gateway = GatewayPart(
-        definitions.gateway, host.deps, host.rundir, runtime.disk, config=config, tls=tls, keys=keys
-    )
+        definitions.gateway, host.deps, host.rundir, runtime.disk,
+        config=config, tls=tls, keys=keys, name=own.name,
+    )  # fmt: skip
     host.exit.push_async_callback(part.close)
-    host.admin.parts[GATEWAY] = part.why_not
+    host.admin.parts[own.name] = part.why_not
     at = config.gateway.host or config.system.host, config.gateway.port
     await part.start(network, *at, definitions.entries)
     for child in part.loops():
@@ -59,11 +66,14 @@ async def start_gateway(
             fits=host.fits, took=lambda: _note(host, part),
         )  # fmt: skip
         local.reload, local.reloaded = reload.reload, lambda: reload.last
-    local.gateway_url = host.urls[GATEWAY] = part.url
+    local.gateway_url = host.urls[own.name] = part.url
+    if host.name:
+        # Of a system in one process there is one.
+        part.share(config.gateway.replicas)
     local.gateway_warnings, local.gateway_mirrors = part.warnings, part.mirrors
     if host.operated_at:
         listening = Listening(advertise=config.system.advertise, operated_at=host.operated_at)
-        listed = ListedGateway(config, registry, listening, part)
+        listed = ListedGateway(own, registry, listening, part)
         await listed.open(host.deps.signer, runtime.wall_us())
         host.exit.push_async_callback(listed.leave)
         host.background.start(Child("lease/gateway", listed.run))

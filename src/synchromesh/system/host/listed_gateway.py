@@ -12,8 +12,8 @@ from contextlib import aclosing
 from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import DiscoveryError, StaleIncarnation
 from synchromesh.identity import REGISTRY, Signer
-from synchromesh.system.config.parts import parts_of
-from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.config.parts import SystemPart
+from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.service_part import Listening
 
@@ -27,11 +27,10 @@ class ListedGateway:
     """
 
     def __init__(
-        self, config: SystemConfig, registry: Registry, listening: Listening, gateway: GatewayPart
+        self, part: SystemPart, registry: Registry, listening: Listening, gateway: GatewayPart
     ) -> None:
         self._gateway = gateway
         gateway.leave = self.leave
-        (part,) = parts_of(config, GATEWAY)
         self._registry = registry
         self._endpoint = Endpoint(
             part.instance, GATEWAY, listening.url_of(gateway.url), listening.facts

@@ -39,7 +39,7 @@ from synchromesh.system.config.definitions import (
 )
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.parts import SystemPart, parts_of
-from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.host.application_part import ApplicationPart
 from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.host import Definitions, Host, Succeeds
@@ -140,7 +140,7 @@ class Process:
         (part,) = parts_of(config, name)
         signer = Signer(*map(base64.b64decode, spec.key.split(",")))
         code = None
-        if name == GATEWAY:
+        if part.is_gateway:
             from synchromesh.system.config.gateway_check import check_gateway
             from synchromesh.system.host.gateway_code import GatewayCode
 
@@ -150,7 +150,7 @@ class Process:
             _log.warning("it starts without the code of service %r: %s", each, why.message)
         left_out = {each: spec.takes.get(each, frozenset()) for each in unknown}
         definitions = Definitions(services, left_out=left_out)
-        gateway = self._load_gateway(config, host.folder) if name == GATEWAY else None
+        gateway = self._load_gateway(config, host.folder) if part.is_gateway else None
         if gateway is not None:
             # It may be another one than that of the process before.
             entries = await check_gateway(
@@ -187,7 +187,7 @@ class Process:
             serve_operators(host, signer, part.instance, drain=self.drain)
             if shared is not None:
                 host.local.faults.elsewhere = shared.instances
-        if name != GATEWAY and part.service not in host.deps.services:
+        if not part.is_gateway and part.service not in host.deps.services:
             await self._run_application(part, registry)
             return self._ready()
         await self._run_part(part, definitions, registry)
@@ -201,7 +201,7 @@ class Process:
         name, config = spec.name, spec.config
         contracts = (
             contracts_of_gateway(definitions.entries)
-            if name == GATEWAY
+            if part.is_gateway
             else contracts_of_service(
                 host.deps.services[part.service], config.services[part.service].app
             )
@@ -210,11 +210,11 @@ class Process:
         host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
         # What others run is said by the supervisor, where there is one.
         others = () if spec.control else tuple(config.external)
-        if name == GATEWAY:
+        if part.is_gateway:
             from synchromesh.system.host.gateway_start import start_gateway
 
             await host.run(*others)
-            await start_gateway(host, definitions, registry, self._succeeds)
+            await start_gateway(host, part, definitions, registry, self._succeeds)
         else:
             await host.run(*others, name)
 

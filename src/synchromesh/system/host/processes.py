@@ -1,4 +1,4 @@
-"""The parts of a split system: a process for each instance of a service, one for the gateway.
+"""The parts of a split system: a process for each instance of a service and of the gateway.
 
 A process that ends is started again, up to the restart intensity; beyond that it is given up for a
 while, and the others go on. What runs in the processes is `process`.
@@ -7,6 +7,7 @@ while, and the others go on. What runs in the processes is `process`.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
 
@@ -31,6 +32,8 @@ from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.hang_watch import HangWatch
 from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.messages import ProcessSpec, key_text
+
+STARTS_PER_CORE = 2
 
 
 class Processes:
@@ -70,7 +73,9 @@ class Processes:
         self._forks = forks
         self._reread = reread
         self._launcher = Launcher(host.folder, forks)
-        self._socket: socket | None = None
+        self._sockets: list[socket] = []
+        # Dozens at once would each be slow to be ready, and none the sooner.
+        self._starting = asyncio.Semaphore(STARTS_PER_CORE * (os.cpu_count() or 1))
         self.remotes: dict[str, RemoteProcess] = {}
         self.book = ContractBook()
         self._hangs = HangWatch(
@@ -82,20 +87,21 @@ class Processes:
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
     async def run(self, *names: str) -> None:
-        """Start services all at once, or the gateway.
+        """Start services, or the gateways, as many at once as the machine has use for.
 
-        Calls of services are held until their callees are ready. The listening socket of the
-        gateway outlives each of its processes.
+        Calls of services are held until their callees are ready. The listening socket of a gateway
+        outlives each of its processes.
         """
-        if GATEWAY in names:
-            await self._run_gateway()
-            return
-        if self._forks is not None:
-            self._forks.start()
-        self._watching.start(Child("liveness", self._hangs.run))
+        if "liveness" not in self._watching.states:
+            if self._forks is not None:
+                self._forks.start()
+            self._watching.start(Child("liveness", self._hangs.run))
         parts = [part for name in names for part in parts_of(self._host.config, name)]
-        children = {part.name: self._service(part) for part in parts}
-        starting = [asyncio.ensure_future(child.start()) for child in children.values()]
+        children = {
+            _child_of(part): self._gateway(part) if part.is_gateway else self._service(part)
+            for part in parts
+        }
+        starting = [asyncio.ensure_future(self._start(child)) for child in children.values()]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -104,23 +110,25 @@ class Processes:
             await asyncio.gather(*starting, return_exceptions=True)
             raise
         for name, child in children.items():
-            self._watching.start(Child(f"service/{name}", child.run))
+            self._watching.start(Child(name, child.run))
 
-    async def _run_gateway(self) -> None:
+    async def _start(self, child: ChildProcess) -> None:
+        async with self._starting:
+            await child.start()
+
+    def _gateway(self, part: SystemPart) -> ChildProcess:
         config = self._host.config
-        (part,) = parts_of(config, GATEWAY)
-        host = config.gateway.host or config.system.host
-        accepting = self._socket = _open_socket(host, config.gateway.port)
-        child = self._add(
+        host, port = config.gateway.host or config.system.host, config.gateway.port
+        accepting = _open_socket(host, port + len(self._sockets) if port else 0)
+        self._sockets.append(accepting)
+        return self._add(
             part,
-            "the gateway",
-            spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
-            on_exit=lambda pid: self.book.ended(GATEWAY, pid),
-            on_moved=lambda url: self._on_moved(GATEWAY, url),
+            "the gateway" if part.name == GATEWAY else f"the gateway {part.name!r}",
+            spec=lambda _: self._spec(part, handle=accepting.fileno()),
+            on_exit=lambda pid: self.book.ended(part.name, pid),
+            on_moved=lambda url: self._on_moved(part.name, url),
             stop_within_s=self._host.budget.gateway_s,
         )
-        await child.start()
-        self._watching.start(Child(GATEWAY, child.run))
 
     def admin_urls(self) -> dict[str, str]:
         """Return where each process tells of its health, by part."""
@@ -132,18 +140,18 @@ class Processes:
         return {name: remote.child.url for name, remote in self.remotes.items() if remote.child.url}
 
     async def stop(self) -> None:
-        """Stop the gateway, whose requests need the services, then the services. May be repeated.
+        """Stop the gateways, whose requests need the services, then the services. May be repeated.
 
         Services need each other, and the registry, until they have ended.
         """
         # Or what is stopped would be started again.
         await self._watching.close()
-        if self._socket is not None:
+        for accepting in self._sockets:
             # A client that comes from here on is refused: it would wait for nobody.
-            self._socket.close()
-        if GATEWAY in self.remotes:
-            await all_of([self.remotes[GATEWAY].child.stop()])
-        await all_of(remote.child.stop() for remote in self.remotes.values())
+            accepting.close()
+        every = self.remotes.values()
+        await all_of(remote.child.stop() for remote in every if remote.part.is_gateway)
+        await all_of(remote.child.stop() for remote in every)
         if self._forks is not None:
             await self._forks.stop()
 
@@ -161,7 +169,7 @@ class Processes:
         return self._add(
             part,
             f"service {part.name!r}",
-            spec=lambda port: self._spec(part.name, port=port),
+            spec=lambda port: self._spec(part, port=port),
             on_exit=on_exit,
             on_moved=lambda url: self._on_moved(part.name, url),
             stop_within_s=self._host.budget.services_s,
@@ -192,7 +200,7 @@ class Processes:
             stop_within_s=stop_within_s,
             budget=self._host.budget,
         )
-        name = GATEWAY if part.name == GATEWAY else f"service/{part.name}"
+        name = _child_of(part)
         remote = self.remotes[part.name] = RemoteProcess(
             part,
             child,
@@ -217,15 +225,14 @@ class Processes:
         is_held = self._hangs.is_stopped(process.pid)
         return ChildStatus(STOPPED if is_held else SILENT, seen.restarts, silence)
 
-    def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
+    def _spec(self, part: SystemPart, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host
         if host.code is not None:
-            # Of a replica the service.
-            host.code.started(name.partition("#")[0])
+            host.code.started(part.service)
         # What the gateway reads of its own is as it is now; ConfigError where it cannot be read.
-        now = self._reread() if name == GATEWAY else host.config
+        now = self._reread() if part.is_gateway else host.config
         return ProcessSpec(
-            name=name,
+            name=part.name,
             config=config_of_gateway(host.config, now),
             later=later_names(host.config, now),
             takes=self.book.taken(host.deps.subscribers()),
@@ -240,6 +247,10 @@ class Processes:
 
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"
+
+
+def _child_of(part: SystemPart) -> str:
+    return part.name if part.is_gateway else f"service/{part.name}"
 
 
 def _runs_in(pid: int) -> Callable[[Endpoint], bool]:

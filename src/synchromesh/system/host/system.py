@@ -33,7 +33,7 @@ from synchromesh.system.config.definitions import (
     retention_of,
 )
 from synchromesh.system.config.edge_policies import sections_of
-from synchromesh.system.config.parts import parts_of
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
@@ -355,7 +355,8 @@ class System:
             return
         from synchromesh.system.host.gateway_start import start_gateway
 
-        await start_gateway(host, definitions, self._registry, None)
+        own = SystemPart(GATEWAY, GATEWAY, GATEWAY)
+        await start_gateway(host, own, definitions, self._registry, None)
 
     def _take_folder(self) -> tuple[bytes, ...]:
         """Lock the run directory, and return the system's keys."""
@@ -381,6 +382,8 @@ class System:
         host, config = self._host, self._config
         urls = host.urls if self._processes is None else {**self._processes.urls(), **host.urls}
         parts = [part.name for name in config.services for part in parts_of(config, name)]
+        gates = [part.name for part in parts_of(config, GATEWAY)] if self._is_split else [GATEWAY]
+        gateways = {name: urls[name] for name in gates if name in urls}
         theirs = [each for name, own in config.external.items() for each in own.instances(name)]
         return RunInfo(
             pid=os.getpid(),
@@ -388,7 +391,8 @@ class System:
             control=host.control_server.url,
             token=self._token,
             services={n: urls[n] for n in (*parts, *theirs) if n in urls},
-            gateway=urls.get(GATEWAY, ""),
+            gateway=next(iter(gateways.values()), ""),
+            gateways=gateways if len(gateways) > 1 else {},
             admin=host.admin.url,
             admin_of={} if self._processes is None else self._processes.admin_urls(),
         )

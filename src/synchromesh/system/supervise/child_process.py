@@ -39,7 +39,7 @@ from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.system.supervise.succession import Event, State, Succession
 
 # The process before may take its 10 s to let go of the database.
-READY_WITHIN_S = 20.0
+READY_WITHIN_S = 120.0
 
 _log = logging.getLogger("synchromesh.system")
 

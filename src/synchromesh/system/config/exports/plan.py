@@ -126,7 +126,9 @@ def _part(config: SystemConfig, system: str, name: str, references: dict[str, st
     return DeployedPart(
         name,
         _label(f"{system}-{name}"),
-        GATEWAY_REPLICAS if is_gateway else config.services[name].replicas,
+        max(GATEWAY_REPLICAS, config.gateway.replicas)
+        if is_gateway
+        else config.services[name].replicas,
         ports.get(name) or config.admin.port or ADMIN_PORT,
         settings,
         tuple(sorted(secrets - {""})),
