@@ -19,6 +19,7 @@ from compose_spec import PyCompose
 
 from cli_runs import Run, runner
 from spread_app import TOML
+from synchromesh.system.config.exports.systemd import unreadable
 from synchromesh.system.config.exports.yaml_text import to_yaml
 from synchromesh.system.supervise.stop_budget import StopBudget
 
@@ -211,6 +212,38 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
     copied, installed = texts["Dockerfile"].splitlines()[3:5]
     assert copied == "COPY synchromesh.toml *.whl /wheels/"
     assert installed.startswith("RUN pip install --no-cache-dir --find-links /wheels ")
+
+
+@pytest.mark.parametrize(
+    ("path", "modes", "closed"),
+    [
+        ("/home/ada/shop", {}, []),
+        ("/home/ada/shop", {"/home/ada": 0o750, "/home/ada/shop": 0o700}, ["/home/ada"]),
+        ("/opt/shop", {"/opt/shop": 0o700}, ["/opt/shop"]),
+        ("/tmp/shop", {}, ["/tmp/shop"]),
+    ],
+)
+def test_what_the_user_of_the_units_cannot_read_is_told(
+    path: str, modes: dict[str, int], closed: list[str]
+) -> None:
+    """A start would fail with `Permission denied`, in a journal; of /tmp they have their own."""
+    assert unreadable(Path(path), mode_of=lambda each: modes.get(str(each), 0o755)) == closed
+
+
+def test_a_python_in_a_closed_home_is_told_by_the_link_that_leads_there() -> None:
+    """As the one of a virtual environment does."""
+    program, asked = Path("/root/python/bin/python"), set()
+
+    def mode_of(path: Path) -> int:
+        asked.add(path)
+        return 0o700 if path == Path("/root") else 0o755
+
+    class Link(type(Path())):  # type: ignore[misc]
+        def resolve(self, strict: bool = False) -> Path:
+            return program
+
+    assert unreadable(Link("/opt/shop/python"), mode_of=mode_of) == ["/root"]
+    assert Path("/opt/shop/python") in asked
 
 
 def test_units_are_what_systemd_takes(tmp_path: Path, run: Run) -> None:

@@ -89,7 +89,7 @@ def _show(found: list[Advice], ignored: dict[str, str], *, is_running: bool) -> 
         print_line(f"    pattern  {each.pattern} (docs/{each.page})")
         print_line(f"    change   {each.change}\n")
     if not is_running:
-        print_line("the system does not run: nothing is said of its lag and of what is set aside")
+        print_line("no system by dev runs here: nothing is said of lag and of what is set aside")
     if ignored:
         print_line(f"ignored: {', '.join(sorted(ignored))}")
     pieces = "1 piece of advice" if len(found) == 1 else f"{len(found)} pieces of advice"

@@ -92,7 +92,8 @@ def add(
     if not config.system.control_port:
         click.echo(
             "the system can be found by its folder; for clients that cannot read that, give it a "
-            "place of its own: [system] control_port",
+            "place of its own: [system] control_port. Replicas by synchromesh run have no such "
+            "place: there clients come through the gateway",
             err=True,
         )
     return 0

@@ -186,8 +186,9 @@ def compose(
 def systemd(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Write units for systemd 252 and newer into DIR: a template for each part, and a target.
 
-    They run this system by this program, where both are now. Secrets are in a file that they name.
-    Files of these names are replaced. Exits 2 with a mistake.
+    They run this system by this program, where both are now; what their user could not read of it
+    is told. Secrets are in a file that they name. Files of these names are replaced. Exits 2 with
+    a mistake.
     """
     import sys
 
@@ -195,8 +196,10 @@ def systemd(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool
 
     plan, program = _plan(folder, settings, ""), [sys.executable, "-m", "synchromesh.cli"]
     texts = units.files(plan, folder=folder, program=program)
-    secrets = f"variables that /etc/{plan.system}.env needs"
-    return _write(target, texts, {secrets: list(plan.secrets)}, plan, is_json)
+    needs = {f"variables that /etc/{plan.system}.env needs": list(plan.secrets)}
+    if closed := units.unreadable(folder, Path(sys.executable)):
+        needs["to be moved, as to /opt, or opened to others, for the user of the units"] = closed
+    return _write(target, texts, needs, plan, is_json)
 
 
 def _plan(folder: Path, settings: tuple[str, ...], image: str) -> DeploymentPlan:

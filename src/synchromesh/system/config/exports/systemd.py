@@ -7,6 +7,8 @@ a host may have one port, and none is without.
 from __future__ import annotations
 
 import shlex
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from synchromesh.errors import ConfigError
@@ -32,6 +34,10 @@ CapabilityBoundingSet=
 """
 
 
+def _mode_of(path: Path) -> int:
+    return path.lstat().st_mode
+
+
 def files(plan: DeploymentPlan, *, folder: Path, program: list[str]) -> dict[str, str]:
     """Return the files for systemd by name.
 
@@ -53,6 +59,23 @@ def files(plan: DeploymentPlan, *, folder: Path, program: list[str]) -> dict[str
     given = "".join(f"{name}=\n" for name in plan.secrets)
     texts[f"{plan.system}.env.example"] = f"# As /etc/{plan.system}.env, readable by root.\n{given}"
     return texts
+
+
+def unreadable(*paths: Path, mode_of: Callable[[Path], int] = _mode_of) -> list[str]:
+    """Return the folders and files that the user of the units, who is in no group, cannot read.
+
+    Args:
+        paths: where the system and its program are; links are followed to their end.
+        mode_of: returns the mode of a file, of a link its own.
+    """
+    found = []
+    for path in {each for given in paths for each in (given.absolute(), given.resolve())}:
+        if path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp"):  # noqa: S108
+            found.append(str(path))  # the units have a folder of their own there
+            continue
+        needed = dict.fromkeys(reversed(path.parents), stat.S_IXOTH) | {path: stat.S_IROTH}
+        found += [str(each) for each, bit in needed.items() if not mode_of(each) & bit][:1]
+    return sorted({*found})
 
 
 def instances(plan: DeploymentPlan) -> list[str]:
