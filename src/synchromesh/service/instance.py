@@ -15,7 +15,7 @@ from typing import Any
 
 from synchromesh.calls import Dispatcher, Incoming
 from synchromesh.calls.contract import Operation
-from synchromesh.clock import loop_clock
+from synchromesh.clock import loop_clock, loop_now
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, ContractMismatch
@@ -62,6 +62,8 @@ from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
 SWEEP_ROWS = 500
+# So long after a unit was refused for want of room its database is told as full.
+FULL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,12 @@ class ServiceInstance:
     def keys_left_over(self) -> str:
         """Why keys that were erased are still in bytes of their file; "" where none are."""
         return self.store.vault.left_over if self.has_database else ""
+
+    @property
+    def full(self) -> str:
+        """Why its database took no unit that needs room, in the last minute; "" where it did."""
+        refused = self.store.full
+        return refused[1] if refused is not None and loop_now() < refused[0] + FULL_S else ""
 
     async def schedules_failed(self) -> dict[str, str]:
         """Return how each of its schedules failed last, as far as one did."""

@@ -34,6 +34,7 @@ class NoStore:
     log_id = ""
     place = ""
     broken = None
+    full = None
     owners: Owners = SOLE
 
     def __init__(self, service: str) -> None:

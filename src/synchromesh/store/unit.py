@@ -387,6 +387,11 @@ class Store(StoreReader, Protocol):
         ...
 
     @property
+    def full(self) -> tuple[float, str] | None:
+        """When a unit was refused last for want of room, on the loop's clock, and why."""
+        ...
+
+    @property
     def broken(self) -> str | None:
         """Why it cannot be used for now; None where it can. The topic `OUTAGE` tells of both."""
         ...

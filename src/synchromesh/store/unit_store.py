@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from synchromesh.clock import loop_clock
 from synchromesh.context import new_span_id
-from synchromesh.errors import StoreBroken
+from synchromesh.errors import StoreBroken, StoreFull
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.owners import SOLE
 from synchromesh.store.unit import Once, Owners, Recorded, Store, Unit, Unprepared
@@ -70,8 +70,10 @@ class UnitStore:
         service: the service that owns the database.
         load: returns what was committed, and what waits for it.
         owners: which duties are this process's.
+        full: when a unit was refused last for want of room, on the loop's clock, and why.
     """
 
+    full: tuple[float, str] | None = None
     load: Callable[[], StoreLoad]
     owners: Owners = SOLE
 
@@ -108,6 +110,9 @@ class UnitStore:
                     written = await self._traced(self._tracer, around, body, None, name)
             except Unprepared as needs:
                 await self._prepare(needs)
+            except StoreFull as error:
+                self.full = self._time(), error.message
+                raise
             else:
                 return written
         raise self._never_prepared(name)
@@ -132,6 +137,9 @@ class UnitStore:
                     recorded = await self._traced(self._tracer, around, body, once, name)
             except Unprepared as needs:
                 await self._prepare(needs)
+            except StoreFull as error:
+                self.full = self._time(), error.message
+                raise
             else:
                 return recorded
         raise self._never_prepared(name)

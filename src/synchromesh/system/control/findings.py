@@ -34,6 +34,8 @@ def of_services(
     for name, service in services.items():
         if service.health.not_ready:
             yield f"{name} is not ready: {service.health.not_ready}"
+        if service.full:
+            yield f"{name} has no room to write: {service.full}"
         yield from _down(service.health.children, f"{name}/")
         if stuck := service.sagas.get("stuck"):
             see = "see: synchromesh saga list --status stuck"

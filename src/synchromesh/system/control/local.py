@@ -227,6 +227,7 @@ class LocalProcess:
                 set_aside=msgspec.convert(aside.groups, list[SetAsideStatus], from_attributes=True),
                 gone=msgspec.convert(await instance.gone(), list[GoneStatus], from_attributes=True),
                 keys_lost=instance.keys_lost,
+                full=instance.full,
                 keys_left_over=instance.keys_left_over,
                 schedules_failed=await instance.schedules_failed(),
                 projections=await _projections(instance),

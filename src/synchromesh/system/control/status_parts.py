@@ -147,6 +147,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     parked: int = 0
     schedules_failed: dict[str, str] = {}
     keys_lost: str = ""
+    full: str = ""
     keys_left_over: str = ""
     projections: list[ProjectionStatus] = []
     set_aside: list[SetAsideStatus] = []
