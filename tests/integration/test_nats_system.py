@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from replicas_app import INSTANCES, Clients
 from replicas_app import TOML as REPLICAS
 from split_world import running as running_system
 from synchromesh.discovery.nats_kv import NatsRegistry
+from synchromesh.discovery.view import RegistryView
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -72,22 +74,38 @@ async def test_a_system_is_found_from_elsewhere(tmp_path: Path, is_split: bool) 
             await listed(registry, service="quotes")
 
 
-async def test_a_killed_process_is_off_every_list_at_once(tmp_path: Path) -> None:
-    """R6: its supervisor ends its lease, and nobody else's; its successor is found."""
+async def test_a_killed_process_is_off_every_list_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6: its supervisor ends its lease before it expires, and nobody else's; another follows."""
     text = on_nats(REPLICAS, tmp_path)
     async with running_system(tmp_path, text) as system, elsewhere(tmp_path, system) as registry:
         await listed(registry, *INSTANCES, service="quotes")
-        victim, *others = INSTANCES
-        watching = asyncio.create_task(listed(registry, *others, service="quotes"))
-        (pid,) = (
-            int(value.partition("@")[0])
-            for each in (await registry.resolve("quotes")).endpoints
-            if each.instance == victim
-            for key, value in each.metadata
-            if key == "pid"
-        )
-        os.kill(pid, signal.SIGKILL)
-        await watching
+        victim, *_ = INSTANCES
+        gone: list[tuple[str, bool]] = []
+        forget = RegistryView.gone
+
+        # A watcher may see the successor first: what it was told before is what counts.
+        def note(view: RegistryView, service: str, instance: str, **how: Any) -> None:
+            if view is registry._view:
+                gone.append((instance, how["is_expired"]))
+            forget(view, service, instance, **how)
+
+        monkeypatch.setattr(RegistryView, "gone", note)
+
+        def pid() -> int:
+            metadata = (
+                dict(each.metadata)
+                for each in registry.listed()["quotes"].endpoints
+                if each.instance == victim
+            )
+            return next((int(each["pid"].partition("@")[0]) for each in metadata), 0)
+
+        killed = pid()
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: pid() not in (0, killed))
+        assert gone[0] == (victim, False)
+        assert {instance for instance, _ in gone} == {victim}
         await listed(registry, *INSTANCES, service="quotes")
         clients = Clients(system)
         await clients.ask(MANY)
