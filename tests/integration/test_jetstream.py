@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -89,6 +91,38 @@ async def test_a_server_that_is_started_again_loses_and_repeats_nothing(
     await check_each_once_in_order(works, 200)
 
 
+async def test_what_a_killed_server_has_again_holds_up_no_checkpoint(
+    works: Works, own: NatsServer
+) -> None:
+    """It knows that they were acknowledged, and gives them to nobody: their copies are taken."""
+    messages, kept = own.folder / "jetstream", own.folder / "kept"
+
+    def of(folder: Path) -> Path:
+        (found,) = (each for each in folder.rglob("msgs") if "synchromesh-" in str(each))
+        return found
+
+    async with works.publishing():
+        await sell_many(works, 1, 4)
+        await until_waiting(works, 4)
+    own.stop(signal.SIGTERM)
+    shutil.copytree(messages, kept)
+    own.start()
+    async with works.taking():
+        await works.until_taken(4)
+        await until_waiting(works, 0, at_most=0)
+    own.stop(signal.SIGTERM)
+    shutil.rmtree(of(messages))
+    shutil.copytree(of(kept), Path(str(of(kept)).replace(str(kept), str(messages))))
+    own.start()
+    await until_waiting(works, 4)
+    async with works.publishing(ack_wait_s=0.1), works.taking(ack_wait_s=0.1):
+        await sell_many(works, 5, 8)
+        await works.until_taken(8)
+        await works.until_saved(8)
+        await until_waiting(works, 0, at_most=0)
+    await check_each_once_in_order(works, 8)
+
+
 async def test_a_server_that_stands_still_delays_and_nothing_else(
     works: Works, own: NatsServer
 ) -> None:
@@ -133,13 +167,13 @@ async def test_a_stream_that_is_lost_is_published_again_from_what_was_taken(
     await check_each_once_in_order(works, 80)
 
 
-async def until_waiting(works: Works, count: int) -> None:
-    """Wait until so many messages are in the stream."""
+async def until_waiting(works: Works, count: int, *, at_most: float = math.inf) -> None:
+    """Wait until so many messages are in the stream, or more."""
     async with works.stream() as stream:
 
         async def holds() -> bool:
             _, info = await stream._connection.info(">")
-            return info.state.messages >= count
+            return count <= info.state.messages <= at_most
 
         await until(holds)
 

@@ -8,8 +8,11 @@ Source: NATS documentation, "JetStream": work queues, message ids, pull consumer
 
 from __future__ import annotations
 
+import logging
+
 import nats.errors
 import nats.js.errors
+from nats.js.api import RawStreamMsg
 
 from synchromesh.clock import loop_now
 from synchromesh.codec import encode
@@ -30,6 +33,8 @@ from synchromesh.telemetry import Tracer
 
 _MESSAGE_ID = "Nats-Msg-Id"
 _PUBLISHED = Receipt("published")
+
+_log = logging.getLogger("synchromesh.messaging")
 
 
 class JetStream:
@@ -93,6 +98,8 @@ class JetStreamDelivery:
         self._names = StreamNames.of("")
         self._passage = Passage(0)
         self._ask_at_s = 0.0
+        # The oldest message that is there, and since when it is the oldest.
+        self._stands = (0, 0.0)
         # Whether a publish found no stream, so that this one may be gone.
         self._is_gone = False
 
@@ -112,29 +119,32 @@ class JetStreamDelivery:
             TimedOut: the server has not answered; the message may come into the stream later.
             ConnectFailed: there is no connection, or no such stream.
         """
-        link = self._connection
-        now_us = link.runtime.wall_us()
+        now_us = self._connection.runtime.wall_us()
         headers = {
             **to_headers(context, now=loop_now(), wall_us=now_us),
-            CREDENTIAL: link.signer.token(
-                self._publisher, audience=self._subscriber, now_us=now_us
-            ),
             # Ids are per stream: a copy for another subscriber would be dropped as a duplicate.
             _MESSAGE_ID: f"{self._subscriber}/{message.id}",
         }
         subject = self._names.subject(self._subscriber, message.name, message.scope)
+        self._passage.put(await self._put(subject, encode(message), headers))
+        return _PUBLISHED
+
+    async def _put(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
+        """Put a message into the stream, signed now, and return its sequence number there."""
+        link = self._connection
+        credential = link.signer.token(
+            self._publisher, audience=self._subscriber, now_us=link.runtime.wall_us()
+        )
+        signed, within_s = {**headers, CREDENTIAL: credential}, link.options.timeout_s
         try:
             acknowledged = await link.ask(
-                link.api.publish(
-                    subject, encode(message), timeout=link.options.timeout_s, headers=headers
-                )
+                link.api.publish(subject, data, timeout=within_s, headers=signed)
             )
         except nats.errors.Error as error:
             if isinstance(error, nats.js.errors.NoStreamResponseError):
                 self._is_gone = True
             raise link.translated(error) from error
-        self._passage.put(acknowledged.seq)
-        return _PUBLISHED
+        return acknowledged.seq
 
     async def taken(self, position: int) -> int:
         """Return up to which position all has left the stream; asks it now and then only.
@@ -170,13 +180,45 @@ class JetStreamDelivery:
             return 0
         try:
             found = await link.ask(link.api.get_msg(names.stream, seq=1, subject=sent, next=True))
+            oldest, now_s = found.seq or 0, loop_now()
+            if oldest != self._stands[0]:
+                self._stands = oldest, now_s
+            elif now_s - self._stands[1] > link.options.ack_wait_s:
+                self._stands = oldest, now_s
+                await self._free(names.stream, found)
         except nats.js.errors.NotFoundError:
             return 0  # taken meanwhile
         except nats.js.errors.APIError:
             raise
         except nats.errors.Error as error:
             raise link.translated(error) from error
-        return found.seq or 0
+        return oldest
+
+    async def _free(self, stream: str, found: RawStreamMsg) -> None:
+        """Have a message go that is in the stream and is given to nobody any more.
+
+        A server that was killed may know that a message was acknowledged, and have it again: it
+        would be the oldest for ever. It goes once a copy of it was taken, of which the inbox knows
+        whether it has had it: so nothing depends on what the server knows being right.
+        """
+        link, sequence = self._connection, found.seq or 0
+        subject, headers = found.subject or "", found.headers or {}
+        durable = self._names.durable(self._subscriber, int(subject.split(".")[4]))
+        info = await link.ask(link.api.consumer_info(stream, durable))
+        if info.ack_floor is None or info.ack_floor.stream_seq < sequence:
+            return  # its turn comes
+        identity = f"{headers.get(_MESSAGE_ID, '')}/{sequence}"
+        # Asked again, it is the same copy.
+        copy = await self._put(subject, found.data or b"", {**headers, _MESSAGE_ID: identity})
+        try:
+            await link.ask(link.api.get_msg(stream, seq=copy))
+        except nats.js.errors.NotFoundError:
+            await link.ask(link.api.delete_msg(stream, sequence))
+            _log.warning(
+                "message %d of %s was acknowledged, and NATS had it again: it is removed",
+                sequence,
+                stream,
+            )
 
     def _lost(self, what: str) -> StoreUnavailable:
         return StoreUnavailable(
