@@ -19,7 +19,11 @@ from cli_runs import Ran, Run, runner
 from copy_app import ON_SERVER, TOML
 from notes_app import Running, write_config
 from postgres_server import shared_server
-from synchromesh.store.copied_rows import CopiedTable
+from synchromesh.errors import SynchromeshError
+from synchromesh.runtime import Disk
+from synchromesh.store.postgres import PostgresStores
+from synchromesh.store.taken_along import CopiedTable, TakenTo, mark_file
+from synchromesh.system.control import copying
 from synchromesh.system.control.copying import copy_services
 
 TILL, LEDGER = ".synchromesh/data/till.db", ".synchromesh/data/ledger.db"
@@ -71,6 +75,11 @@ def asked_of_file(folder: Path, sql: str, path: str = TILL) -> list[Any]:
         return connection.execute(sql).fetchall()
 
 
+def dump(folder: Path) -> set[str]:
+    with closing(sqlite3.connect(folder / TILL)) as connection:
+        return set(connection.iterdump())
+
+
 def asked_of_server(database: str, sql: str) -> list[Any]:
     async def ask() -> list[Any]:
         connection = await asyncpg.connect(shared_server().url(database))
@@ -112,18 +121,20 @@ def test_a_system_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
     folder = write_config(tmp_path / "moved", TOML.format(name="moved"))
     with Running(folder):
         fill(folder, run)
-        no_server = run(folder, "db", "copy", *WHY)
+        no_server = run(folder, "db", "copy", "--dry-run")
         assert (no_server.code, "there is no server to copy to" in no_server.err) == (2, True)
         on_server(folder, "moved")
         running = run(folder, "db", "copy", *WHY)
-        assert (running.code, "till runs in this process" in running.err) == (2, True)
+        assert (running.code, "name the service that is to pause" in running.err) == (2, True)
+        running = run(folder, "db", "copy", "till", *WHY)
+        assert (running.code, "till shares its process with" in running.err) == (2, True)
         assert "till can be copied to" in run(folder, "db", "copy", "till", "--dry-run").out
         assert tables("moved_till") == 0
     # What was given once is not given again, though it is gone.
     asked_of_file(folder, "delete from sale where id = 'b'")
     log_id = asked_of_file(folder, "select value from sm_meta where name = 'log_id'")[0][0]
     positions = asked_of_file(folder, "select position, id from sm_event order by 1")
-    before = (folder / TILL).read_bytes()
+    before = dump(folder)
     assert run(folder, "db", "copy").code == 2
     done = {each["service"]: each for each in ok(run(folder, "db", "copy", *WHY, "--json"))}
     assert (done["till"]["outcome"], done["till"]["log_id"]) == ("copied", log_id)
@@ -131,7 +142,8 @@ def test_a_system_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
     rows = {each["name"]: each["rows"] for each in done["till"]["tables"]}
     assert (rows["sale"], rows["kind"], rows["demand__1"], rows["sm_saga"]) == (1, 1, 2, 1)
     assert rows["sm_event"] == len(positions)
-    assert (folder / TILL).read_bytes() == before
+    (mark,) = dump(folder) - before
+    assert (before <= dump(folder), "'taken_to'" in mark) == (True, True)
     again = run(folder, "db", "copy", *WHY)
     assert (again.code, again.out.count("was copied before")) == (0, 2)
     verified = run(folder, "db", "verify")
@@ -160,7 +172,10 @@ def test_a_system_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
 
 
 def test_what_is_cut_short_is_run_again(unspoilt: Path, tmp_path: Path, run: Run) -> None:
-    """Cut after the first table of the second service: that has nothing, and the first has all."""
+    """Cut after the first table of the second service: that has nothing, and the first has all.
+
+    A copy that nobody has used makes room for what the file is now; one that is used stays.
+    """
     folder = copied(unspoilt, tmp_path, "cut")
 
     def cut(service: str, table: CopiedTable) -> None:
@@ -172,9 +187,83 @@ def test_what_is_cut_short_is_run_again(unspoilt: Path, tmp_path: Path, run: Run
     assert (tables("cut_till") > 0, tables("cut_ledger")) == (True, 0)
     done = ok(run(folder, "db", "copy", *WHY, "--json"))
     assert [each["outcome"] for each in done] == ["there", "copied"]
-    asked_of_file(folder, "insert into sm_change values (1, 'a', 'b', 'c')", LEDGER)
+    changes = "insert into sm_change values (1, 'a', 'b', 'c')"
+    asked_of_file(folder, changes, LEDGER)
+    (again,) = ok(run(folder, "db", "copy", "ledger", *WHY, "--json"))
+    assert again["outcome"] == "copied"
+    assert asked_of_server("cut_ledger", "select 1 from sm_change where what = 'a'") == [(1,)]
+    assert run(folder, "db", "migrate", "ledger", *WHY).code == 0
+    asked_of_file(folder, changes, LEDGER)
     changed = run(folder, "db", "copy", "ledger", *WHY)
-    assert (changed.code, "has a copy of the file from before" in changed.err) == (2, True)
+    assert (changed.code, "both have been written to since" in changed.err) == (2, True)
+    (folder / LEDGER).unlink()
+    (folder / TILL).unlink()
+    assert run(folder, "db", "verify").code == 0
+
+
+def test_no_start_begins_a_second_history(
+    unspoilt: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a copy was killed, the side that is not the newest is refused, with the mend."""
+    folder = copied(unspoilt, tmp_path, "once")
+
+    def refused() -> str:
+        with pytest.raises(SynchromeshError) as error, Running(folder):
+            pass
+        return str(error.value)
+
+    assert run(folder, "db", "create").code == 0
+    assert "is empty: take it there: synchromesh db copy till" in refused()
+
+    def cut(*_: object, **__: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as killed:
+        killed.setattr(PostgresStores, "copy", cut)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(copy_services(folder, "till", who="me", why="to try"))
+    assert "till was being copied to" in refused()
+
+    def cut_after(path: str, mark: TakenTo, *, disk: Disk) -> None:
+        if mark.is_there:
+            raise asyncio.CancelledError
+        mark_file(path, mark, disk=disk)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(copying, "mark_file", cut_after)
+        for service in ("till", "ledger"):
+            with pytest.raises(asyncio.CancelledError):
+                asyncio.run(copy_services(folder, service, who="me", why="to try"))
+    write_config(folder, TOML.format(name="once"))
+    with Running(folder):
+        assert sell(run, folder, "c") == 3
+        until(lambda: "c" in asked(run, folder, "ledger.entries"))
+    on_server(folder, "once")
+    assert "nobody has used the copy: bring the rest: synchromesh db copy till" in refused()
+    done = ok(run(folder, "db", "copy", *WHY, "--json"))
+    assert [each["outcome"] for each in done] == ["copied", "copied"]
+    with Running(folder):
+        assert sell(run, folder, "d") == 4
+    write_config(folder, TOML.format(name="once"))
+    assert "till.db was copied to" in refused()
+    moved = run(folder, "db", "migrate", "till", *WHY)
+    assert (moved.code, "till.db was copied to" in moved.err) == (2, True)
+    asyncio.run(drop("once_till"))
+    on_server(folder, "once")
+    assert run(folder, "db", "create").code == 0
+    assert "where it was dropped: synchromesh db copy till" in refused()
+    (folder / LEDGER).unlink()
+    write_config(folder, TOML.format(name="once"))
+    made = ok(run(folder, "db", "backup", "till", "--json"))[0]["folder"]
+    assert run(folder, "db", "restore", "till", made, *WHY).code == 0
+    with Running(folder):
+        assert sell(run, folder, "e") == 4
+
+
+async def drop(database: str) -> None:
+    connection = await asyncpg.connect(shared_server().url("postgres"))
+    await connection.execute(f"drop database {database} with (force)")
+    await connection.close()
 
 
 def test_an_answer_that_is_lost_is_found_out(

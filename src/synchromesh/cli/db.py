@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 import msgspec
 
 from synchromesh.cli import actions
+from synchromesh.cli.control import ControlClient
 from synchromesh.cli.groups import CommandGroup
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.errors import ConfigError
+from synchromesh.system.config.rundir import RunDir
 
 FINDING = 1
 _LONG_S = 3600.0
@@ -217,15 +221,22 @@ def copy(
     """Copy the SQLite file of SERVICE, or of each, to its database on the server of [engine].
 
     Of each but those in [engine] sqlite, which go on with their files until they are taken off that
-    list. Its process must not run. The log keeps its id and positions; sagas, messages, projections
-    and schedules go on where they are. Each service is copied whole or not at all, every table is
-    read back and compared, and the file stays as it is. What is cut short is run again.
+    list. The log keeps its id and positions; sagas, messages, projections and schedules go on where
+    they are. Each service is copied whole or not at all, every table is read back and compared, and
+    the file stays as it is, marked as copied. What is cut short is run again.
+
+    While a system runs by `dev --split`, SERVICE alone pauses: take it off [engine] sqlite first. A
+    new process rehearses the copy while the old one serves; once that has drained it copies, and
+    goes on from there. Calls are held, or refused with Retry-After, and messages wait meanwhile. In
+    a system of one process nothing is copied until that is stopped.
     """
     import asyncio
 
     from synchromesh.system.control.copying import copy_services
 
     who = "" if dry_run else actions.say_why(why)
+    if not dry_run and RunDir(folder).is_running():
+        return _copy_running(folder, service, who, why, is_json=is_json)
     done = asyncio.run(
         copy_services(
             folder,
@@ -244,3 +255,23 @@ def copy(
         for each in done:
             print_copied(msgspec.to_builtins(each))
     return 0
+
+
+def _copy_running(folder: Path, service: str, who: str, why: str, *, is_json: bool) -> int:
+    from synchromesh.cli.restart import print_replacement
+    from synchromesh.cli.show_db import print_copied
+
+    if not service:
+        raise ConfigError(
+            "the system runs: name the service that is to pause for its copy, one after the other; "
+            "or stop the system to copy all of them"
+        )
+    path = f"/services/{quote(service, safe='')}/copy"
+    answer = ControlClient(folder).post(path, {"who": who, "why": why}, within_s=_LONG_S)
+    if is_json:
+        print_json(answer)
+    elif answer["is_refused"]:
+        print_replacement(answer)
+    else:
+        print_copied(answer["copied"])
+    return FINDING if answer["is_refused"] else 0

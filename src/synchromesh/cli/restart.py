@@ -81,7 +81,7 @@ def restart(
     if is_json:
         print_json(answer)
     else:
-        _print(answer)
+        print_replacement(answer)
     return FINDING if answer["is_refused"] else 0
 
 
@@ -100,7 +100,8 @@ def _restart_replicas(client: ReplicasClient, name: str, within_s: float, *, is_
     return FINDING if report.stopped else 0
 
 
-def _print(answer: dict[str, Any]) -> None:
+def print_replacement(answer: dict[str, Any]) -> None:
+    """Print what became of a part that was asked to run anew."""
     is_refused, breaks = answer["is_refused"], answer["breaks"]
     *replaced, (last, pid) = answer["pids"].items()
     for name, successor in [*replaced, *([] if is_refused else [(last, pid)])]:

@@ -67,7 +67,8 @@ def print_copied(done: Mapping[str, Any]) -> None:
     """Print what became of a service's data: each table with its rows, and the sum of them."""
     out = console()
     out.print(f"{done['service']} {_SAID[done['outcome']]} {done['target']}", markup=False)
-    out.print(f"log {done['log_id']}, as it was", markup=False)
+    if done["log_id"]:
+        out.print(f"log {done['log_id']}, as it was", markup=False)
     if done["tables"]:
         table = plain_table("table", "rows", "sum on both sides")
         filled = [each for each in done["tables"] if each["rows"]]

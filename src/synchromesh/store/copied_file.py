@@ -13,6 +13,7 @@ from synchromesh.runtime import Disk
 from synchromesh.store.copied_rows import quoted
 from synchromesh.store.migrations import missing_migrations, read_applied
 from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.taken_along import TakenTo, read_mark
 from synchromesh.store.unit import Migration, Row, Schema
 
 # Rows that are turned into lines at a time.
@@ -44,6 +45,7 @@ class CopiedFile:
         log_id: of its event log.
         state: tells this state of the file from each that its service had before or has after.
         applied: the migrations that were run on it, by owner.
+        mark: where it was taken to before; None for nowhere.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
@@ -52,6 +54,7 @@ class CopiedFile:
         self.applied: Mapping[str, tuple[Migration, ...]] = read_applied(connection)
         meta = dict(connection.execute("select name, value from sm_meta").fetchall())
         self.log_id = str(meta["log_id"])
+        self.mark: TakenTo | None = read_mark(connection)
         self._has_keys = "keys_id" in meta
         changes = connection.execute(_CHANGES).fetchone()
         self.state = f"{self.log_id}/{self.last('sm_commit')}/{changes[0]}/{changes[1]}"

@@ -54,14 +54,6 @@ class CopiedColumn:
     type: str
 
 
-class CopiedTable(msgspec.Struct, frozen=True):
-    """A table that was copied, and the sum of its rows, which is the same on both sides."""
-
-    name: str
-    rows: int
-    sum: str
-
-
 class RowSum:
     """The sum of rows, in whatever order they come.
 

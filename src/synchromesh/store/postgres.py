@@ -22,7 +22,6 @@ from synchromesh.store import (
     postgres_transaction,
 )
 from synchromesh.store.copied_file import CopiedFile
-from synchromesh.store.copied_rows import CopiedTable
 from synchromesh.store.dialect import POSTGRES
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import PlannedMigration, check_schemas
@@ -35,7 +34,7 @@ from synchromesh.store.postgres_connection import (
     connect,
     place_of,
 )
-from synchromesh.store.postgres_copy import PostgresCopy
+from synchromesh.store.postgres_copy import OPENED, PostgresCopy
 from synchromesh.store.postgres_databases import check_mark
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_job import UnitsOptions
@@ -51,6 +50,7 @@ from synchromesh.store.postgres_readers import (
 )
 from synchromesh.store.postgres_units import Units
 from synchromesh.store.postgres_wakeups import Wakeups
+from synchromesh.store.taken_along import CopiedTable
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
 from synchromesh.store.unit_store import StoreLoad, UnitStore
 from synchromesh.telemetry import Tracer
@@ -77,7 +77,9 @@ STORE_SCHEMA = Schema(
 _FORGOTTEN_AFTER_US = 7 * 86_400_000_000
 _NOTE = "insert into sm_meta(name, value) values ($1, $2) on conflict(name) do nothing"
 _CHANGE = "insert into sm_change(at_us, what, who, why) values ($1, $2, $3, $4)"
-_NOTED = "select name, value from sm_meta where name in ('log_id', 'service')"
+_HAS_META = "select to_regclass('sm_meta') is not null"
+_META = "select name, value from sm_meta"
+_NOTED = f"{_META} where name in ('log_id', 'service')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +383,16 @@ class PostgresStores:
             copying = PostgresCopy(connection, file, all_of, place=place, told=told)
             return await copying.run(service, change, is_rehearsal=is_rehearsal)
 
+    async def noted(self, service: str) -> dict[str, str] | None:
+        """Return what a database notes of itself; None where it has no tables of a service.
+
+        Raises as `open` does where the server cannot be used.
+        """
+        async with self._connected(service, ()) as (connection, _, _):
+            if not await connection.fetchval(_HAS_META):
+                return None
+            return {str(name): str(each) for name, each in await connection.fetch(_META)}
+
     def place(self, service: str) -> str:
         """Return where the database of a service is, without a password."""
         return place_of(self._url(service))
@@ -400,11 +412,12 @@ async def _prepare(
 ) -> str:
     """Migrate a database, note whose it is, and return the id of its log."""
     place = place_of(url)
-    if await connection.fetchval("select to_regclass('sm_meta') is not null"):
+    if await connection.fetchval(_HAS_META):
         _check_owner(await connection.fetch(_NOTED), service, place)
     await migrate(connection, (STORE_SCHEMA, *schemas), path=place)
     await connection.execute(_NOTE, "service", service)
     await connection.execute(_NOTE, "log_id", runtime.new_id())
+    await connection.execute(_NOTE, OPENED, str(runtime.wall_us()))
     noted = _check_owner(await connection.fetch(_NOTED), service, place)
     await connection.execute(postgres_transaction.FORGET, runtime.wall_us() - _FORGOTTEN_AFTER_US)
     return noted["log_id"]

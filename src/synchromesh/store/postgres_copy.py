@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from synchromesh.errors import ConstraintFailed, StoreBroken, StoreUnavailable
 from synchromesh.store.copied_file import CopiedFile
 from synchromesh.store.copied_rows import (
-    CopiedTable,
     Misfit,
     TableLines,
     TableSum,
@@ -23,10 +22,13 @@ from synchromesh.store.postgres_connection import Connection
 from synchromesh.store.postgres_copy_tables import TABLES, CopyTables, TargetTable
 from synchromesh.store.postgres_errors import PostgresFault, is_lost, state_of, translate
 from synchromesh.store.postgres_migrations import MIGRATING
+from synchromesh.store.taken_along import FORGET, CopiedTable
 from synchromesh.store.unit import Schema
 
 COPIED = "copied_state"
 """The name in `sm_meta` of the state of the file that a database was copied from."""
+OPENED = "opened"
+"""The name in `sm_meta` of when a database was first opened to be written."""
 
 _LOCK_WAIT_S = 30
 _BEGIN = f"begin isolation level read committed; set local lock_timeout = '{_LOCK_WAIT_S}s'"
@@ -38,6 +40,8 @@ _NOTE = (
     "on conflict(name) do update set value = excluded.value"
 )
 _CHANGE = "insert into sm_change(at_us, what, who, why) values ($1, $2, $3, $4)"
+# All that the role has made in this database; what others have put there, as extensions, stays.
+_EMPTY = "drop owned by current_user cascade"
 # What the server says of where it is in what it is sent.
 _WHERE = re.compile(r"COPY .+?, line (\d+)(?:, column ([^:]+))?")
 _FETCHED = 2000
@@ -94,6 +98,7 @@ class PostgresCopy:
             await self._connection.execute(_NOTE, name, value)
         what = f"copied from a SQLite file, log {self._file.log_id}"
         await self._connection.execute(_CHANGE, at_us, what, who, why)
+        await self._connection.execute(FORGET)
         if is_rehearsal:
             await self._connection.execute("rollback")
         else:
@@ -113,7 +118,11 @@ class PostgresCopy:
             ) from error
 
     async def _is_there(self) -> bool:
-        """Return whether it has this copy. Raises StoreBroken where it has anything else."""
+        """Return whether it has this copy. Raises StoreBroken where it has anything else.
+
+        An older copy that nobody has written to is no more than the file, and makes room for it: so
+        is one of which nobody heard that it was committed, and whose service went on with its file.
+        """
         tables = [str(name) for (name,) in await self._connection.fetch(TABLES)]
         if not tables:
             return False
@@ -124,7 +133,10 @@ class PostgresCopy:
             return True
         why = f"it has {len(tables)} tables, such as {tables[0]}"
         if COPIED in noted and noted.get("log_id") == self._file.log_id:
-            why = "it has a copy of the file from before, which has been written to since"
+            if OPENED not in noted:
+                await self._connection.execute(_EMPTY)
+                return False
+            why = "it has an older copy of the file, and both have been written to since"
         raise StoreBroken(
             f"{self._place} is not empty: {why}. Nothing was copied; where nobody needs what is "
             "there, drop the database and have it made anew: synchromesh db create (of the server "

@@ -20,6 +20,7 @@ from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteBeside, SqliteReader, attaches, query
+from synchromesh.store.taken_along import refuse_taken
 from synchromesh.store.unit import (
     Fetched,
     Migration,
@@ -146,7 +147,8 @@ class SqliteStore(UnitStore):
             StoreLocked: another process still owns it after `owner_wait_s`.
             StoreTooNew: a newer release made its tables, and this one may not use them.
             StoreReadOnly: it cannot be written.
-            StoreBroken: it is not a database, is damaged, or its folder does not exist.
+            StoreBroken: it is not a database, is damaged, or its folder does not exist; or it was
+                copied to a server, and goes on there.
             ContractError: a schema's migrations are not in order.
         """
         lock = await _own(path, runtime, options.owner_wait_s)
@@ -348,6 +350,7 @@ def _connect(
 def _prepare(
     connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: DiskRuntime, path: str
 ) -> str:
+    refuse_taken(connection, path)
     # Off for migrations, which may rebuild a table that others refer to.
     connection.execute("pragma foreign_keys = off")
     migrate(connection, schemas, path=path)

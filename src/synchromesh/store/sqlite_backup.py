@@ -28,6 +28,7 @@ from synchromesh.runtime import Disk, RealThreads, Threads
 from synchromesh.store.backup import Manifest
 from synchromesh.store.migrations import pending_migrations, read_applied
 from synchromesh.store.sqlite_errors import FULL, SqliteFault, code_of, translate
+from synchromesh.store.taken_along import FORGET
 from synchromesh.store.unit import Schema
 
 PAGES = 256
@@ -229,6 +230,7 @@ def _adapt(
             pending_migrations(connection, schemas, path=str(made).removesuffix(".restoring"))
             connection.execute("begin immediate")
             connection.execute("update sm_meta set value = ? where name = 'log_id'", (log_id,))
+            connection.execute(FORGET)
             for statement in adopt:
                 connection.execute(statement, (log_id, manifest.log_id))
             what = f"restored from the backup of {manifest.taken_at}, log {manifest.log_id}"

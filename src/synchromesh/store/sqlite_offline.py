@@ -15,6 +15,7 @@ from synchromesh.store.migrations import (
     planned,
 )
 from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.taken_along import refuse_taken
 from synchromesh.store.unit import Schema
 
 
@@ -55,6 +56,7 @@ def migrate_file(
     """
     try:
         with contextlib.closing(disk.connect(path)) as connection:
+            refuse_taken(connection, path)
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = off")

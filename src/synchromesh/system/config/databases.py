@@ -79,6 +79,7 @@ def databases_by(
     files = SqliteStores(runtime, rundir.database, _options(config, store or StoreOptions()))
     if not url:
         return Databases(files)
+    from synchromesh.store.one_history import OneHistory
     from synchromesh.store.postgres import PostgresStores
     from synchromesh.store.postgres_databases import PostgresDatabases
 
@@ -89,9 +90,11 @@ def databases_by(
     of = PostgresDatabases(url, system=config.system.name, passwords=signer.database_passwords)
     stores = PostgresStores(runtime, of.url, mark=of.mark)
     server = Server(stores, of, frozenset(config.engine.sqlite))
+    is_trial = "postgres" in rundir.engines()
+    there = OneHistory(stores, rundir.database, runtime.disk, is_trial=is_trial)
     if not server.sqlite:
-        return Databases(stores, server)
-    return Databases(PlacedStores(lambda name: stores if server.has(name) else files), server)
+        return Databases(there, server)
+    return Databases(PlacedStores(lambda name: there if server.has(name) else files), server)
 
 
 def check_engines(config: SystemConfig, folder: Path) -> str:

@@ -12,7 +12,8 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -53,6 +54,7 @@ from synchromesh.system.control.contract_book import (
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
+from synchromesh.system.control.moving import CopyRequest, Moving, not_in_one_process, ran_anew
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
 from synchromesh.system.control.spans import Spans, find_spans, first_of
 from synchromesh.system.control.spread_reload import reload_all
@@ -94,9 +96,9 @@ class Control:
         authority: the socket's own host and port, once it listens.
 
     Attributes:
-        remotes: the other processes.
         metrics: collects the metrics of all processes.
         console: returns a URL that lets one browser into the console; None where there is none.
+        moving: takes a service to the server, given its name, the request and what restarts it.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Control:
         self._authority = authority
         self.metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
         self.console: Callable[[], str] | None = None
+        self.moving: Moving = not_in_one_process
         self.remotes = remotes
         self._registry = registry
         # The services of which a process is being replaced.
@@ -124,9 +127,7 @@ class Control:
         self.caller = local.deps.caller(CLIENT, self._tracer)
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset(
-            {"actions", "breakers", "traces", "faults", "services", "gateway"}
-        )
+        self._with_argument = {"actions", "breakers", "traces", "faults", "services", "gateway"}
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("GET", "metrics"): self._metrics,
@@ -256,11 +257,14 @@ class Control:
 
     async def _of_process(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.rpartition("/")
-        if act not in ("restart", "contracts"):
+        if act not in ("restart", "contracts", "copy"):
             raise _unknown(request)
         processes = [each for each in self.remotes.values() if each.part.is_named(name)]
         if act == "contracts" and processes:
             return self._report(name, decode(request.body, ContractsReport))
+        if act == "copy":
+            anew = partial(self._restart, name, processes, ReplaceRequest())
+            return await self.moving(name, decode(request.body, CopyRequest), anew)
         wanted = decode(request.body or b"{}", ReplaceRequest)
         if processes:
             self._local.note(act, name, wanted.asked_by or wanted.who, wanted.why or wanted.reason)
@@ -268,7 +272,7 @@ class Control:
         if act == "restart" and await self._restart_within(name):
             self._local.note(act, name, wanted.asked_by or wanted.who, wanted.why or wanted.reason)
             is_same_code = name not in self._local.externals
-            return _replacement(name, {name: os.getpid()}, is_same_code=is_same_code)
+            return ran_anew(name, {name: os.getpid()}, is_same_code=is_same_code)
         known = dict.fromkeys([*self.remotes, *self._services, *self._local.externals])
         near = nearest(name, known)
         hint = f"there are {', '.join(known)}, and the children that `status --json` names"
@@ -350,7 +354,7 @@ class Control:
             breaks |= dict.fromkeys(said)
             if refused:
                 break
-        return _replacement(name, pids, is_refused=is_refused, breaks=list(breaks))
+        return ran_anew(name, pids, is_refused=is_refused, breaks=list(breaks))
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)
@@ -466,24 +470,6 @@ def _principal(name: str, scopes: frozenset[str]) -> Principal:
         return checked(principal)
     except ValueError as error:
         raise BadRequest(f"the principal cannot be taken: {error}") from error
-
-
-def _replacement(
-    name: str,
-    pids: Mapping[str, int | None],
-    *,
-    is_refused: bool = False,
-    breaks: Sequence[str] = (),
-    is_same_code: bool = False,
-) -> dict[str, Any]:
-    """Return what is answered of a part that was asked to run anew."""
-    return {
-        "service": name,
-        "pids": pids,
-        "is_same_code": is_same_code,
-        "is_refused": is_refused,
-        "breaks": breaks,
-    }
 
 
 def _unknown(request: HttpRequest) -> UnknownOperation:

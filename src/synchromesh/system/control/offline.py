@@ -11,7 +11,7 @@ import msgspec
 
 from synchromesh.errors import ConfigError, StoreLocked
 from synchromesh.events.log import ADOPT
-from synchromesh.runtime import RealRuntime
+from synchromesh.runtime import Disk, RealRuntime
 from synchromesh.saga.tables import count_by_status
 from synchromesh.service import Service, schemas_of
 from synchromesh.store import Schema
@@ -83,7 +83,7 @@ async def restore_service(
     runtime, rundir = RealRuntime(), RunDir(folder)
     rundir.create()
     path = rundir.database(service)
-    with owned(path, service, runtime):
+    with owned(path, service, runtime.disk):
         done = restore(
             path,
             backup,
@@ -161,7 +161,7 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
                 done.append(Migrated(each.name, ran))
                 continue
             path = rundir.database(each.name)
-            with owned(path, each.name, runtime):
+            with owned(path, each.name, runtime.disk):
                 ran = migrate_file(
                     path,
                     schemas_of_file(each),
@@ -196,12 +196,12 @@ def schemas_of_file(service: Service) -> tuple[Schema, ...]:
 
 
 @contextlib.contextmanager
-def owned(path: str, service: str, runtime: RealRuntime) -> Iterator[None]:
+def owned(path: str, service: str, disk: Disk) -> Iterator[None]:
     """Hold the lock of a service's SQLite file. Raises StoreLocked where its process runs."""
-    lock = runtime.disk.try_lock(path)
+    lock = disk.try_lock(path)
     if lock is None:
         raise StoreLocked(
-            f"{service} runs in {runtime.disk.owner_of(path)}: stop the system, do this, and start "
+            f"{service} runs in {disk.owner_of(path)}: stop the system, do this, and start "
             "it again; nothing was changed"
         )
     try:

@@ -48,7 +48,7 @@ from synchromesh.system.host.exporting import TelemetryExport, open_ring
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.messages import open_stream
 from synchromesh.system.host.securing import open_https
-from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
+from synchromesh.system.host.service_part import Along, Listening, ServicePart, Superseded
 from synchromesh.system.host.shared_keys import book_of_clients
 from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.system.host.waits import all_of, first_of
@@ -121,6 +121,7 @@ class Host:
         databases: where the services keep what they have.
         fits: raises where the contracts of a gateway that is reloaded do not fit; None where all
             parts have loaded the same.
+        along: takes the file of its one service to the server first; None where there is none.
         operated_at: the URL by which operators reach the admin listener; "" where they ask a
             supervisor.
     """
@@ -167,6 +168,7 @@ class Host:
         self._failed = asyncio.Event()
         self._failure = ""
         self.fits: Fits | None = None
+        self.along: Along | None = None
         self.operated_at = ""
         self.lag = Histogram(LAG_S)
 
@@ -440,6 +442,7 @@ class Host:
             up=lambda instance: self._note_up(part.name, instance),
             say=succeeds.say if succeeds else None,
         )
+        made.along = self.along
         self.admin.parts[part.name] = made.why_not
         return made
 

@@ -207,6 +207,10 @@ class Process:
             )
         )
         await report_contracts(contracts, spec, host.pool)
+        if spec.copies is not None:
+            from synchromesh.system.host.takes_along import takes_along
+
+            host.along = takes_along(spec.copies, host, host.deps.services[part.service])
         host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
         # What others run is said by the supervisor, where there is one.
         others = () if spec.control else tuple(config.external)
@@ -232,7 +236,9 @@ class Process:
     def _ready(self) -> Ready:
         host = self.host
         host.admin.is_up = True
-        return Ready(host.control_server.port, host.urls[self._spec.name], host.admin.url)
+        copied = None if host.along is None else host.along.copied
+        url = host.urls[self._spec.name]
+        return Ready(host.control_server.port, url, host.admin.url, copied)
 
     def __repr__(self) -> str:
         return f"<Process {self._spec.name}>"

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
 
+from msgspec.structs import replace
+
 from synchromesh.discovery import Endpoint
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
@@ -24,6 +26,7 @@ from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status_parts import SILENT, STOPPED, ChildStatus
 from synchromesh.system.host.host import Host
+from synchromesh.system.host.moves import Moves
 from synchromesh.system.host.registries import SupervisedRegistry
 from synchromesh.system.host.service_part import pid_at_host
 from synchromesh.system.host.waits import all_of
@@ -51,6 +54,7 @@ class Processes:
     Attributes:
         remotes: the processes, as the control API asks them, by the part that each runs.
         book: what each of them offers to others, and expects of them.
+        moves: takes their databases to a server.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Processes:
         self._starting = asyncio.Semaphore(STARTS_PER_CORE * (os.cpu_count() or 1))
         self.remotes: dict[str, RemoteProcess] = {}
         self.book = ContractBook()
+        self.moves = Moves(host, self.remotes, reread)
         self._hangs = HangWatch(
             lambda: {name: remote.child for name, remote in self.remotes.items()},
             hang_s=duration(host.config.system.hang),
@@ -231,9 +236,11 @@ class Processes:
             host.code.started(part.service)
         # What the gateway reads of its own is as it is now; ConfigError where it cannot be read.
         now = self._reread() if part.is_gateway else host.config
+        engine, copies = self.moves.taken(part.name)
         return ProcessSpec(
             name=part.name,
-            config=config_of_gateway(host.config, now),
+            config=replace(config_of_gateway(host.config, now), engine=engine),
+            copies=copies,
             later=later_names(host.config, now),
             takes=self.book.taken(host.deps.subscribers()),
             key=key_text(self._keys),

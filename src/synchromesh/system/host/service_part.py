@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from synchromesh.calls import HttpEdge, InProcessTransport
 from synchromesh.calls.forwarding import HTTP
@@ -29,6 +30,7 @@ from synchromesh.service import (
     Supervisor,
     dry_run_migrations,
 )
+from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.control.replicas import ADMIN, PID
 from synchromesh.system.supervise.messages import Loaded, Migrates
@@ -49,6 +51,23 @@ def pid_at_host(pid: int) -> str:
 
 class Superseded(RestartsExhausted):
     """Raised where a later process has taken the place of this one."""
+
+
+class Along(Protocol):
+    """Takes the file of a service to where its database is from now on."""
+
+    @property
+    def copied(self) -> CopiedService | None:
+        """What became of it; None until `take` has returned."""
+        ...
+
+    async def rehearse(self) -> None:
+        """Try it while the process before serves. Raises what `take` would."""
+        ...
+
+    async def take(self) -> None:
+        """Do it once; may be repeated. Raises StoreLocked while the process before has the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +117,9 @@ class ServicePart:
         up: told each time another instance has been started.
         say: told that it migrates, and when only the database of the process before is still
             waited for; None where there is none before.
+
+    Attributes:
+        along: takes the file of the process before to the server, if that is where it starts.
     """
 
     instance: ServiceInstance
@@ -124,6 +146,7 @@ class ServicePart:
         self._background = background
         self._up = up
         self._say = say
+        self.along: Along | None = None
         self._registration: Registration | None = None
         self._is_leaving = False
         self._exit = AsyncExitStack()
@@ -153,6 +176,9 @@ class ServicePart:
             # One whose migrations would fail must not take the place of the process before.
             service, stores = self._deps.services[self._part.service], self._deps.stores
             dry_run_migrations(service, stores, lacks=lambda: say(Migrates()))
+            if self.along is not None:
+                say(Migrates())  # it may take as long
+                await self.along.rehearse()
             say(Loaded())
         self._is_leaving = False
         instance = self.instance = await self._own()
@@ -247,6 +273,8 @@ class ServicePart:
         until_s = now() + (0.0 if self._say is None else LOCKED_WITHIN_S)
         while True:
             try:
+                if self.along is not None:
+                    await self.along.take()
                 return await ServiceInstance.start(service, self._deps, name=self.name)
             except StoreLocked:
                 if now() >= until_s:

@@ -324,6 +324,8 @@ class System:
             book = self._processes.book
             await host.serve_control(self._token, remotes, (PATH, leases.handle), book)
             enter.push_async_callback(self._processes.stop)
+            if self._is_split:
+                host.control.moving = self._processes.moves.copy
         else:
             await host.serve_control(self._token, {}, (PATH, leases.handle))
         serve_metrics(host)

@@ -17,6 +17,7 @@ import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import RestartsExhausted
+from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.supervise.children import (
     ChildEnded,
     ChildHung,
@@ -107,6 +108,11 @@ class ChildProcess:
     def admin_url(self) -> str:
         """The last known URL of its admin listener; "" before it was first ready."""
         return self._ready.admin
+
+    @property
+    def copied(self) -> CopiedService | None:
+        """What the process that serves had copied before; None where it had not."""
+        return self._ready.copied
 
     @property
     def title(self) -> str:
@@ -314,8 +320,8 @@ class ChildProcess:
             except ValueError:
                 raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
             _log.warning(
-                "%s still runs the migrations of its database, and is ready after them; what "
-                "they have done so far is lost if it is stopped before",
+                "%s still runs the migrations of its database, or copies it, and is ready after "
+                "that; what it has done so far is lost if it is stopped before",
                 self._title,
             )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from synchromesh.calls import Isolation
+from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.config.schema import SystemConfig
 
 # The exit code of a process in which something failed too often; its last line says what.
@@ -40,6 +41,18 @@ def key_text(keys: Iterable[bytes]) -> str:
     return ",".join(base64.b64encode(each).decode() for each in keys)
 
 
+class CopyOrder(msgspec.Struct, frozen=True):
+    """Has a process take its service's SQLite file to the server before it opens a database.
+
+    Attributes:
+        at_us: when it was asked for.
+    """
+
+    at_us: int
+    who: str
+    why: str
+
+
 class ProcessSpec(msgspec.Struct, frozen=True):
     """The spec of a child process: what to run, and how to reach its supervisor.
 
@@ -57,6 +70,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         later: the sections of who is configured and not in the system that runs, by name.
         takes: the public events that each service takes, as the supervisor knows it: for where
             the code of one cannot be imported.
+        copies: what it does before it serves; None where its database is where it was.
     """
 
     name: str
@@ -70,13 +84,14 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     isolations: tuple[Isolation, ...] = ()
     later: dict[str, str] = {}
     takes: dict[str, frozenset[str]] = {}
+    copies: CopyOrder | None = None
 
     def __repr__(self) -> str:
         return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token
 
 
 class Migrates(msgspec.Struct, frozen=True, tag="migrates"):
-    """Reports that the database lacks migrations, which take as long as its rows make them."""
+    """Reports that it migrates or copies a database, which takes as long as its rows make it."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -90,11 +105,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
         control: the port of its control API.
         url: its own.
         admin: the URL of its admin listener.
+        copied: what became of a `CopyOrder`.
     """
 
     control: int
     url: str
     admin: str
+    copied: CopiedService | None = None
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="unready"):
