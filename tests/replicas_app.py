@@ -53,6 +53,8 @@ class Prices(Contract, Protocol, service="prices", version="1.0"):
     async def put(self, sku: str) -> None: ...
     @query("GET /prices/{sku}")
     async def one(self, sku: str) -> int: ...
+    @query("GET /kept/{sku}")
+    async def kept(self, sku: str) -> int: ...
 
 
 quotes = Service("quotes", implements=Quotes)
@@ -84,6 +86,12 @@ async def kept(ctx: Context) -> int:
 async def put(ctx: Context, sku: str) -> None: ...
 
 
+@prices.handles(Prices.kept)
+async def kept_price(ctx: Context, sku: str) -> int:
+    await ctx.read("select 1")
+    return os.getpid()
+
+
 @prices.handles(Prices.one)
 async def price(ctx: Context, sku: str) -> int:
     return 1
@@ -95,6 +103,7 @@ way_in = Gateway(
         Route("GET /worked/{sku}", Quotes.worked, public=True, deadline="20s"),
     ]
 )
+way_to_prices = Gateway(routes=[Route("GET /kept/{sku}", Prices.kept, public=True, deadline="20s")])
 
 
 @dataclass

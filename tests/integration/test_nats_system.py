@@ -15,7 +15,8 @@ import pytest
 from nats_server import NatsServer, shared_nats
 from nats_world import listed, registry_at, running, until
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
-from processes import announced, dev
+from postgres_server import shared_server
+from processes import announced, dev, ends
 from replicas_app import INSTANCES, Clients
 from replicas_app import TOML as REPLICAS
 from split_world import running as running_system
@@ -30,6 +31,7 @@ from synchromesh.system.config.secrets import signing_key
 pytestmark = pytest.mark.anyio
 
 MANY = 100
+PRICES = REPLICAS.replace("quotes", "prices").replace("way_in", "way_to_prices")
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,34 @@ async def test_a_killed_process_is_off_every_list_at_once(
         clients = Clients(system)
         await clients.ask(MANY)
         assert clients.failed == 0, clients.statuses
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_one_of_three_replicas_that_goes_under_load_costs_hardly_a_request(
+    tmp_path: Path, number: int
+) -> None:
+    """On PostgreSQL and NATS, at most 1 in 100 fails, whether it is killed or stands still."""
+    text = f'{on_nats(PRICES, tmp_path)}postgres = "{shared_server().url("postgres")}"\n'
+    async with running_system(tmp_path, text) as system, elsewhere(tmp_path, system) as registry:
+        clients = Clients(system, path="/kept/SX90")
+        await clients.ask(MANY)
+        assert (clients.failed, len(clients.pids)) == (0, 3), clients.statuses
+        pid = int(min(clients.pids))
+        async with clients.asking():
+            os.kill(pid, number)
+            await until(lambda: str(pid) not in pids_of(registry, "prices"))
+            await until(lambda: len(pids_of(registry, "prices")) == 3)
+            before = clients.asked
+            await until(lambda: clients.asked >= before + MANY)
+        assert clients.failed <= clients.asked // 100, clients.statuses
+    assert ends(pid)
+
+
+def pids_of(registry: NatsRegistry, service: str) -> set[str]:
+    """Return the processes of what is listed of a service."""
+    listed = registry.listed().get(service)
+    metadata = (dict(each.metadata) for each in (listed.endpoints if listed else ()))
+    return {each["pid"].partition("@")[0] for each in metadata}
 
 
 async def test_the_system_goes_on_while_the_server_is_away(tmp_path: Path) -> None:
