@@ -142,6 +142,7 @@ def test_a_function_that_raises_is_named_and_passed_over() -> None:
     run(main, until_s=2 * DAY_S)
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_function_that_returns_no_call_fails_its_time() -> None:
     """Each time is passed over, and the child that makes them runs on."""
     reports = Service("reports", implements=Reports, migrations=[Migration(1, (TABLE,), 1)])
