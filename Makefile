@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres|all
+demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres: two of each, on PostgreSQL and NATS; ENGINE=all: one of each
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
 test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it; LOOP=uvloop

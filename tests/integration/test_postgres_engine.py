@@ -16,7 +16,7 @@ from contracts.orders import PlaceOrder
 from demo.account import Account
 from demo.customers import Customers
 from demo.door import Door
-from demo.running import RunningSystem, copy_shipped, databases_in, until
+from demo.running import RunningSystem, copy_shipped, databases_in, until, with_replicas
 
 from cli_runs import runner
 from processes import announced, dev, ends, family_of, is_alive
@@ -139,7 +139,10 @@ def test_a_server_ends_with_its_system_and_is_read_after_it(
 
 
 def test_kills_of_a_service_and_of_the_server_lose_nothing(tmp_path: Path) -> None:
-    """Orders dies with sagas in flight, then PostgreSQL: all is placed, once, and adds up."""
+    """Both of orders die with sagas in flight, then PostgreSQL: all is placed, once, and adds up.
+
+    Inventory is replaced meanwhile, one replica after the other; customers use both gateways.
+    """
     copy_shipped(tmp_path)
     account = asyncio.run(placed_over_kills(tmp_path))
     assert set(account.told.values()) == {"placed"}
@@ -153,14 +156,27 @@ def test_kills_of_a_service_and_of_the_server_lose_nothing(tmp_path: Path) -> No
 async def has_under_way(system: RunningSystem, least: int) -> bool:
     """Return whether so many sagas of orders run."""
     status = await system.ask("GET", "/status")
-    return int(status["services"]["orders"]["sagas"].get("running", 0)) >= least
+    return any(
+        int(each["sagas"].get("running", 0)) >= least
+        for name, each in status["services"].items()
+        if name.startswith("orders#")
+    )
+
+
+async def has_recovered(system: RunningSystem) -> bool:
+    """Return whether a process of orders has gone on with a saga of those that are gone."""
+    return await system.recovered("orders") >= 1
 
 
 async def placed_over_kills(folder: Path) -> Account:
-    """Order while orders, and then the server, are killed; stop once all is decided."""
+    """Order while orders, and then the server, are killed; stop once all is decided.
+
+    It is the demo with two of each, of the services that this is about.
+    """
     account = Account(orders=16)
     async with HttpPool(network=RealRuntime().network) as pool:
-        system = RunningSystem(folder, pool, "--split", engine="postgres")
+        flags = ("--split", "--engine", "nats", *with_replicas(2, ["orders", "inventory"]))
+        system = RunningSystem(folder, pool, *flags, engine="postgres")
         door = await Door.with_keys(system, pool, account, ["counter"])
         customers = Customers(door, RealRuntime().rng, account)
         try:
@@ -170,10 +186,16 @@ async def placed_over_kills(folder: Path) -> Account:
             async with customers.buying():
                 customers.hand_in(PlaceOrder(f"A-{n}", "SX90", 1, "counter") for n in range(16))
                 assert await until(lambda: has_under_way(system, 5), WAIT_S)
-                killed = (await system.processes())["orders"]
-                os.kill(killed, signal.SIGKILL)
-                assert ends(killed)
-                assert await until(lambda: has_under_way(system, 1), WAIT_S)
+                killed = await system.processes_of("orders")
+                for pid in killed.values():
+                    os.kill(pid, signal.SIGKILL)
+                assert all(map(ends, killed.values()))
+                after = await system.processes_of("orders")
+                assert after.keys() == killed.keys() == {"orders#1", "orders#2"}
+                assert not {*after.values()} & {*killed.values()}
+                answer = await system.ask("POST", "/services/inventory/restart", {}, WAIT_S)
+                assert answer["pids"].keys() == {"inventory#1", "inventory#2"}
+                assert await until(lambda: has_recovered(system), WAIT_S)
                 server = server_of(folder)
                 os.kill(server, signal.SIGKILL)
                 assert ends(server)
@@ -182,6 +204,8 @@ async def placed_over_kills(folder: Path) -> Account:
             assert await until(system.is_settled, WAIT_S)
             await customers.settle()
             assert server_of(folder) != server
+            assert account.ways_in.keys() == set(system.gateways)
+            assert len(account.ways_in) == 2
             below = [system.pid, *family_of(system.pid)]
             assert await system.stop() == 0
             assert not any(map(is_alive, below))

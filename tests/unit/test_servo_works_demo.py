@@ -48,9 +48,13 @@ def passing() -> Account:
         Turn(HEALED_AT, EDGE, "half_open", "closed"),
     ]
     account.degraded = [Degraded("kill", PAGE, "order", "stale", 2.5)]
-    account.kills = [Kill(10, 20, 41_000_000, 42_000_000, tuple("abcde"), 5)]
+    account.kills = [
+        Kill({"orders": 10}, {"orders": 20}, 41_000_000, 42_000_000, tuple("abcde"), 5)
+    ]
     account.ended = {"service/orders": 1}
-    account.restarts = [Restart(30, 40, 51_000_000, 52_000_000, bridged=1, given_up=0)]
+    account.restarts = [
+        Restart({"inventory": 30}, {"inventory": 40}, 51_000_000, 52_000_000, 1, 0, answered=0)
+    ]
     account.losses = [
         ReplicaLoss("quoting#1", 50, "SIGKILL", 71_000_000, asked=60, failed=0),
         ReplicaLoss("quoting#2", 51, "SIGSTOP", 75_000_000, asked=40, failed=10),
@@ -82,6 +86,32 @@ def unmet(account: Account, audited: Report) -> list[str]:
 def test_a_run_in_which_everything_was_seen_passes() -> None:
     """Each condition is met."""
     assert unmet(passing(), clean()) == []
+
+
+def of_two_each() -> Account:
+    """Return the account of a run with two of each, in which everything was seen."""
+    account = passing()
+    account.replicas = 2
+    two = {"orders#1": 10, "orders#2": 11}
+    account.kills = [replace(kill, pids=two) for kill in account.kills]
+    account.ended = {f"service/{name}": 1 for name in ("quoting#1", "quoting#2", *two)}
+    account.restarts = [replace(each, bridged=0, answered=9) for each in account.restarts]
+    account.ways_in = {"http://127.0.0.1:81": 50, "http://127.0.0.1:82": 3}
+    return account
+
+
+def test_of_two_each_others_answer_meanwhile() -> None:
+    """No call has to be held over a restart of one after the other; both gateways are used."""
+    assert unmet(of_two_each(), clean()) == []
+    account = of_two_each()
+    account.restarts = [replace(each, bridged=1, answered=0) for each in account.restarts]
+    del account.ways_in["http://127.0.0.1:82"]
+    account.ended["service/orders#2"] += 1
+    assert unmet(account, clean()) == [
+        "inventory answered while its replicas were restarted one by one: 0",
+        "customers were answered by 2 gateways: 1 gateways",
+        "no process ended that was not killed: 1 did",
+    ]
 
 
 def never_killed(account: Account) -> None:
@@ -285,7 +315,7 @@ def test_a_failure_elsewhere_is_not_of_the_restart() -> None:
     assert failed_by_restart(account) == account.failures[2:]
     # A process that takes longer to start than a call is held for it: that is the machine's speed.
     for back_us, found in ((1_900_000, account.failures[2:]), (8_000_000, [])):
-        account.restarts = [Restart(1, 2, 0, back_us, 1, 1)]
+        account.restarts = [Restart({}, {}, 0, back_us, 1, 1, 0)]
         assert failed_by_restart(account) == found
 
 
@@ -470,11 +500,11 @@ def test_an_accepted_order_is_asked_for_until_it_is_decided() -> None:
     ("answer", "why"),
     [
         (DoorAnswer(401, code="unauthenticated"), "order A-1 is refused: unauthenticated"),
-        (DoorAnswer(503, code="shed"), "no answer for 60 s; the last attempt came to shed"),
+        (DoorAnswer(503, code="shed"), "no answer for 300 s; the last attempt came to shed"),
     ],
 )
 def test_what_no_asking_mends_is_told(answer: DoorAnswer, why: str) -> None:
-    """A mistake is told at once, a failure that lasts after a minute."""
+    """A mistake is told at once, a failure that lasts after five minutes."""
 
     async def main(runtime: SimRuntime) -> None:
         with pytest.raises(ExceptionGroup) as caught:

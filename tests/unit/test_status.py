@@ -6,6 +6,7 @@ import asyncio
 from typing import ClassVar, cast
 
 import msgspec
+import pytest
 
 from synchromesh.calls import Caller
 from synchromesh.resilience.breaker import BreakerSnapshot, BreakerState
@@ -125,6 +126,16 @@ def test_a_status_finds_what_needs_a_person() -> None:
             "--service b"
         ),
     ]
+
+
+@pytest.mark.parametrize("name", ["b#2", "b#2@web1"])
+def test_what_a_replica_tells_is_repaired_by_its_service(name: str) -> None:
+    """A verb that is named to a person takes the service, and not one replica of it."""
+    aside = [SetAsideStatus("parked", "a", "", "a.told", "ValueError", 3, 0.0)]
+    ill = msgspec.structs.replace(service("b", 1), set_aside=aside)
+    (finding,) = Status.merge(Status("shop", 1, services={name: ill})).findings
+    assert finding.startswith(f"{name}: messages of a that are parked: 3 ")
+    assert finding.endswith("synchromesh messages list --service b")
 
 
 def test_what_is_given_up_is_found_with_its_verb() -> None:

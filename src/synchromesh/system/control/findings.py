@@ -85,6 +85,11 @@ def _parked(service: str, projections: list[ProjectionStatus]) -> Iterator[str]:
         )
 
 
+def _service_of(name: str) -> str:
+    """Return the service that verbs are told, whichever replica of it has told something."""
+    return name.partition("#")[0]
+
+
 def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
     for group in groups:
         if group.state == "parked":
@@ -98,7 +103,7 @@ def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
         count = f"{group.count}{' or more' if group.count >= COUNTED_MAX else ''}"
         yield (
             f"{service}: {of}: {count} ({group.event}: {group.error}); see: synchromesh "
-            f"messages list --service {service}"
+            f"messages list --service {_service_of(service)}"
         )
 
 
@@ -109,7 +114,7 @@ def _gone(service: str, subscribers: list[GoneStatus]) -> Iterator[str]:
                 f"{service}: {each.subscriber} takes nothing of it any more, and what it has not "
                 f"got is kept: events: {each.behind}, messages set aside: {each.set_aside}; if it "
                 f"is gone for ever: synchromesh messages forget {each.subscriber} "
-                f"--service {service} --why TEXT"
+                f"--service {_service_of(service)} --why TEXT"
             )
 
 

@@ -13,7 +13,11 @@ FILE_NAME = "account.json"
 
 # What says that time ran out: a deadline passed, or who saw that happen too often, or too much at
 # once, sent nothing on. How often it comes to that is a matter of the machine.
-OUT_OF_TIME = frozenset({"deadline_exceeded", "timed_out", "circuit_open", "shed"})
+NOT_REACHED = "not_reached_in_time"
+OUT_OF_TIME = frozenset({"deadline_exceeded", "timed_out", "circuit_open", "shed", NOT_REACHED})
+
+# The routes on which inventory is asked, by the gateway or by a service behind it.
+INVENTORY_ROUTES = frozenset({"POST /orders", "GET /stock/{sku}", "GET /configurations"})
 
 # The acts of the play, in their order.
 CALM, STALL, ERRORS, HEALED, KILL, RESTART, REPLICAS, BUG, REST = (
@@ -67,16 +71,17 @@ class Turn(Struct, frozen=True):
 
 
 class Kill(Struct, frozen=True):
-    """The process of orders was killed, and another one took its place.
+    """The process of orders was killed, or all of its replicas, and others took their place.
 
     Attributes:
+        pids, successors: the processes before, and after, by name.
         at_us, back_us: from when to when no process of orders was registered.
         in_flight: the sagas that its database had under way when it was dead.
-        recovered: how many of them its successor says that it went on with.
+        recovered: how many of them the successors say that they went on with.
     """
 
-    pid: int
-    successor: int
+    pids: dict[str, int]
+    successors: dict[str, int]
     at_us: int
     back_us: int
     in_flight: tuple[str, ...]
@@ -84,20 +89,22 @@ class Kill(Struct, frozen=True):
 
 
 class Restart(Struct, frozen=True):
-    """Inventory was replaced while it was called.
+    """Inventory was replaced while it was called, of several replicas one after the other.
 
     Attributes:
-        pid, successor: the process before, and after.
+        pids, successors: the processes before, and after, by name.
         bridged: the calls of all callers that found no instance, were held, and found one.
         given_up: those that were held and found none.
+        answered: how often it told meanwhile what is in stock, with nothing that stood in for it.
     """
 
-    pid: int
-    successor: int
+    pids: dict[str, int]
+    successors: dict[str, int]
     at_us: int
     back_us: int
     bridged: int
     given_up: int
+    answered: int
 
 
 class ReplicaLoss(Struct, frozen=True):
@@ -138,7 +145,9 @@ class Account(Struct):
     """All that the demo saw from outside: as a client of the gateway and of the control socket.
 
     Attributes:
+        replicas: how many gateways, and processes of each service, there are at least.
         processes: the process of each service, and of the gateway, at the start.
+        ways_in: how many answers came from each gateway, by its URL.
         told: what the client was told of each order: "placed", "accepted" or "rejected".
         with_keys, with_tokens: how many customers came with an API key, and with a token.
         intruders: how often each kind of wrong credential was refused as it has to be.
@@ -157,7 +166,9 @@ class Account(Struct):
     """
 
     orders: int
+    replicas: int = 1
     took_s: float = 0.0
+    ways_in: dict[str, int] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     with_keys: int = 0
@@ -215,6 +226,10 @@ class Account(Struct):
     def note_request(self, route: str) -> None:
         """Count a request that was sent."""
         self.requests[route] = self.requests.get(route, 0) + 1
+
+    def note_way_in(self, url: str) -> None:
+        """Count an answer that a gateway gave."""
+        self.ways_in[url] = self.ways_in.get(url, 0) + 1
 
     def note_intruder(self, kind: str, status: int, expected: int) -> None:
         """Note what was said to a wrong credential."""

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from demo.account import OUT_OF_TIME, Account, Degraded, Failure
+from demo.account import NOT_REACHED, OUT_OF_TIME, Account, Degraded, Failure
 from demo.issuer import Issuer
 from demo.running import RunningSystem
 from synchromesh.errors import SynchromeshError
@@ -23,7 +23,7 @@ from synchromesh.runtime import RealRuntime
 
 ASK_WITHIN_S = 10.0
 KEPT_MAX = 5_000
-GIVE_UP_AFTER_S = 60.0
+GIVE_UP_AFTER_S = 300.0
 WAIT_BASE_S, WAIT_CAP_S = 0.05, 0.5
 # Whoever looks round and buys nothing comes with this one's key.
 VISITOR = "visitor"
@@ -78,16 +78,24 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DoorRequest:
-    """One request that had an answer: when it was sent, how long it took, and its trace."""
+    """One request that had an answer.
+
+    Attributes:
+        at_us: when it was sent.
+        took_s: how long it took.
+        is_fresh: whether it was answered, and nothing stood in for what was asked.
+    """
 
     at_us: int
     took_s: float
     trace_id: str
+    route: str
+    is_fresh: bool
 
 
 @dataclass
 class Door:
-    """Sends requests to the gateway of a running system, wherever that is by now.
+    """Sends requests to the gateways of a running system in turn, wherever those are by now.
 
     Attributes:
         keys: the API key of each customer who has one, and of the visitors.
@@ -129,6 +137,7 @@ class Door:
         who: str = VISITOR,
         body: object = None,
         key: str = "",
+        at: str = "",
         query: Mapping[str, str] | None = None,
         **places: str,
     ) -> DoorAnswer:
@@ -137,6 +146,7 @@ class Door:
         Args:
             who: whose credential it carries.
             key: its idempotency key, where it has one.
+            at: the URL of the gateway; "" takes the next one.
         """
         method, _, template = route.partition(" ")
         path = template.format_map({name: quote(text, safe="") for name, text in places.items()})
@@ -146,21 +156,27 @@ class Door:
         headers = {"authorization": f"Bearer {self._credential(who)}"}
         if key:
             headers["idempotency-key"] = key
-        answer = await self._send(method, target, body, headers, at_us)
+        began_s = asyncio.get_running_loop().time()
+        answer = await self._send(method, target, body, headers, at or self.system.gateway)
+        degraded = degraded_in(act, f"{method} {path}", answer)
+        if answer.status:
+            took_s = asyncio.get_running_loop().time() - began_s
+            is_fresh = answer.status == 200 and not degraded
+            self.asked.append(DoorRequest(at_us, took_s, answer.trace_id, route, is_fresh))
         if answer.is_turned_away:
             self.account.note_turned_away(route)
         elif answer.is_failure:
             reason = answer.code or f"status {answer.status}"
             self.account.failures.append(Failure(at_us, act, route, reason))
         else:
-            self.account.degraded += degraded_in(act, f"{method} {path}", answer)
+            self.account.degraded += degraded
         return answer
 
     async def try_in(self, route: str, authorization: str, body: object = None) -> DoorAnswer:
         """Send a request with a credential that must not get in; it is counted nowhere."""
         method, _, target = route.partition(" ")
         headers = {"authorization": authorization} if authorization else {}
-        return await self._send(method, target, body, headers, self.runtime.wall_us())
+        return await self._send(method, target, body, headers, self.system.gateway)
 
     def _credential(self, who: str) -> str:
         key = self.keys.get(who)
@@ -170,11 +186,10 @@ class Door:
         return self.issuer.token(who, SCOPES)
 
     async def _send(
-        self, method: str, target: str, body: object, headers: dict[str, str], at_us: int
+        self, method: str, target: str, body: object, headers: dict[str, str], at: str
     ) -> DoorAnswer:
-        loop = asyncio.get_running_loop()
         is_idempotent = method == "GET" or "idempotency-key" in headers
-        place, began_s = urlsplit(self.system.gateway), loop.time()
+        place = urlsplit(at)
         if body is not None:
             headers["content-type"] = "application/json"
         try:
@@ -184,14 +199,15 @@ class Door:
                 timeout_s=ASK_WITHIN_S, is_idempotent=is_idempotent,
             )  # fmt: skip
         except SynchromeshError as error:
-            return DoorAnswer(0, code=error.code)
+            return DoorAnswer(0, code=_code_of(error.code, error.message))
         trace_id = response.headers.get("synchromesh-trace") or ""
-        self.asked.append(DoorRequest(at_us, loop.time() - began_s, trace_id))
+        self.account.note_way_in(at)
         try:
             value = msgspec.json.decode(response.body)
         except msgspec.DecodeError:
             value = None
-        code = value.get("code", "") if isinstance(value, dict) and response.status != 200 else ""
+        problem = value if isinstance(value, dict) and response.status != 200 else {}
+        code = _code_of(problem.get("code", ""), problem.get("detail", ""))
         fallback = response.headers.get("synchromesh-fallback") or ""
         wait_s = _seconds(response.headers.get("retry-after"))
         return DoorAnswer(response.status, value, code, trace_id, fallback, wait_s)
@@ -212,7 +228,7 @@ async def ask_until(
         what: is asked for, in words.
 
     Raises:
-        Unanswered: it is a mistake to ask this, or 60 seconds have passed.
+        Unanswered: it is a mistake to ask this, or five minutes have passed.
     """
     clock = asyncio.get_running_loop().time
     until_s, wait_s = clock() + GIVE_UP_AFTER_S, WAIT_BASE_S
@@ -248,6 +264,11 @@ def degraded_in(act: str, page: str, answer: DoorAnswer) -> list[Degraded]:
         for name, mark in (branches or {}).items()
         if mark["status"] in DEGRADED
     ]
+
+
+def _code_of(code: str, said: str) -> str:
+    """Return the code of a problem; one that was not reached for want of time says so."""
+    return NOT_REACHED if code == "connect_failed" and "did not answer in time" in said else code
 
 
 def _seconds(text: str | None) -> float:

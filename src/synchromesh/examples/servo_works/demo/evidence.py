@@ -41,7 +41,7 @@ async def holds_of(system: RunningSystem, without: str) -> Counter[str]:
     """Return the counts of held calls and their outcomes, of all callers but one."""
     held: Counter[str] = Counter()
     for name, caller in (await _callers(system)).items():
-        if name != without:
+        if name.partition("#")[0] != without:
             held.update(caller["holds"])
     return held
 
@@ -120,14 +120,19 @@ async def shown(system: RunningSystem, saga_ids: Iterable[str]) -> str | None:
     """Return the first saga whose trace has spans of the service that will be killed, if any."""
     for saga_id in saga_ids:
         story = await story_of(system, saga_id)
-        if any(span.service == "orders" for span in await trace(system, story["trace_id"])):
+        if any(service_of(span) == "orders" for span in await trace(system, story["trace_id"])):
             return saga_id
     return None
 
 
+def service_of(span: SpanRecord) -> str:
+    """Return whose span it is; one of several replicas names itself."""
+    return span.service.partition("#")[0]
+
+
 def is_across(spans: list[SpanRecord], at_us: int) -> bool:
     """Return True where the service that was killed has spans from before and from after it."""
-    starts_us = [span.started_us for span in spans if span.service == "orders"]
+    starts_us = [span.started_us for span in spans if service_of(span) == "orders"]
     return bool(starts_us) and min(starts_us) < at_us < max(starts_us)
 
 

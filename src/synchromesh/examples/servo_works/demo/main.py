@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--engine",
         choices=["postgres", "all"],
         default="",
-        help="by default SQLite; all: with NATS",
+        help="by default SQLite; postgres: NATS too, and two of each; all: both, one of each",
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what --keep left in DIR")

@@ -20,6 +20,7 @@ from demo.account import (
     CALM,
     ERRORS,
     HEALED,
+    INVENTORY_ROUTES,
     KILL,
     REPLICAS,
     REST,
@@ -36,8 +37,8 @@ from demo.display import Display
 from demo.door import Door
 from demo.intruders import Intruders, forged
 from demo.issuer import Issuer
-from demo.running import RunningSystem, until
-from demo.visitors import QUOTE, Visitors
+from demo.running import RunningSystem, until, with_replicas
+from demo.visitors import QUOTE, STOCK, Visitors
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 
@@ -49,10 +50,12 @@ IN_FLIGHT_WANTED = 7
 PACE_S = 0.05
 # So many quotes are asked for while a replica is lost.
 QUOTES_MIN = 40
+# By engine: the flags of `synchromesh dev` besides, and how many there are of each.
+WAYS = {"": ((), 1), "all": ((), 1), "postgres": (("--engine", "nats", *with_replicas(2)), 2)}
 # What was not seen the first time may be seen the next.
 TIMES_MAX = 10
 # Many times what the slowest machine needs: who waits that long waits in vain.
-WITHIN_S = 60.0
+WITHIN_S = 300.0
 
 
 async def play(
@@ -65,17 +68,19 @@ async def play(
     Args:
         pace: how many times as fast orders come: from as many times as many customers at once, and
             one after the other in as many times less time.
-        engine: "postgres", which keeps the databases, or "all", for NATS too; "" for SQLite files.
+        engine: "postgres" for PostgreSQL and NATS with two of each service and gateway, "all" for
+            both with one of each, "" for SQLite files.
 
     Raises:
         SystemEnded: the system ended by itself.
         Unanswered: an order got no answer.
         NotInTime: the system did not start or stop.
     """
-    account = Account(len(orders))
+    flags, replicas = WAYS[engine]
+    account = Account(len(orders), replicas)
     display = Display(out, account)
     async with HttpPool(network=RealRuntime().network) as pool:
-        system = RunningSystem(folder, pool, "--split", engine=engine)
+        system = RunningSystem(folder, pool, "--split", *flags, engine=engine)
         acts = Acts(system, pool, account, display, orders, pace=pace)
         script = asyncio.create_task(acts.run())
         try:
@@ -163,7 +168,8 @@ class Acts:
         self._intruders = Intruders(door, rng, forgeries)
 
     async def _calm(self) -> None:
-        self._begin(CALM, f"orders come in at the gateway, {self._system.gateway}")
+        where = ", ".join(self._system.gateways)
+        self._begin(CALM, f"orders come in at the gateway, {where}")
         self._hand_in(self._share)
         await self._intruders.try_all()
         await self._customers.all_answered()
@@ -205,35 +211,41 @@ class Acts:
         await until(self._are_breakers_closed, WITHIN_S)
 
     async def _kill_orders(self, *, is_hung: bool) -> Kill | None:
-        """Kill the process of orders while sagas are in flight; None where there were too few.
+        """Kill all processes of orders while sagas are in flight; None where there were too few.
 
         One that `is_hung` first answers no page, for as long as it takes until one is answered in
-        part. On a quick machine its successor may be up before any page gives up on the process
+        part. One of several that is killed would be seen by nobody: calls go to the other one. On a
+        quick machine its successor may be up before any page gives up on the process
         that was killed, and none is the worse for it.
         """
         say, system = self._display.say, self._system
-        pid = (await system.processes())["orders"]
+        pids = await system.processes_of("orders")
         if not await until(self._are_under_way, WITHIN_S):
             self._account.notes.append("there were never enough sagas in flight for a kill")
             return None
         if is_hung:
-            os.kill(pid, signal.SIGSTOP)
+            _signal(pids, signal.SIGSTOP)
             await until(self._look_for_pages_in_part, WITHIN_S)
-        os.kill(pid, signal.SIGKILL)
+        _signal(pids, signal.SIGKILL)
         at_us = self._runtime.wall_us()
-        say(f"kill -9 {pid}, which is orders")
+        say(f"kill -9: {_named(pids)}")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._visitors.look_at_all_machines())
             group.create_task(self._intruders.try_all())
-            await until(lambda: not _is_there(pid), WITHIN_S)
+            await until(lambda: not any(map(_is_there, pids.values())), WITHIN_S)
             # The provider stalls: whoever goes on with them cannot have ended them by now.
             in_flight = system.in_flight()
             say(f"it is dead, with {len(in_flight)} sagas in flight; the supervisor starts it anew")
-            successor = (await system.processes())["orders"]
+            successors = await system.processes_of("orders")
             back_us = self._runtime.wall_us()
-        recovered = await system.recovered()
-        say(f"process {successor} is orders now, and has recovered {recovered} sagas")
-        return Kill(pid, successor, at_us, back_us, in_flight, recovered)
+        # Of several, each begins with what was the others' once their leases have ended.
+        await until(self._has_recovered, WITHIN_S)
+        recovered = await system.recovered("orders")
+        say(f"{_named(successors)} took over, and recovered {recovered} sagas")
+        return Kill(pids, successors, at_us, back_us, in_flight, recovered)
+
+    async def _has_recovered(self) -> bool:
+        return await self._system.recovered("orders") > 0
 
     async def _are_under_way(self) -> bool:
         if not self._customers.unanswered:
@@ -256,7 +268,14 @@ class Acts:
         return any(page.act == KILL for page in self._account.degraded_pages)
 
     async def _are_breakers_closed(self) -> bool:
-        return await evidence.open_breakers(self._system) == []
+        if await evidence.open_breakers(self._system) == []:
+            return True
+        if self._account.replicas > 1 and not self._customers.unanswered:
+            # That of a replica which nobody calls any more stays as it is.
+            if len(self._orders) <= self._share:
+                return True
+            self._hand_in(1)
+        return False
 
     async def _inventory_is_restarted(self) -> None:
         self._begin(RESTART, "orders come one by one, and many ask what is in stock")
@@ -266,7 +285,8 @@ class Acts:
             for _ in range(TIMES_MAX):
                 restart = await self._restart_inventory()
                 self._account.restarts.append(restart)
-                if restart.bridged:
+                # Of several replicas one is always there: nobody is held, and all are answered.
+                if restart.bridged or (self._account.replicas > 1 and restart.answered):
                     break
         await self._customers.all_answered()
         await self._customers.settle()
@@ -276,8 +296,8 @@ class Acts:
     async def _restart_inventory(self) -> Restart:
         say, system = self._display.say, self._system
         before = await evidence.holds_of(system, "inventory")
-        pid = (await system.processes())["inventory"]
-        say(f"inventory, process {pid}, is restarted")
+        pids = await system.processes_of("inventory")
+        say(f"{_named(pids)} restarted")
         at_us = self._runtime.wall_us()
         restarting = asyncio.create_task(
             system.ask("POST", "/services/inventory/restart", {}, WITHIN_S)
@@ -289,12 +309,17 @@ class Acts:
                 await asyncio.wait({restarting}, timeout=PACE_S / self._pace)
         finally:
             restarting.cancel()
-        pids = (await restarting)["pids"]
-        successor, back_us = pids["inventory"], self._runtime.wall_us()
+        successors, back_us = (await restarting)["pids"], self._runtime.wall_us()
+        answered = sum(
+            each.is_fresh and each.route == STOCK and at_us <= each.at_us
+            for each in self._door.asked
+        )
         held = await evidence.holds_of(system, "inventory")
         held.subtract(before)
-        say(f"process {successor} is inventory now; {held['bridged']} calls waited for it")
-        return Restart(pid, successor, at_us, back_us, held["bridged"], held["given_up"])
+        told = f"{held['bridged']} calls waited, and {answered} times it told what is in stock"
+        say(f"{_named(successors)} now; {told}")
+        counts = held["bridged"], held["given_up"], answered
+        return Restart(pids, successors, at_us, back_us, *counts)
 
     async def _replicas_are_lost(self) -> None:
         self._begin(REPLICAS, "visitors ask for quotes, of which there are three replicas")
@@ -412,7 +437,13 @@ class Acts:
             await evidence.tell_of_crossing(system, account)
         if account.restarts:
             first, last = account.restarts[0], account.restarts[-1]
-            asked = [a for a in self._door.asked if first.at_us <= a.at_us <= last.back_us]
+            asked = [
+                each
+                for each in self._door.asked
+                if each.is_fresh
+                and each.route in INVENTORY_ROUTES
+                and first.at_us <= each.at_us <= last.back_us
+            ]
             account.longest_hold = await evidence.longest_hold(system, "inventory", asked)
 
     # -- what they share -------------------------------------------------------------------------
@@ -437,6 +468,11 @@ class Acts:
 
 def _named(processes: dict[str, int]) -> str:
     return ", ".join(f"{name} {pid}" for name, pid in sorted(processes.items()))
+
+
+def _signal(processes: dict[str, int], number: signal.Signals) -> None:
+    for pid in processes.values():
+        os.kill(pid, number)
 
 
 def _is_there(pid: int) -> bool:

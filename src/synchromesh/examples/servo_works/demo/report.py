@@ -81,6 +81,8 @@ def _print_verdict(account: Account, audited: Report, out: Console) -> int:
 def _counts(account: Account, audited: Report) -> Iterator[tuple[str, str]]:
     processes = ", ".join(f"{name} {pid}" for name, pid in sorted(account.processes.items()))
     yield "processes", processes
+    if account.replicas > 1:
+        yield "gateways", _listed({f"by {url}": count for url, count in account.ways_in.items()})
     yield "orders", f"{audited.orders['placed']} placed, {audited.orders['rejected']} undone"
     yield "", f"undone: {_listed(account.reasons)}"
     yield "", f"{account.accepted} were accepted at first, and decided later"
@@ -139,8 +141,8 @@ def _kills(kills: Iterable[Kill]) -> Iterator[tuple[str, str]]:
     for kill in kills:
         down_s = (kill.back_us - kill.at_us) / 1e6
         at, met = _clock(kill.at_us), len(kill.in_flight)
-        yield "kill -9", f"orders, process {kill.pid}, at {at}, with {met} sagas in flight"
-        yield "", f"process {kill.successor} took its place after {down_s:.2f} s"
+        yield "kill -9", f"{_processes(kill.pids)}, at {at}, with {met} sagas in flight"
+        yield "", f"{_processes(kill.successors)} took over after {down_s:.2f} s"
         yield "recovered", f"{kill.recovered} sagas went on there"
 
 
@@ -148,6 +150,7 @@ def _restarts(account: Account) -> Iterator[tuple[str, str]]:
     for restart in account.restarts:
         yield "restart", _restart(restart)
         yield "", f"bridged: {restart.bridged} calls were held until it was there"
+        yield "", f"meanwhile it told {restart.answered} times what is in stock"
         if restart.given_up:
             yield "", f"held in vain: {restart.given_up}; tried again, or fell back"
     longest = account.longest_hold
@@ -177,9 +180,13 @@ def _repair(account: Account) -> Iterator[tuple[str, str]]:
 def _restart(restart: Restart) -> str:
     took_s = (restart.back_us - restart.at_us) / 1e6
     return (
-        f"inventory, process {restart.pid}, at {_clock(restart.at_us)}; after {took_s:.2f} s it "
-        f"is process {restart.successor}"
+        f"{_processes(restart.pids)}, at {_clock(restart.at_us)}; after {took_s:.2f} s it is "
+        f"{_processes(restart.successors)}"
     )
+
+
+def _processes(pids: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}, process {pid}" for name, pid in pids.items())
 
 
 def _print_pictures(account: Account, out: Console) -> None:

@@ -4,17 +4,25 @@ None of them is a matter of how quick the machine is: what a rate turned away is
 what was too late for its deadline was asked again until it was answered.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from audit import Report
 
-from demo.account import CALM, REST, RESTART, STALL, Account, Failure, RepairByHand, Turn
+from demo.account import (
+    CALM,
+    INVENTORY_ROUTES,
+    REST,
+    RESTART,
+    STALL,
+    Account,
+    Failure,
+    RepairByHand,
+    Turn,
+)
 from demo.play import EDGE, IN_FLIGHT_MIN
 from synchromesh.calls import HoldOptions
-
-# The routes on which inventory is asked, by the gateway or by a service behind it.
-INVENTORY_ROUTES = frozenset({"POST /orders", "GET /stock/{sku}", "GET /configurations"})
 
 # A quote that waits for a replica that hangs is asked for again elsewhere, where there is time for
 # it: on the slowest machine, too, most of them have it.
@@ -52,12 +60,12 @@ def conditions(account: Account, audited: Report) -> Iterator[VerdictCondition]:
     yield _one_or_more(f"{EDGE} tripped by the stall", len(stall_trips(account)))
     yield _one_or_more("and recovered after that", len(recoveries(account)))
     yield _one_or_more("pages were answered in part", len(account.degraded_pages))
-    bridged = sum(restart.bridged for restart in account.restarts)
-    yield _one_or_more("calls were bridged over the restart of inventory", bridged)
+    yield _over_restart(account)
     failed = len(failed_by_restart(account))
     yield VerdictCondition("no request failed because of it", f"{failed} failed", not failed)
     failed = len(failed_in_peace(account))
     yield VerdictCondition("no request failed while all was well", f"{failed} failed", not failed)
+    yield from _ways_in(account)
     asked = sum(loss.asked for loss in account.losses)
     failed = sum(loss.failed for loss in account.losses)
     yield VerdictCondition(
@@ -82,6 +90,22 @@ def conditions(account: Account, audited: Report) -> Iterator[VerdictCondition]:
     yield VerdictCondition("no process ended that was not killed", f"{ended} did", not ended)
     for note in account.notes:
         yield VerdictCondition("nothing else went wrong", note, is_met=False)
+
+
+def _over_restart(account: Account) -> VerdictCondition:
+    """One process is away while it is restarted; of several replicas one is always there."""
+    if account.replicas == 1:
+        bridged = sum(restart.bridged for restart in account.restarts)
+        return _one_or_more("calls were bridged over the restart of inventory", bridged)
+    answered = sum(restart.answered for restart in account.restarts)
+    return _one_or_more("inventory answered while its replicas were restarted one by one", answered)
+
+
+def _ways_in(account: Account) -> Iterator[VerdictCondition]:
+    if account.replicas > 1:
+        used = len(account.ways_in)
+        must = f"customers were answered by {account.replicas} gateways"
+        yield VerdictCondition(must, f"{used} gateways", used == account.replicas)
 
 
 def _named(repair: RepairByHand, what: str) -> int:
@@ -139,9 +163,9 @@ def failed_in_peace(account: Account) -> list[Failure]:
 
 def unasked_ends(account: Account) -> int:
     """Return how often a process ended that nobody had killed."""
-    killed = {"service/orders": len(account.kills)}
-    killed |= {f"service/{loss.instance}": 1 for loss in account.losses}
-    return sum(max(0, times - killed.get(name, 0)) for name, times in account.ended.items())
+    killed = Counter(f"service/{name}" for kill in account.kills for name in kill.pids)
+    killed.update(f"service/{loss.instance}" for loss in account.losses)
+    return sum(max(0, times - killed[name]) for name, times in account.ended.items())
 
 
 def _turns(account: Account) -> list[Turn]:

@@ -21,6 +21,7 @@ from demo.door import Door, DoorAnswer, ask_until, degraded_in
 
 AT_ONCE = 2
 PAUSE_S = 0.06
+STOCK = "GET /stock/{sku}"
 QUOTE = "GET /quotes/{sku}"
 QUOTE_PAUSE_S = 0.1
 STOCK_AT_ONCE = 4
@@ -81,12 +82,13 @@ class Visitors:
     async def see_all(self) -> None:
         """Look at every page, and the stock of every drive, until each was as it should be once.
 
-        Only what was seen once can stand in later, for what is not to be had then.
+        Only what a gateway has seen once can stand in there later, for what is not to be had then.
         """
-        await asyncio.gather(
-            *(self._look_at_machine(machine_id, _if_fresh) for machine_id in self._machines),
-            *(self._look_at_stock(sku, _if_fresh) for sku in self._skus),
-        )
+        for at in self._door.system.gateways:
+            await asyncio.gather(
+                *(self._look_at_machine(each, _if_fresh, at) for each in self._machines),
+                *(self._look_at_stock(sku, _if_fresh, at) for sku in self._skus),
+            )
 
     @asynccontextmanager
     async def _while_it_runs(
@@ -123,22 +125,26 @@ class Visitors:
             await self._look(QUOTE, query={"qty": "1"}, sku=sku)
             await asyncio.sleep(QUOTE_PAUSE_S)
 
-    async def _look_at_machine(self, machine_id: str, told: Told = _if_in_time) -> None:
-        await self._look("GET /machines/{machine_id}", told, machine_id=machine_id)
+    async def _look_at_machine(
+        self, machine_id: str, told: Told = _if_in_time, at: str = ""
+    ) -> None:
+        await self._look("GET /machines/{machine_id}", told, at=at, machine_id=machine_id)
 
-    async def _look_at_stock(self, sku: str, told: Told = _if_in_time) -> None:
-        await self._look("GET /stock/{sku}", told, sku=sku)
+    async def _look_at_stock(self, sku: str, told: Told = _if_in_time, at: str = "") -> None:
+        await self._look(STOCK, told, at=at, sku=sku)
 
     async def _look(
         self,
         route: str,
         told: Told = _if_in_time,
+        *,
+        at: str = "",
         query: Mapping[str, str] | None = None,
         **places: str,
     ) -> None:
         await ask_until(
             told,
-            lambda: self._door.ask(route, query=query, **places),
+            lambda: self._door.ask(route, at=at, query=query, **places),
             route.format_map(places),
             self._rng,
         )
