@@ -283,8 +283,8 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
     }
     place = {"instance": "a-1", "url": "http://a", "is_stale": True}
     twice = [{"instance": f"c-{n}", "url": f"http://c{n}", "is_stale": False} for n in (1, 2)]
-    breaker = {"name": "a -> b", "state": "closed", "in_state_s": 1, "failures": 1, "calls": 2}
-    probing = {**breaker, "name": "c -> b", "state": "half_open"}
+    breaker = {"name": "g -> a", "state": "closed", "in_state_s": 1, "failures": 1, "calls": 2}
+    probing = {**breaker, "name": "g -> c", "state": "half_open"}
     told = {
         "system": "s",
         "pid": 1,
@@ -299,7 +299,7 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
             "c": {**bare, "instances": twice, "behind": {}, "parked": 0},
         },
         "externals": {"bank": {"instances": []}},
-        "clients": {"control": {"breakers": {"a": breaker, "c": probing}}},
+        "clients": {"g@web1": {"breakers": {"a": breaker, "c": probing}}},
         "children": {"external/bank": down},
         "faults": {"in_force": [], "struck": 0},
         "spans_dropped": 7,
@@ -317,8 +317,9 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
         "http://c2 c-2",
         "bank restarting none",
         "breaker state for failures calls",
-        "c -> b half_open 1.0 s 1 2",
-        "a -> b closed 1.0 s 1 2",
+        # Of replicas each has its own.
+        "g@web1 -> c half_open 1.0 s 1 2",
+        "g@web1 -> a closed 1.0 s 1 2",
     ]
 
 

@@ -51,7 +51,7 @@ def screen(status: Status, unreachable: str = "", work: Sequence[WorkRate] = ())
         parts += [Text(), _contract_breaks(status.contract_breaks)]
     if ejected := sorted(_ejected(status)):
         parts += [Text(), _ejected_table(ejected)]
-    breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
+    breakers = sorted(_breakers(status), key=lambda each: each[1].state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
     return Group(*parts)
@@ -229,18 +229,19 @@ def _ejected_table(ejected: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _breakers(status: Status) -> Iterator[BreakerStatus]:
-    for service in status.services.values():
-        yield from service.breakers.values()
-    for client in status.clients.values():
-        yield from client.breakers.values()
+def _breakers(status: Status) -> Iterator[tuple[str, BreakerStatus]]:
+    """Yield each breaker with its edge, whose caller is the replica that has it."""
+    callers = {name: service.breakers for name, service in status.services.items()}
+    callers |= {name: client.breakers for name, client in status.clients.items()}
+    for who, breakers in callers.items():
+        yield from ((f"{who} -> {callee}", breaker) for callee, breaker in breakers.items())
 
 
-def _breakers_table(breakers: list[BreakerStatus]) -> Table:
+def _breakers_table(breakers: list[tuple[str, BreakerStatus]]) -> Table:
     table = plain_table("breaker", "state", "for", "failures", "calls")
-    for breaker in breakers:
+    for edge, breaker in breakers:
         table.add_row(
-            breaker.name,
+            edge,
             styled(breaker.state),
             duration_text(breaker.in_state_s),
             str(breaker.failures),
