@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from saga_fakes import CONTEXT, THREE, Order, Participants, at_work, open_store
+from saga_fakes import CONTEXT, ON_SQLITE, THREE, Order, Participants, at_work, open_store
 from synchromesh.errors import LogGap, StoreFull
 from synchromesh.events import Checkpoint, NewEvent, append, read, save_checkpoint
 from synchromesh.events.removal import remove_each
@@ -23,6 +23,8 @@ from synchromesh.store import Store, Unit
 from synchromesh.store.archive import Archive
 from synchromesh.store.health import contents_of
 from synchromesh.testing import SimRuntime, run
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 MINUTE_US = 60_000_000
 NUMBERS = "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) insert into "
@@ -186,7 +188,6 @@ def test_a_reader_of_another_log_holds_all() -> None:
     run(main, until_s=1e8)
 
 
-@pytest.mark.usefixtures("each_engine")
 def test_runs_that_go_on_or_need_a_person_are_never_forgotten() -> None:
     """Whatever their age: only an end is one."""
 
@@ -272,6 +273,7 @@ def test_what_was_archived_and_not_deleted_is_archived_again() -> None:
     run(main, until_s=1e8)
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("jump_days", [4, -4])
 def test_a_clock_that_jumps_forgets_nothing(jump_days: int) -> None:
     """Between two starts nobody watched the time: it does not count, in either direction."""
@@ -363,6 +365,7 @@ class Counted:
             self.steps.append(steps)
 
 
+@ON_SQLITE
 def test_a_unit_takes_no_longer_however_much_is_due() -> None:
     """Over a million rows it deletes as few, in as many steps, as over ten thousand."""
 
@@ -391,6 +394,7 @@ def test_a_unit_takes_no_longer_however_much_is_due() -> None:
     assert max(many.steps) <= 2 * max(few.steps)
 
 
+@ON_SQLITE
 def test_a_run_with_more_records_than_fit_goes_in_pieces() -> None:
     """Its last records first, the run itself with its first."""
 
@@ -414,7 +418,6 @@ def test_a_run_with_more_records_than_fit_goes_in_pieces() -> None:
     assert max(rows) <= 110
 
 
-@pytest.mark.usefixtures("each_engine")
 def test_holes_side_by_side_are_one_and_others_are_kept() -> None:
     """In whatever order they come; what was not removed by us is still a gap (E3)."""
 
