@@ -20,7 +20,6 @@ from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteBeside, SqliteReader, attaches, query
-from synchromesh.store.taken_along import refuse_taken
 from synchromesh.store.unit import (
     Fetched,
     Migration,
@@ -50,6 +49,9 @@ STORE_SCHEMA = Schema(
 )
 
 _OWNER_POLL_S = 0.05
+_HAS_META = "select 1 from sqlite_master where name = 'sm_meta'"
+# Of few files: who reads the mark is imported then.
+_IS_TAKEN = "select 1 from sm_meta where name = 'taken_to'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +352,10 @@ def _connect(
 def _prepare(
     connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: DiskRuntime, path: str
 ) -> str:
-    refuse_taken(connection, path)
+    if connection.execute(_HAS_META).fetchall() and connection.execute(_IS_TAKEN).fetchall():
+        from synchromesh.store.taken_along import refuse_taken
+
+        refuse_taken(connection, path)
     # Off for migrations, which may rebuild a table that others refer to.
     connection.execute("pragma foreign_keys = off")
     migrate(connection, schemas, path=path)

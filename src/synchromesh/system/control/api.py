@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import msgspec
@@ -50,17 +50,20 @@ from synchromesh.system.control.contract_book import (
     ContractBook,
     ContractsReport,
     ReplaceRequest,
+    ran_anew,
 )
 from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
-from synchromesh.system.control.moving import CopyRequest, Moving, not_in_one_process, ran_anew
 from synchromesh.system.control.remote import MetricsAnswer, Observed, RemoteProcess, act_of
 from synchromesh.system.control.spans import Spans, find_spans, first_of
 from synchromesh.system.control.spread_reload import reload_all
 from synchromesh.system.control.status import Status
 from synchromesh.system.control.status_parts import FaultsStatus
 from synchromesh.telemetry import Family
+
+if TYPE_CHECKING:
+    from synchromesh.system.control.moving import Moving
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
@@ -98,7 +101,8 @@ class Control:
     Attributes:
         metrics: collects the metrics of all processes.
         console: returns a URL that lets one browser into the console; None where there is none.
-        moving: takes a service to the server, given its name, the request and what restarts it.
+        moving: takes a service to the server, given its name, the request and what restarts it;
+            None where services share this process.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class Control:
         self._authority = authority
         self.metrics: Callable[[], Awaitable[list[Family]]] = _no_metrics
         self.console: Callable[[], str] | None = None
-        self.moving: Moving = not_in_one_process
+        self.moving: Moving | None = None
         self.remotes = remotes
         self._registry = registry
         # The services of which a process is being replaced.
@@ -263,8 +267,11 @@ class Control:
         if act == "contracts" and processes:
             return self._report(name, decode(request.body, ContractsReport))
         if act == "copy":
+            from synchromesh.system.control.moving import CopyRequest, not_in_one_process
+
+            move = self.moving or not_in_one_process
             anew = partial(self._restart, name, processes, ReplaceRequest())
-            return await self.moving(name, decode(request.body, CopyRequest), anew)
+            return await move(name, decode(request.body, CopyRequest), anew)
         wanted = decode(request.body or b"{}", ReplaceRequest)
         if processes:
             self._local.note(act, name, wanted.asked_by or wanted.who, wanted.why or wanted.reason)

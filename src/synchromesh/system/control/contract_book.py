@@ -9,8 +9,9 @@ crash, the process is let in, for it is better than nothing; what does not fit i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
@@ -32,6 +33,24 @@ class ReplaceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     asked_by: str = ""
     why: str = ""
+
+
+def ran_anew(
+    name: str,
+    pids: Mapping[str, int | None],
+    *,
+    is_refused: bool = False,
+    breaks: Sequence[str] = (),
+    is_same_code: bool = False,
+) -> dict[str, Any]:
+    """Return what is answered of a part that was asked to run anew."""
+    return {
+        "service": name,
+        "pids": pids,
+        "is_same_code": is_same_code,
+        "is_refused": is_refused,
+        "breaks": breaks,
+    }
 
 
 class ContractsReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

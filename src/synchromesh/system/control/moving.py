@@ -1,8 +1,8 @@
-"""What is asked and answered of a part that runs anew, also on the PostgreSQL server."""
+"""`POST /services/NAME/copy`: what takes a service of a running system to the PostgreSQL server."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -33,21 +33,3 @@ async def not_in_one_process(
         "the system by synchromesh dev --split, and copy while it runs; or stop it, copy, and "
         "start it again"
     )
-
-
-def ran_anew(
-    name: str,
-    pids: Mapping[str, int | None],
-    *,
-    is_refused: bool = False,
-    breaks: Sequence[str] = (),
-    is_same_code: bool = False,
-) -> dict[str, Any]:
-    """Return what is answered of a part that was asked to run anew."""
-    return {
-        "service": name,
-        "pids": pids,
-        "is_same_code": is_same_code,
-        "is_refused": is_refused,
-        "breaks": breaks,
-    }

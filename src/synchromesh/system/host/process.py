@@ -236,7 +236,7 @@ class Process:
     def _ready(self) -> Ready:
         host = self.host
         host.admin.is_up = True
-        copied = None if host.along is None else host.along.copied
+        copied = None if host.along is None else msgspec.to_builtins(host.along.copied)
         url = host.urls[self._spec.name]
         return Ready(host.control_server.port, url, host.admin.url, copied)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from synchromesh.calls import HttpEdge, InProcessTransport
 from synchromesh.calls.forwarding import HTTP
@@ -30,11 +30,13 @@ from synchromesh.service import (
     Supervisor,
     dry_run_migrations,
 )
-from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.control.replicas import ADMIN, PID
 from synchromesh.system.supervise.messages import Loaded, Migrates
 from synchromesh.system.supervise.stop_budget import StopBudget
+
+if TYPE_CHECKING:
+    from synchromesh.store.taken_along import CopiedService
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0

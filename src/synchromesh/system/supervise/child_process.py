@@ -12,12 +12,12 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import RestartsExhausted
-from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.supervise.children import (
     ChildEnded,
     ChildHung,
@@ -110,7 +110,7 @@ class ChildProcess:
         return self._ready.admin
 
     @property
-    def copied(self) -> CopiedService | None:
+    def copied(self) -> dict[str, Any] | None:
         """What the process that serves had copied before; None where it had not."""
         return self._ready.copied
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from synchromesh.calls import Isolation
-from synchromesh.store.taken_along import CopiedService
 from synchromesh.system.config.schema import SystemConfig
 
 # The exit code of a process in which something failed too often; its last line says what.
@@ -105,13 +105,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
         control: the port of its control API.
         url: its own.
         admin: the URL of its admin listener.
-        copied: what became of a `CopyOrder`.
+        copied: what became of a `CopyOrder`, a `CopiedService` as JSON has it.
     """
 
     control: int
     url: str
     admin: str
-    copied: CopiedService | None = None
+    copied: dict[str, Any] | None = None
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="unready"):
