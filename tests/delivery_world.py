@@ -78,7 +78,8 @@ class Works:
 
     async def _open(self, service: str) -> SqliteStore | PostgresStore:
         if self.engine == "sqlite":
-            return await open_store(self.runtime, service, folder=str(self._folder))
+            made: SqliteStore = await open_store(self.runtime, service, folder=str(self._folder))
+            return made
         url = await empty_database(f"works_{service}")
         return await PostgresStore.open(url, service=service, schemas=SCHEMAS, runtime=self.runtime)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+import virtual_postgres
 from synchromesh.calls.contract import Contract, Operation, PublicEvent, event
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext
@@ -66,8 +67,10 @@ async def open_store(
     options: StoreOptions | None = None,
     *,
     folder: str = "",
-) -> SqliteStore:
-    """Open the database of a service, with the tables of these tests in it."""
+) -> Any:
+    """Open the database of a service, with the tables of these tests; on either `each_engine`."""
+    if virtual_postgres.is_on():
+        return await virtual_postgres.stores(runtime).open(service, SCHEMAS)
     return await SqliteStore.open(
         f"{folder}/{service}.db",
         service=service,
