@@ -9,6 +9,7 @@ from typing import Protocol
 
 import pytest
 
+import virtual_postgres
 from synchromesh import Contract, Migration, Rejection, Service, Transaction
 from synchromesh.calls import Call, command
 from synchromesh.errors import ContractError
@@ -48,8 +49,11 @@ def reporting(missed: str = "last", expression: str = "0 9 * * *") -> Service:
 
 
 async def sent(runtime: SimRuntime) -> list[str]:
-    rows = runtime.disk.connect("/reports.db").execute("select at, n from sent order by at")
-    found = rows.fetchall()
+    sql = "select at, n from sent order by at"
+    if virtual_postgres.is_on():
+        found = virtual_postgres.audit(sql, service="reports")
+    else:
+        found = runtime.disk.rows("/reports.db", sql)
     assert {n for _, n in found} <= {1}
     return [at for at, _ in found]
 
@@ -94,6 +98,7 @@ def test_what_was_missed_while_the_service_was_off(missed: str, made: int) -> No
     run(main, until_s=20 * DAY_S)
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_failing_callee_is_asked_again_and_given_up_when_the_next_time_is_due() -> None:
     """The time that was not answered is named; the ones after it are run."""
     is_broken = True
