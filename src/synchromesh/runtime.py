@@ -24,6 +24,9 @@ from synchromesh.network import Network, RealNetwork
 if TYPE_CHECKING:
     import sqlite3
 
+# When who waits for work in a thread is told that it still runs, and how often it is cut.
+STILL_AFTER_S, STILL_EVERY_S, CUT_EVERY_S = 1.0, 20.0, 0.05
+
 T = TypeVar("T")
 J = TypeVar("J")
 J_contra = TypeVar("J_contra", contravariant=True)
@@ -131,6 +134,20 @@ class DiskRuntime(Runtime, Protocol):
         """What code in workers, which has no loop, takes from its environment."""
         ...
 
+    async def blocking(
+        self, work: Callable[[], T], *, cut: Callable[[], None], still: Callable[[], None]
+    ) -> T:
+        """Run work that blocks, and return its result; the loop goes on meanwhile.
+
+        In simulation it is one moment, on the loop.
+
+        Args:
+            cut: has it end early; called again and again where the caller is cancelled, who waits
+                until it has ended: nothing that it uses is in use afterwards.
+            still: called on the loop after a second, and then every 20 s, while it runs.
+        """
+        ...
+
 
 class Threads(Protocol):
     """What code in threads, without a loop, takes from its environment."""
@@ -223,6 +240,40 @@ class RealRuntime:
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a thread that runs `work` over each batch of queued jobs."""
         return ThreadWorker(name, work)
+
+    async def blocking(
+        self, work: Callable[[], T], *, cut: Callable[[], None], still: Callable[[], None]
+    ) -> T:
+        """Run work in a thread of its own, as `DiskRuntime` says."""
+        import asyncio
+        import concurrent.futures
+        import threading
+
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
+                future.set_exception(error)
+
+        # A daemon, as those of workers.
+        threading.Thread(target=run, name="work", daemon=True).start()
+        ended = asyncio.wrap_future(future)
+        wait_s = STILL_AFTER_S
+        try:
+            while not (await asyncio.wait([ended], timeout=wait_s))[0]:
+                still()
+                wait_s = STILL_EVERY_S
+        except asyncio.CancelledError:
+            while not ended.done():
+                # Between two statements there is nothing to cut.
+                cut()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([ended], timeout=CUT_EVERY_S)
+            ended.exception()  # seen, whatever it is
+            raise
+        return ended.result()
 
 
 class RealThreads:

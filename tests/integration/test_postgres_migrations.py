@@ -131,3 +131,19 @@ async def test_a_server_that_is_too_old_is_refused(
     watching = await asyncpg.connect(url)
     assert await state(watching) == (0, [])
     await watching.close()
+
+
+async def test_whoever_starts_tells_first_whether_there_is_anything_to_run(url: str) -> None:
+    """So that a migration has the time that its rows take; nothing is changed by it."""
+    stores, told = PostgresStores(RealRuntime(), lambda _: url), list[str]()
+
+    async def tells(*migrations: Migration) -> bool:
+        told.clear()
+        await stores.dry_run("moved", [Schema("x", migrations)], lambda: told.append("lacks"))
+        return told == ["lacks"]
+
+    assert await tells(FIRST)
+    await opened(url, FIRST)
+    assert not await tells(FIRST)
+    assert await tells(FIRST, SECOND)
+    await opened(url, FIRST)

@@ -12,10 +12,11 @@ import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,34 @@ def test_an_interrupt_while_it_starts_stops_it(tmp_path: Path, flags: tuple[str,
     assert below
     assert not any(map(is_alive, below))
     assert leaves_nothing(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_long_migration(tmp_path: Path, number: signal.Signals) -> None:
+    """Which one runs is said; exit 0, and the file is as it was."""
+    folder = write_config(tmp_path, TOML.replace("notes_app:notes", "moves:notes"))
+    release = (
+        "from notes_app import Migration, Service\n"
+        "first = Migration(1, ('create table a(n integer)', 'insert into a values (1)'), 1)\n"
+        "counts = 'with recursive c(n) as (select 1 union all select n + 1 from c '\\\n"
+        "    'where n < 2000000000) insert into a select max(n) from c'\n"
+        "second = Migration(2, ('update a set n = 7', counts), 1)\n"
+        "notes = Service('notes', migrations=[{}])\n"
+    )
+    (tmp_path / "moves.py").write_text(release.format("first"))
+    assert starts(folder, ())
+    (tmp_path / "moves.py").write_text(release.format("first, second"))
+    with dev(folder) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("synchromesh: migrating notes to 2 …")
+        process.send_signal(number)
+        assert process.wait(WAIT_S) == 0
+        assert process.stderr.read() == "synchromesh: stopped before the system was up\n"
+    assert leaves_nothing(folder)
+    at = "select max(version) from sm_migration where owner = 'service.notes'"
+    with closing(sqlite3.connect(RunDir(folder).data / "notes.db")) as file:
+        assert file.execute("select n from a").fetchall() == [(1,)]
+        assert file.execute(at).fetchall() == [(1,)]
 
 
 def test_interrupts_while_it_starts_cut_it(tmp_path: Path, flags: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from synchromesh import runtime
 from synchromesh.errors import ContractError, StatementFailed, StoreError, StoreLocked, StoreTooNew
-from synchromesh.runtime import RealDisk
-from synchromesh.store import Migration, Schema
+from synchromesh.runtime import RealDisk, RealRuntime
+from synchromesh.store import Migration, Schema, SqliteStores
 from synchromesh.store.migrations import (
     SQLITE_TOKENS,
     check_schemas,
@@ -24,6 +27,12 @@ from synchromesh.store.migrations import (
 FIRST = Migration(1, ("create table a(n integer)", "insert into a values (1)"), 1)
 SECOND = Migration(2, ("alter table a add column m integer", "update a set m = n + 1"), 1)
 THIRD = Migration(3, ("create table b as select m from a", "drop table a"), 3)
+# Minutes, on any machine.
+COUNTS = (
+    "with recursive c(n) as (select 1 union all select n + 1 from c where n < 2000000000) "
+    "insert into a select max(n) from c"
+)
+LONG = Migration(2, ("update a set n = 7", COUNTS), 1)
 
 
 class Killed(BaseException):
@@ -318,23 +327,26 @@ def test_what_only_rows_can_tell_is_no_matter_of_a_rehearsal(tmp_path: Path) -> 
     owner.close()
 
 
-def test_a_rehearsal_tells_first_whether_there_is_anything_to_run(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_rehearsal_tells_first_whether_there_is_anything_to_run(tmp_path: Path) -> None:
     """So that whoever waits knows that it may take long; a file to come lacks all."""
     path = str(tmp_path / "x.db")
     told: list[int] = []
 
+    stores = SqliteStores(RealRuntime(), lambda _: path)
+
     def lacks() -> None:
         told.append(len(told))
 
-    dry_run_migrations(path, [Schema("x", (FIRST,))], RealDisk(), lacks)
+    await stores.dry_run("x", [Schema("x", (FIRST,))], lacks)
     assert len(told) == 1
     owner = RealDisk().connect(path)
     migrate(owner, [Schema("x", (FIRST,))], path=path)
-    dry_run_migrations(path, [Schema("x", (FIRST,))], RealDisk(), lacks)
+    await stores.dry_run("x", [Schema("x", (FIRST,))], lacks)
     assert len(told) == 1
     wrong = Migration(2, ("insert into nowhere values (1)",), 1)
     with pytest.raises(StoreError):
-        dry_run_migrations(path, [Schema("x", (FIRST, wrong))], RealDisk(), lacks)
+        await stores.dry_run("x", [Schema("x", (FIRST, wrong))], lacks)
     assert len(told) == 2
     owner.close()
 
@@ -349,3 +361,39 @@ def test_tables_that_cannot_be_copied_are_not_rehearsed(tmp_path: Path) -> None:
         path, [Schema("x", (search, Migration(2, ("drop table gone",), 1)))], RealDisk()
     )
     owner.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_rehearsal", [False, True], ids=["start", "rehearsal"])
+async def test_one_that_takes_long_blocks_nobody_and_can_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_rehearsal: bool
+) -> None:
+    """The loop goes on, and says which one runs; whoever is cancelled leaves it rolled back."""
+    path = str(tmp_path / "x.db")
+    stores = SqliteStores(RealRuntime(), lambda _: path)
+    await (await stores.open("x", [Schema("x", (FIRST,))])).close()
+    monkeypatch.setattr(runtime, "STILL_AFTER_S", 0.01)
+    schemas, runs, said = [Schema("x", (FIRST, LONG))], asyncio.Event(), list[str]()
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            runs.set()
+
+    log, told = logging.getLogger("synchromesh.migrations"), Told()
+    log.addHandler(told)
+    try:
+        starting: asyncio.Future[object] = asyncio.ensure_future(
+            stores.dry_run("x", schemas, runs.set) if is_rehearsal else stores.open("x", schemas)
+        )
+        await runs.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    finally:
+        log.removeHandler(told)
+    assert said == [] if is_rehearsal else said[0].startswith("migrating x to 2 …")
+    store = await stores.open("x", [Schema("x", (FIRST,))])
+    assert await store.read("select n from a") == [(1,)]
+    assert await store.read("select max(version) from sm_migration where owner = 'x'") == [(1,)]
+    await store.close()

@@ -139,7 +139,7 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
     import asyncio
     import signal
 
-    from synchromesh.cli.terminal import Terminal
+    from synchromesh.cli.terminal import Migrations, Terminal
     from synchromesh.system.host.waits import unless
 
     stop = asyncio.Event()
@@ -154,7 +154,7 @@ async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | No
         stop.set()
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
-    with closing(Terminal(folder)) as terminal:
+    with closing(Terminal(folder)) as terminal, Migrations():
         if await unless(stop, system.start()):
             return await _until(stop, system, terminal, ways, reloader)
     click.echo("synchromesh: stopped before the system was up", err=True)

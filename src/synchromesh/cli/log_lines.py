@@ -14,7 +14,14 @@ _COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bright_red"}
 _FRAME = re.compile(r'  File "(?P<path>[^"]+)", line \d+, in ')
 FRAMES_MAX = 8
 # Warnings of these say that a call failed, or a breaker opened: its own line tells of the reason.
-_QUIET = ("synchromesh.calls", "synchromesh.gateway", "synchromesh.http", "synchromesh.resilience")
+# Those of migrations are shown at once, also while the system starts.
+_QUIET = (
+    "synchromesh.calls",
+    "synchromesh.gateway",
+    "synchromesh.http",
+    "synchromesh.migrations",
+    "synchromesh.resilience",
+)
 
 
 def shown(line: LogLine, folder: Path) -> str:

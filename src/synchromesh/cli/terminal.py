@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from synchromesh.cli.log_lines import is_for_terminal, shown
+from synchromesh.cli.output import print_error
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.log_files import READ_BYTES, LogFollower
@@ -16,6 +18,23 @@ from synchromesh.system.control.log_files import READ_BYTES, LogFollower
 EVERY_S = 0.2
 # How many records are shown of one look; a bug that strikes at each call must not fill the screen.
 SHOWN_MAX = 20
+
+
+class Migrations(logging.Handler):
+    """Shows which migration takes long, at once: what starts shows nothing else before it is up."""
+
+    _logger = logging.getLogger("synchromesh.migrations")
+
+    def __enter__(self) -> None:
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line to standard error; a screen that has gone stops no migration."""
+        with suppress(OSError):
+            print_error(f"synchromesh: {record.getMessage()}")
 
 
 class Terminal:

@@ -386,7 +386,7 @@ class ServiceInstance:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
 
 
-def dry_run_migrations(
+async def dry_run_migrations(
     service: Service, stores: StoreFactory, *, lacks: Callable[[], None]
 ) -> None:
     """Try the migrations on a copy of the schema, while another process owns the database.
@@ -398,7 +398,7 @@ def dry_run_migrations(
         ContractError, StoreTooNew, StoreError: a start would fail with them, too.
     """
     if service.migrations:
-        stores.dry_run(service.name, _own_schema(service), lacks)
+        await stores.dry_run(service.name, _own_schema(service), lacks)
 
 
 def schemas_of(service: Service) -> tuple[Schema, ...]:

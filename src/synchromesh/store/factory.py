@@ -25,7 +25,9 @@ class StoreFactory(Protocol):
         """
         ...
 
-    def dry_run(self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]) -> None:
+    async def dry_run(
+        self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]
+    ) -> None:
         """Try migrations on empty copies of a service's tables; another may own its database.
 
         `lacks` is called before they are tried, where some are known to be missing.
@@ -60,9 +62,11 @@ class PlacedStores:
         """Open a service's database where it is, as `StoreFactory.open` says."""
         return await self._of(service).open(service, schemas, tracer=tracer)
 
-    def dry_run(self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]) -> None:
+    async def dry_run(
+        self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]
+    ) -> None:
         """Try migrations where a service's database is, as `StoreFactory.dry_run` says."""
-        self._of(service).dry_run(service, schemas, lacks)
+        await self._of(service).dry_run(service, schemas, lacks)
 
     async def open_reader(self, service: str) -> StoreReader:
         """Open a service's database to read it, as `StoreFactory.open_reader` says."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -118,8 +118,16 @@ def render(statement: str, tokens: Mapping[str, str]) -> str:
     return statement
 
 
-def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: str) -> None:
+def migrate(
+    connection: sqlite3.Connection,
+    schemas: Sequence[Schema],
+    *,
+    path: str,
+    runs: Callable[[str], None] = lambda _: None,
+) -> None:
     """Migrate a SQLite file to the newest version of each schema; keep a newer, readable one.
+
+    `runs` is told which one is run, before it is.
 
     Every schema is checked before any is changed. Foreign keys must be off, so that a migration can
     rebuild a table that others refer to; they are checked before it commits.
@@ -131,6 +139,7 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
         StoreError: SQLite refused a statement; the file is as it was before that migration.
     """
     for owner, migration in pending_migrations(connection, schemas, path=path):
+        runs(f"{owner.removeprefix('service.')} to {migration.version}")
         _apply(connection, owner, migration, path)
 
 
@@ -187,18 +196,35 @@ def applied_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Migration, ..
     return applied
 
 
-def dry_run_migrations(
-    path: str, schemas: Sequence[Schema], disk: Disk, lacks: Callable[[], None] = lambda: None
-) -> None:
+def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
     """Run the migrations on empty copies of a file's tables; another process may own the file.
 
     What depends on rows is not seen so. Where there is no file yet, or it cannot be copied so,
-    nothing is tried. `lacks` is called before they run, where some are missing.
+    nothing is tried.
 
     Raises:
         ContractError, StoreTooNew, StoreError: as `migrate` does.
     """
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+    with empty_copy(path, disk) as copy:
+        if copy is not None:
+            rehearse(copy, schemas, path=path)
+
+
+def rehearse(copy: sqlite3.Connection, schemas: Sequence[Schema], *, path: str) -> None:
+    """Run the migrations on an empty copy of a file. Raises as `migrate` does."""
+    # With the rows that are there a constraint may well hold.
+    with contextlib.suppress(ConstraintFailed):
+        migrate(copy, schemas, path=path)
+
+
+@contextlib.contextmanager
+def empty_copy(path: str, disk: Disk) -> Iterator[sqlite3.Connection | None]:
+    """Copy the tables of a file, without rows, to memory, for any one thread.
+
+    None where there is no file yet, or it cannot be copied so.
+    """
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with contextlib.closing(memory) as copy:
         try:
             with contextlib.closing(disk.connect(path, read_only=True)) as connection:
                 made = connection.execute(_MADE).fetchall()
@@ -206,14 +232,10 @@ def dry_run_migrations(
             for (statement,) in made:
                 copy.execute(statement)
             copy.executemany(NOTE_APPLIED, applied)
+            found: sqlite3.Connection | None = copy
         except SqliteFault:
-            lacks()
-            return
-        if missing_migrations(read_applied(copy), schemas, path=path):
-            lacks()
-        # With the rows that are there a constraint may well hold.
-        with contextlib.suppress(ConstraintFailed):
-            migrate(copy, schemas, path=path)
+            found = None
+        yield found
 
 
 def _check_readable(schema: Schema, found: Sequence[Migration], path: str) -> None:

@@ -47,9 +47,11 @@ class OneHistory:
         await self._refuse_another(service)
         return await self._stores.open(service, schemas, tracer=tracer)
 
-    def dry_run(self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]) -> None:
+    async def dry_run(
+        self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]
+    ) -> None:
         """Try migrations, as `StoreFactory.dry_run` says."""
-        self._stores.dry_run(service, schemas, lacks)
+        await self._stores.dry_run(service, schemas, lacks)
 
     async def open_reader(self, service: str) -> StoreReader:
         """Open the database of a service to read it, as `StoreFactory.open_reader` says."""

@@ -319,14 +319,12 @@ class PostgresStores:
             mark=self._mark(service),
         )
 
-    def dry_run(
-        self,
-        service: str,  # noqa: ARG002
-        schemas: Sequence[Schema],
-        lacks: Callable[[], None],  # noqa: ARG002
+    async def dry_run(
+        self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]
     ) -> None:
         """Check that the migrations are in order; they are tried where they are applied."""
-        check_schemas((STORE_SCHEMA, *schemas))
+        if await self.plan(service, schemas):
+            lacks()
 
     async def plan(self, service: str, schemas: Sequence[Schema]) -> list[PlannedMigration]:
         """Return the migrations that a database lacks; raises as `PostgresStore.open` does."""

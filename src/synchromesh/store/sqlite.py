@@ -7,9 +7,11 @@ other file (P1).
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from synchromesh.durations import ABOVE_0, FROM_0, FROM_1, refuse_wrong_numbers
 from synchromesh.errors import StoreBroken, StoreLocked, StoreUnavailable
@@ -17,7 +19,13 @@ from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import health, inbox, writer
 from synchromesh.store.dialect import SQLITE
 from synchromesh.store.guard import refuse_in_unit
-from synchromesh.store.migrations import dry_run_migrations, migrate
+from synchromesh.store.migrations import (
+    empty_copy,
+    migrate,
+    missing_migrations,
+    read_applied,
+    rehearse,
+)
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteBeside, SqliteReader, attaches, query
 from synchromesh.store.unit import (
@@ -47,6 +55,8 @@ STORE_SCHEMA = Schema(
         ),
     ),
 )
+
+_log = logging.getLogger("synchromesh.migrations")
 
 _OWNER_POLL_S = 0.05
 _HAS_META = "select 1 from sqlite_master where name = 'sm_meta'"
@@ -161,7 +171,7 @@ class SqliteStore(UnitStore):
 
         try:
             opened.append(connect())
-            log_id = _prepare(opened[0], (STORE_SCHEMA, *schemas), runtime, path)
+            log_id = await _prepare(opened[0], (STORE_SCHEMA, *schemas), runtime, path)
             opened.append(reader := _connect(path, runtime, options, read_only=True))
             # From its first read on it keeps the log and the log's index, whatever becomes of the
             # writer's connection: no commit that failed is found in the log by who opens it anew.
@@ -292,9 +302,20 @@ class SqliteStores:
             tracer=tracer,
         )
 
-    def dry_run(self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]) -> None:
+    async def dry_run(
+        self, service: str, schemas: Sequence[Schema], lacks: Callable[[], None]
+    ) -> None:
         """Try migrations on empty copies of the tables in a service's file."""
-        dry_run_migrations(self._place(service), schemas, self._runtime.disk, lacks)
+        path, runtime = self._place(service), self._runtime
+        with empty_copy(path, runtime.disk) as copy:
+            if copy is None or missing_migrations(read_applied(copy), schemas, path=path):
+                lacks()
+            if copy is not None:
+                await runtime.blocking(
+                    partial(rehearse, copy, schemas, path=path),
+                    cut=copy.interrupt,
+                    still=lambda: None,
+                )
 
     async def open_reader(self, service: str) -> SqliteReader:
         """Open the file of a service to read it, as `SqliteReader.open` says."""
@@ -349,8 +370,36 @@ def _connect(
     return connection
 
 
-def _prepare(
+async def _prepare(
     connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: DiskRuntime, path: str
+) -> str:
+    """Migrate a file, in a thread; return the id of its log.
+
+    Cancelled, it is rolled back to the last migration that was committed.
+    """
+    running = ""
+
+    def runs(what: str) -> None:
+        nonlocal running
+        running = what
+
+    def still() -> None:
+        if running:
+            _log.warning("migrating %s …; stopped before it ends, it is rolled back whole", running)
+
+    return await runtime.blocking(
+        lambda: _migrated(connection, schemas, runtime, path, runs),
+        cut=connection.interrupt,
+        still=still,
+    )
+
+
+def _migrated(
+    connection: sqlite3.Connection,
+    schemas: Sequence[Schema],
+    runtime: DiskRuntime,
+    path: str,
+    runs: Callable[[str], None],
 ) -> str:
     if connection.execute(_HAS_META).fetchall() and connection.execute(_IS_TAKEN).fetchall():
         from synchromesh.store.taken_along import refuse_taken
@@ -358,7 +407,7 @@ def _prepare(
         refuse_taken(connection, path)
     # Off for migrations, which may rebuild a table that others refer to.
     connection.execute("pragma foreign_keys = off")
-    migrate(connection, schemas, path=path)
+    migrate(connection, schemas, path=path, runs=runs)
     connection.execute("pragma foreign_keys = on")
     connection.execute(
         "insert into sm_meta(name, value) values ('log_id', ?) on conflict(name) do nothing",

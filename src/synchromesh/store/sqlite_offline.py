@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
-from synchromesh.runtime import Disk
+from synchromesh.runtime import Disk, DiskRuntime
 from synchromesh.store.migrations import (
     PlannedMigration,
     check_schemas,
@@ -37,13 +38,13 @@ def plan_file(path: str, schemas: Sequence[Schema], *, disk: Disk) -> list[Plann
     return [planned(owner, migration) for owner, migration in found]
 
 
-def migrate_file(
+async def migrate_file(
     path: str,
     schemas: Sequence[Schema],
     *,
     change: tuple[int, str, str],
     log_id: str,
-    disk: Disk,
+    runtime: DiskRuntime,
 ) -> list[PlannedMigration]:
     """Migrate a file that the caller has locked, record who asked and why; return what ran.
 
@@ -55,14 +56,19 @@ def migrate_file(
         ContractError, StoreError: as `migrate` does.
     """
     try:
-        with contextlib.closing(disk.connect(path)) as connection:
+        with contextlib.closing(runtime.disk.connect(path)) as connection:
             refuse_taken(connection, path)
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = off")
             found = pending_migrations(connection, schemas, path=path)
             if found:
-                migrate(connection, schemas, path=path)
+                # In a thread: Ctrl-C has to end one that takes long.
+                await runtime.blocking(
+                    partial(migrate, connection, schemas, path=path),
+                    cut=connection.interrupt,
+                    still=lambda: None,
+                )
                 ran = ", ".join(f"{owner} {migration.version}" for owner, migration in found)
                 at_us, who, why = change
                 connection.execute("begin immediate")

@@ -17,6 +17,7 @@ from synchromesh.testing.process import SimProcess
 from synchromesh.testing.wire import Wire
 
 J = TypeVar("J")
+T = TypeVar("T")
 
 # 2026-01-01T00:00:00Z. Every universe begins then, whatever the real clock says.
 WALL_BASE_US = 1_767_225_600_000_000
@@ -104,6 +105,16 @@ class SimRuntime:
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a worker on the loop; see `SimWorker`."""
         return SimWorker(name, work, self._wire)
+
+    async def blocking(
+        self,
+        work: Callable[[], T],
+        *,
+        cut: Callable[[], None],  # noqa: ARG002
+        still: Callable[[], None],  # noqa: ARG002
+    ) -> T:
+        """Run work at once."""
+        return work()
 
 
 class SimThreads:

@@ -162,12 +162,12 @@ async def migrate_services(folder: Path, service: str, *, who: str, why: str) ->
                 continue
             path = rundir.database(each.name)
             with owned(path, each.name, runtime.disk):
-                ran = migrate_file(
+                ran = await migrate_file(
                     path,
                     schemas_of_file(each),
                     change=(runtime.wall_us(), who, why),
                     log_id=runtime.new_id(),
-                    disk=runtime.disk,
+                    runtime=runtime,
                 )
             done.append(Migrated(each.name, ran))
     return done

@@ -177,8 +177,9 @@ class ServicePart:
         if (say := self._say) is not None:
             # One whose migrations would fail must not take the place of the process before.
             service, stores = self._deps.services[self._part.service], self._deps.stores
-            dry_run_migrations(service, stores, lacks=lambda: say(Migrates()))
-            if self.along is not None:
+            if self.along is None:
+                await dry_run_migrations(service, stores, lacks=lambda: say(Migrates()))
+            else:
                 say(Migrates())  # it may take as long
                 await self.along.rehearse()
             say(Loaded())

@@ -43,6 +43,7 @@ from synchromesh.system.supervise.succession import Event, State, Succession
 READY_WITHIN_S = 120.0
 
 _log = logging.getLogger("synchromesh.system")
+_migrations = logging.getLogger("synchromesh.migrations")
 
 
 class ChildProcess:
@@ -319,7 +320,7 @@ class ChildProcess:
                     raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
             except ValueError:
                 raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
-            _log.warning(
+            _migrations.warning(
                 "%s still runs the migrations of its database, or copies it, and is ready after "
                 "that; what it has done so far is lost if it is stopped before",
                 self._title,
