@@ -301,10 +301,6 @@ class Host:
             ContractError: a service does not fit its contract.
             DiscoveryError: the registry refuses a service, or does not answer.
         """
-        # All at once: a database that does not answer holds each of them up for a while.
-        self.exit.push_async_callback(
-            lambda: all_of(each.stop() for each in self.services.values())
-        )
         for name in names:
             if name in self.config.external:
                 await self._run_external(name)
