@@ -14,6 +14,7 @@ import pytest
 from processes import is_alive
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.schema import SystemConfig, SystemSection
+from synchromesh.system.host.processes import start_in_turn
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import ChildEnded
 from synchromesh.system.supervise.launcher import Launcher
@@ -285,7 +286,8 @@ print({json.dumps(json.dumps({"type": "unready", "message": message}))}, file=li
 class Scripted:
     """A launcher, and the one process that it starts, which says what it is told to."""
 
-    pid, returncode = 1, None
+    # No process has this number: 1 would be every process of the machine to `killpg`.
+    pid, returncode = 1 << 30, None
 
     def __init__(self) -> None:
         self.lines: asyncio.Queue[bytes] = asyncio.Queue()
@@ -303,21 +305,25 @@ class Scripted:
         return await self.lines.get()
 
 
+def scripted(process: Any) -> ChildProcess:
+    config = SystemConfig(SystemSection(name="notebook"), {})
+    return ChildProcess(
+        "service 'notes'",
+        spec=lambda port: ProcessSpec("notes", config, "", "", "", port),
+        launcher=process,
+        log=Path("log"),
+        on_exit=lambda _: None,
+        on_moved=lambda _: None,
+        stop_within_s=5.0,
+    )
+
+
 def test_one_that_migrates_has_the_time_that_it_takes(caplog: pytest.LogCaptureFixture) -> None:
     """Ended after 20 s, it would begin with the first row again, and never come up."""
 
     async def main(runtime: SimRuntime) -> None:
-        process: Any = Scripted()
-        config = SystemConfig(SystemSection(name="notebook"), {})
-        child = ChildProcess(
-            "service 'notes'",
-            spec=lambda port: ProcessSpec("notes", config, "", "", "", port),
-            launcher=process,
-            log=Path("log"),
-            on_exit=lambda _: None,
-            on_moved=lambda _: None,
-            stop_within_s=5.0,
-        )
+        process = Scripted()
+        child = scripted(process)
         starting = asyncio.ensure_future(child.start())
         for report in (Migrates(), Loaded()):
             process.say(report)
@@ -330,3 +336,29 @@ def test_one_that_migrates_has_the_time_that_it_takes(caplog: pytest.LogCaptureF
         assert child.control_port == 1
 
     run(main, until_s=3 * 3600.0)
+
+
+def test_one_that_migrates_keeps_no_other_from_being_started() -> None:
+    """Its place is free once it says so, and once only."""
+
+    async def main(_: SimRuntime) -> None:
+        places = asyncio.Semaphore(1)
+        processes = [Scripted() for _ in range(3)]
+        starting = []
+        for each in processes:
+            starting.append(asyncio.ensure_future(start_in_turn(scripted(each), places)))
+            await asyncio.sleep(1.0)
+        processes[2].say(Ready(1, "http://127.0.0.1:4", ""))
+        processes[0].say(Migrates())
+        processes[0].say(Migrates())
+        await asyncio.sleep(1.0)
+        assert not any(each.done() for each in starting)
+        processes[1].say(Ready(1, "http://127.0.0.1:3", ""))
+        await asyncio.gather(*starting[1:])
+        assert not starting[0].done()
+        processes[0].say(Ready(1, "http://127.0.0.1:2", ""))
+        await starting[0]
+        await places.acquire()
+        assert places.locked()
+
+    run(main)

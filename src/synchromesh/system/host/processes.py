@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from socket import AF_INET, AF_INET6, create_server, socket
 
 from msgspec.structs import replace
@@ -106,7 +107,10 @@ class Processes:
             _child_of(part): self._gateway(part) if part.is_gateway else self._service(part)
             for part in parts
         }
-        starting = [asyncio.ensure_future(self._start(child)) for child in children.values()]
+        starting = [
+            asyncio.ensure_future(start_in_turn(child, self._starting))
+            for child in children.values()
+        ]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -116,10 +120,6 @@ class Processes:
             raise
         for name, child in children.items():
             self._watching.start(Child(name, child.run))
-
-    async def _start(self, child: ChildProcess) -> None:
-        async with self._starting:
-            await child.start()
 
     def _gateway(self, part: SystemPart) -> ChildProcess:
         config = self._host.config
@@ -254,6 +254,17 @@ class Processes:
 
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"
+
+
+async def start_in_turn(child: ChildProcess, places: asyncio.Semaphore) -> None:
+    """Start a process once there is a place, and keep that until it is ready, or migrates.
+
+    How long it migrates nobody knows, and others are not to wait for that.
+    """
+    await places.acquire()
+    with ExitStack() as place:
+        place.callback(places.release)
+        await child.start(on_migrates=place.close)
 
 
 def _child_of(part: SystemPart) -> str:

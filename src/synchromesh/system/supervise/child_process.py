@@ -137,15 +137,18 @@ class ChildProcess:
             async with asyncio.timeout(within_s):
                 await self._settled.wait()
 
-    async def start(self) -> None:
+    async def start(self, *, on_migrates: Callable[[], None] = lambda: None) -> None:
         """Start the process and wait until it is ready.
+
+        Args:
+            on_migrates: called when it reports that it migrates, which may take long.
 
         Raises:
             ConfigError: it could not be started; the message says why, or names its log.
         """
         self._refuse_when_stopping()
         self._apply(Event.ASKED)
-        await self._launch()
+        await self._launch(on_migrates)
 
     async def run(self) -> None:
         """Watch the process until it ends, then raise; the next run restarts it."""
@@ -201,7 +204,7 @@ class ChildProcess:
         self._replacing.add_done_callback(self._note_replaced)
         await asyncio.shield(self._replacing)
 
-    async def _launch(self) -> None:
+    async def _launch(self, on_migrates: Callable[[], None] = lambda: None) -> None:
         """Start the requested process, and end its predecessor as soon as it may end."""
         try:
             process = await self._spawn()
@@ -215,6 +218,7 @@ class ChildProcess:
             report = await self._next_report(process, migrates=migrates)
             if isinstance(report, Migrates):
                 migrates = True
+                on_migrates()
                 continue
             self._note_report(report)
             if (leaving := self._succession.leaving) is not None:
