@@ -49,6 +49,7 @@ class Moves:
         # Where those services start that were asked for, once they are there; and what is to do.
         self._engines: dict[str, EngineSection] = {}
         self._orders: dict[str, CopyOrder] = {}
+        self._under_way: set[str] = set()
 
     def taken(self, name: str) -> tuple[EngineSection, CopyOrder | None]:
         """Return where the database of a service is that starts now, and whether it is to copy it.
@@ -71,12 +72,18 @@ class Moves:
             anew: replaces its process, and returns what is answered.
 
         Raises:
-            BadRequest: the configuration does not say so, or it cannot be copied; it serves on.
+            BadRequest: the configuration does not say so, or it cannot be copied, or that is under
+                way already; it serves on.
         """
         host = self._host
         service = host.deps.services.get(name)
         if service is None or not service.state:
             raise BadRequest(f"there is no service {name!r} with a database in the running system")
+        if name in self._under_way:
+            raise BadRequest(
+                f"{name} is being copied to the server: wait until that has ended, and run this "
+                "again to hear what came of it"
+            )
         if name not in self._on_files():
             return self._there(name)
         try:
@@ -84,6 +91,7 @@ class Moves:
         except (ConfigError, MissingExtra) as error:
             raise BadRequest(error.message) from error
         self._orders[name] = CopyOrder(host.runtime.wall_us(), wanted.who, wanted.why)
+        self._under_way.add(name)
         host.local.note("db copy", name, wanted.who, wanted.why)
         copying = asyncio.ensure_future(self._copy(name, anew))
         copying.add_done_callback(_note_failed)
@@ -101,10 +109,19 @@ class Moves:
             ) from error
         finally:
             self._orders.pop(name, None)
-        if not answer["is_refused"]:
-            engine = replace(self._engines[name], sqlite=tuple(self._on_files()))
-            self._host.local.engines |= engine.shown(self._host.folder, os.environ)
-        return {**answer, "copied": self._remotes[name].child.copied}
+            self._under_way.discard(name)
+        if answer["is_refused"]:
+            return {**answer, "copied": None}
+        if self._mark(name) is None:
+            raise BadRequest(
+                f"the process of {name} that was to copy it has ended, and {name} goes on with its "
+                "file: see its log, then run this again"
+            )
+        engine = replace(self._engines[name], sqlite=tuple(self._on_files()))
+        self._host.local.engines |= engine.shown(self._host.folder, os.environ)
+        copied = self._remotes[name].child.copied
+        # None where the process that copied it has been replaced since.
+        return {**answer, "copied": copied} if copied is not None else self._there(name)
 
     def _there(self, name: str) -> dict[str, Any]:
         """Return what is answered of a service that is on the server already."""
