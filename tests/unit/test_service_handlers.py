@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -32,6 +33,7 @@ from synchromesh.errors import (
     KeyUndone,
     Rejection,
     RemoteFailed,
+    SagaGone,
     Shed,
     TimedOut,
 )
@@ -268,6 +270,34 @@ def test_the_key_of_a_nested_command_is_no_key_of_a_saga_step() -> None:
             assert len(await town.notes("bank")) == before + charged
 
     in_town(main, "stock", "bank")
+
+
+def test_a_start_of_a_saga_that_was_given_up_is_in_doubt() -> None:
+    """Its commit may yet stand: its handler cannot say that nothing was done."""
+
+    async def main(town: Town) -> None:
+        stock, tried = town.up["stock"], []
+
+        async def never(*_: object, **__: object) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        async def give_up(ctx: Any) -> None:
+            pay = town.services["stock"].sagas["pay"]
+            with patch.object(stock.store, "write", never):
+                starting = asyncio.ensure_future(pay.start(ctx, 1, id="s1"))
+                await asyncio.sleep(0.1)
+                await stock.engine.close()
+            with pytest.raises(SagaGone):
+                await starting
+            tried.append("s1")
+            raise Shed("meanwhile too many wait")
+
+        town.hooks.at["build begins"] = give_up
+        with pytest.raises(DownstreamFailed):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        assert tried == ["s1"]
+
+    in_town(main, "stock")
 
 
 def test_the_longest_key_leaves_room_for_those_of_nested_commands() -> None:

@@ -24,6 +24,7 @@ from synchromesh.errors import (
     ContractError,
     KeyUndone,
     Rejection,
+    SagaGone,
     StoreError,
     from_problem,
 )
@@ -349,7 +350,7 @@ class Context:
     def _doubting(self) -> Iterator[None]:
         try:
             yield
-        except (asyncio.CancelledError, StoreError):
+        except (asyncio.CancelledError, StoreError, SagaGone):
             self.is_in_doubt = True
             raise
 
