@@ -91,6 +91,17 @@ def asked_of_server(database: str, sql: str) -> list[Any]:
     return asyncio.run(ask())
 
 
+def told_to_server(database: str, sql: str) -> None:
+    async def tell() -> None:
+        connection = await asyncpg.connect(shared_server().url(database))
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
+
+    asyncio.run(tell())
+
+
 def tables(database: str) -> int:
     sql = "select count(*) from pg_tables where schemaname = 'public'"
     ((count,),) = asked_of_server(database, sql)
@@ -199,6 +210,46 @@ def test_what_is_cut_short_is_run_again(unspoilt: Path, tmp_path: Path, run: Run
     (folder / LEDGER).unlink()
     (folder / TILL).unlink()
     assert run(folder, "db", "verify").code == 0
+
+
+def test_an_older_copy_makes_room_and_its_role_keeps_its_rights(
+    unspoilt: Path, tmp_path: Path, run: Run
+) -> None:
+    """Also where a DBA made the database and granted them; what the service wrote there stays."""
+    folder, made = copied(unspoilt, tmp_path, "rights"), "rights_ledger"
+    assert run(folder, "db", "copy", "ledger", *WHY).code == 0
+    for sql in (
+        f"alter database {made} owner to postgres",
+        f"grant connect on database {made} to {made}",
+        f"grant create on schema public to {made}",
+        "create function others() returns int language sql as 'select 1'",
+        f"set role {made}; create sequence own; create type mood as enum ('good')",
+        f"set role {made}; create function own(mood) returns int language sql as 'select 2'",
+        f"set role {made}; create view own_view as select own('good')",
+        f"alter role {made} superuser",
+    ):
+        told_to_server(made, sql)
+    changes = "insert into sm_change values (1, 'a', 'b', 'c')"
+    asked_of_file(folder, changes, LEDGER)
+    (again,) = ok(run(folder, "db", "copy", "ledger", *WHY, "--json"))
+    assert again["outcome"] == "copied"
+    found = "select proname from pg_proc where proname in ('own', 'others')"
+    assert asked_of_server(made, found) == [("others",)]
+    found = (
+        "select relname from pg_class where relname like 'own%' union "
+        "select typname from pg_type where typname = 'mood'"
+    )
+    assert asked_of_server(made, found) == []
+    told_to_server(made, f"alter role {made} nosuperuser")
+    granted = (
+        f"select has_database_privilege('{made}', '{made}', 'connect') "
+        f"and has_schema_privilege('{made}', 'public', 'create')"
+    )
+    assert asked_of_server(made, granted) == [(True,)]
+    told_to_server(made, "insert into sm_commit values ('u', 1)")
+    asked_of_file(folder, changes, LEDGER)
+    changed = run(folder, "db", "copy", "ledger", *WHY)
+    assert (changed.code, "both have been written to since" in changed.err) == (2, True)
 
 
 def test_no_start_begins_a_second_history(

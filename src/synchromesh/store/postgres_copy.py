@@ -40,8 +40,30 @@ _NOTE = (
     "on conflict(name) do update set value = excluded.value"
 )
 _CHANGE = "insert into sm_change(at_us, what, who, why) values ($1, $2, $3, $4)"
-# All that the role has made in this database; what others have put there, as extensions, stays.
-_EMPTY = "drop owned by current_user cascade"
+# Says what drops all that the role has made here; what others have put there, as extensions, stays,
+# and what belongs to another thing goes with that. `drop owned` would also take from a superuser's
+# role what it was granted, and cannot be asked for by the one that the server was made with.
+_EMPTY = """
+    with ours(kind, name, class, id) as (
+        select case relkind when 'v' then 'view' when 'm' then 'materialized view'
+                   when 'S' then 'sequence' else 'table' end,
+               oid::regclass::text, 'pg_class'::regclass, oid
+        from pg_class where relkind in ('r', 'p', 'v', 'm', 'S')
+        and relowner = current_user::regrole and relnamespace = current_schema()::regnamespace
+        union all
+        select 'routine', oid::regprocedure::text, 'pg_proc'::regclass, oid from pg_proc
+        where proowner = current_user::regrole and pronamespace = current_schema()::regnamespace
+        union all
+        select 'type', oid::regtype::text, 'pg_type'::regclass, oid from pg_type
+        where typowner = current_user::regrole and typnamespace = current_schema()::regnamespace
+        and (typtype in ('d', 'e', 'r') or typtype = 'c' and exists (
+            select from pg_class where pg_class.oid = typrelid and relkind = 'c'))
+    )
+    select format('drop %s if exists %s cascade', kind, name) from ours where not exists (
+        select from pg_depend where classid = class and objid = id and deptype in ('e', 'i', 'a'))
+"""
+# Each unit of a service leaves a mark, and a copy leaves none.
+_IS_UNUSED = "select not exists (select from sm_commit)"
 # What the server says of where it is in what it is sent.
 _WHERE = re.compile(r"COPY .+?, line (\d+)(?:, column ([^:]+))?")
 _FETCHED = 2000
@@ -133,8 +155,9 @@ class PostgresCopy:
             return True
         why = f"it has {len(tables)} tables, such as {tables[0]}"
         if COPIED in noted and noted.get("log_id") == self._file.log_id:
-            if OPENED not in noted:
-                await self._connection.execute(_EMPTY)
+            if OPENED not in noted and await self._connection.fetchval(_IS_UNUSED):
+                for (drop,) in await self._connection.fetch(_EMPTY):
+                    await self._connection.execute(drop)
                 return False
             why = "it has an older copy of the file, and both have been written to since"
         raise StoreBroken(
