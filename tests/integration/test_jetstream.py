@@ -18,7 +18,8 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import RetentionPolicy, StorageType
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerInfo, RetentionPolicy, StorageType
 
 from delivery_world import KEY, Unsure, Works, quick, until
 from messaging_world import SOLD, TRACE, message, sell, take, taken
@@ -95,6 +96,81 @@ async def test_what_a_killed_server_has_again_holds_up_no_checkpoint(
     works: Works, own: NatsServer
 ) -> None:
     """It knows that they were acknowledged, and gives them to nobody: their copies are taken."""
+    await have_again(works, own)
+    async with works.publishing(ack_wait_s=0.1), works.taking(ack_wait_s=0.1):
+        await sell_many(works, 5, 8)
+        await works.until_taken(8)
+        await works.until_saved(8)
+        await until_waiting(works, 0, at_most=0)
+    await check_each_once_in_order(works, 8)
+
+
+async def test_each_message_that_a_killed_server_has_again_is_copied_once(
+    works: Works, own: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, and never again, however long the subscriber is away."""
+    monkeypatch.setattr(jetstream_connection, "_DUPLICATES_S", 0.1)
+    looks = Looks(monkeypatch)
+    await have_again(works, own)
+    async with works.publishing(ack_wait_s=0.1):
+        await sell_many(works, 5, 8)
+        await until_waiting(works, 16)
+        await looks.until_more(5)
+        async with works.stream() as stream:
+            _, info = await stream._connection.info(">")
+        # What is there again, what the relay put once more, a new one, and one copy.
+        assert list((info.state.subjects or {}).values()) == [4] * len(KEYS)
+        async with works.taking(ack_wait_s=0.1):
+            await works.until_saved(8)
+            await until_waiting(works, 0, at_most=0)
+    await check_each_once_in_order(works, 8)
+
+
+async def test_what_nobody_has_ever_taken_is_not_known_as_taken(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its subscriber has not run yet: the server has no consumer that could tell."""
+    looks = Looks(monkeypatch)
+    async with works.stream(ack_wait_s=0.1) as stream:
+        way = stream.delivery("shop", "stock")
+        await way.begin(0)
+        await way.deliver(message(), CallContext(trace_id=TRACE, span_id="1" * 16))
+
+        async def is_looked_at_twice() -> bool:
+            assert await way.taken(1) == 0
+            return looks.count >= 2
+
+        await until(is_looked_at_twice)
+        _, info = await stream._connection.info(">")
+    assert info.state.messages == 1
+
+
+class Looks:
+    """Counts how often the server is asked why the oldest message is still there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        ask = JetStreamContext.consumer_info
+
+        async def consumer_info(*args: Any, **options: Any) -> ConsumerInfo:
+            self.count += 1
+            info: ConsumerInfo = await ask(*args, **options)
+            return info
+
+        monkeypatch.setattr(JetStreamContext, "consumer_info", consumer_info)
+
+    async def until_more(self, count: int) -> None:
+        """Wait until it was asked so many times more."""
+        enough = self.count + count
+
+        async def holds() -> bool:
+            return self.count >= enough
+
+        await until(holds)
+
+
+async def have_again(works: Works, own: NatsServer) -> None:
+    """Have four messages taken, and the server have them again, as after it was killed."""
     messages, kept = own.folder / "jetstream", own.folder / "kept"
 
     def of(folder: Path) -> Path:
@@ -115,12 +191,6 @@ async def test_what_a_killed_server_has_again_holds_up_no_checkpoint(
     shutil.copytree(of(kept), Path(str(of(kept)).replace(str(kept), str(messages))))
     own.start()
     await until_waiting(works, 4)
-    async with works.publishing(ack_wait_s=0.1), works.taking(ack_wait_s=0.1):
-        await sell_many(works, 5, 8)
-        await works.until_taken(8)
-        await works.until_saved(8)
-        await until_waiting(works, 0, at_most=0)
-    await check_each_once_in_order(works, 8)
 
 
 async def test_a_server_that_stands_still_delays_and_nothing_else(
@@ -517,7 +587,7 @@ async def test_attempts_to_connect_again_that_fail_leave_nothing_open(
 async def test_a_server_that_reads_nothing_any_more_keeps_nobody_from_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What it was sent and has not read is given up, and not waited for."""
+    """What it was sent and has not read is given up, and not waited for; its socket ends."""
     monkeypatch.setitem(jetstream_connection._CLIENT, "ping_interval", 0.05)
     wires = Wire(shared_nats().port), Wire(shared_nats().port)
     url = ",".join([await each.start() for each in wires])
@@ -527,14 +597,53 @@ async def test_a_server_that_reads_nothing_any_more_keeps_nobody_from_the_next(
     try:
         wires[0].hold()
         client = stream._connection.client
+        socket = client._transport._io_writer.transport  # type: ignore[union-attr]
         for _ in range(32):
             await client.publish("nobody", bytes(1_000_000))
         await until(lambda: is_another(stream, client))
+        assert socket.is_closing()
         await stream.delivery("shop", "stock").begin(0)
     finally:
         await stream.close()
         for each in wires:
             await each.close()
+
+
+async def test_a_fault_of_the_client_in_a_handshake_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises: there is one task that connects again, and it goes on."""
+    faults: list[Exception] = []
+
+    async def failing(url: str, **options: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return await connect(url, **options)
+
+    monkeypatch.setattr(jetstream_connection, "connect", failing)
+    monkeypatch.setattr(jetstream_connection, "_AFTER_FAULT_S", 0.01)
+    wire = Wire(shared_nats().port)
+    stream = await JetStream.connect(
+        await wire.start(), "fault", signer=Signer(KEY), runtime=RealRuntime(), options=quick()
+    )
+    try:
+        client, keeping = stream._connection.client, stream._connection._keeping
+        faults += [RuntimeError("unable to get socket"), AttributeError("no such thing")]
+        wire.cut()
+        wire.mend()
+
+        async def is_there_again() -> bool:
+            assert keeping is not None
+            assert not keeping.done()
+            return await is_another(stream, client)
+
+        await until(is_there_again)
+        await stream.delivery("shop", "stock").begin(0)
+    finally:
+        await stream.close()
+        await wire.close()
+    assert not faults
+    assert caplog.text.count("failed as none should; it is tried again in 0.01 s") == 2
 
 
 async def is_another(stream: JetStream, client: Client) -> bool:

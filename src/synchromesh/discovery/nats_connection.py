@@ -192,12 +192,16 @@ async def connect(
 async def end(client: Client) -> None:
     """Close a client; one whose handshake failed would wait for ever for its connection to end.
 
-    One whose connection was reset meanwhile raises that as it closes.
+    One whose connection was reset meanwhile raises that as it closes. One whose server reads
+    nothing waits for that without a bound, and says that it is closed: its socket is ended.
     """
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(CLOSE_WITHIN_S):
             with cancellable():
                 await client.close()
+    writer = getattr(client._transport, "_io_writer", None)  # a WebSocket has none
+    if writer is not None:
+        writer.transport.abort()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ Source: NATS documentation, "JetStream": work queues, message ids, pull consumer
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -22,6 +23,7 @@ from synchromesh.identity import Signer
 from synchromesh.messaging.consumer import Consumer
 from synchromesh.messaging.delivery import Delivery
 from synchromesh.messaging.jetstream_connection import (
+    NO_MESSAGE,
     JetStreamConnection,
     JetStreamOptions,
 )
@@ -33,6 +35,8 @@ from synchromesh.telemetry import Tracer
 
 _MESSAGE_ID = "Nats-Msg-Id"
 _PUBLISHED = Receipt("published")
+# How many messages that NATS has again are looked at in a row, before anything else goes on.
+_FREED_MAX = 256
 
 _log = logging.getLogger("synchromesh.messaging")
 
@@ -100,6 +104,8 @@ class JetStreamDelivery:
         self._ask_at_s = 0.0
         # The oldest message that is there, and since when it is the oldest.
         self._stands = (0, 0.0)
+        # Of messages that are given to nobody any more: their copies that were put behind them.
+        self._copies: dict[int, int] = {}
         # Whether a publish found no stream, so that this one may be gone.
         self._is_gone = False
 
@@ -107,6 +113,7 @@ class JetStreamDelivery:
         """Wait until there is a stream, and begin with the one that there is."""
         self._names = await self._connection.names()
         self._passage, self._is_gone = Passage(position), False
+        self._copies.clear()
 
     async def deliver(self, message: Message, context: CallContext) -> Receipt:
         """Put a message into the stream; the server has it on its disk when this returns.
@@ -179,46 +186,88 @@ class JetStreamDelivery:
         if not info.state.subjects:
             return 0
         try:
-            found = await link.ask(link.api.get_msg(names.stream, seq=1, subject=sent, next=True))
+            found = await self._next(names.stream, 1)
+            if found is None:
+                return 1  # taken meanwhile, or the stream is another one: the next look tells
             oldest, now_s = found.seq or 0, loop_now()
             if oldest != self._stands[0]:
                 self._stands = oldest, now_s
             elif now_s - self._stands[1] > link.options.ack_wait_s:
                 self._stands = oldest, now_s
                 await self._free(names.stream, found)
-        except nats.js.errors.NotFoundError:
-            return 0  # taken meanwhile
         except nats.js.errors.APIError:
             raise
         except nats.errors.Error as error:
             raise link.translated(error) from error
         return oldest
 
-    async def _free(self, stream: str, found: RawStreamMsg) -> None:
-        """Have a message go that is in the stream and is given to nobody any more.
+    async def _next(self, stream: str, sequence: int) -> RawStreamMsg | None:
+        """Return the first message of the publisher that is there from a sequence number on."""
+        sent = self._names.sent(self._publisher, self._subscriber)
+        return await self._got(stream, seq=sequence, subject=sent, next=True)
+
+    async def _got(self, stream: str, **wanted: Any) -> RawStreamMsg | None:
+        try:
+            return await self._connection.ask(self._connection.api.get_msg(stream, **wanted))
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code != NO_MESSAGE:
+                raise  # the stream itself is gone
+            return None
+
+    async def _free(self, stream: str, oldest: RawStreamMsg) -> None:
+        """Have messages go that are in the stream and are given to nobody any more.
 
         A server that was killed may know that a message was acknowledged, and have it again: it
         would be the oldest for ever. It goes once a copy of it was taken, of which the inbox knows
         whether it has had it: so nothing depends on what the server knows being right.
         """
-        link, sequence = self._connection, found.seq or 0
-        subject, headers = found.subject or "", found.headers or {}
-        durable = self._names.durable(self._subscriber, int(subject.split(".")[4]))
-        info = await link.ask(link.api.consumer_info(stream, durable))
-        if info.ack_floor is None or info.ack_floor.stream_seq < sequence:
-            return  # its turn comes
-        identity = f"{headers.get(_MESSAGE_ID, '')}/{sequence}"
-        # Asked again, it is the same copy.
-        copy = await self._put(subject, found.data or b"", {**headers, _MESSAGE_ID: identity})
-        try:
-            await link.ask(link.api.get_msg(stream, seq=copy))
-        except nats.js.errors.NotFoundError:
-            await link.ask(link.api.delete_msg(stream, sequence))
+        link, floors, removed = self._connection, dict[str, int](), 0
+        found: RawStreamMsg | None = oldest
+        kept = self._copies.items()
+        self._copies = {of: copy for of, copy in kept if of >= (oldest.seq or 0)}
+        for _ in range(_FREED_MAX):
+            if found is None:
+                break
+            sequence, subject = found.seq or 0, found.subject or ""
+            durable = self._names.durable(self._subscriber, int(subject.split(".")[4]))
+            if durable not in floors:
+                floors[durable] = await self._floor(stream, durable)
+            if floors[durable] < sequence:
+                break  # its turn comes
+            copy = self._copies.get(sequence)
+            if copy is None:
+                await self._put_behind(found)
+            elif await self._got(stream, seq=copy) is None:
+                await link.ask(link.api.delete_msg(stream, sequence))
+                removed += 1
+            else:
+                break  # until it is taken, nothing else helps
+            found = await self._next(stream, sequence + 1)
+        if removed:
             _log.warning(
-                "message %d of %s was acknowledged, and NATS had it again: it is removed",
-                sequence,
+                "%d messages in %s were acknowledged, and NATS had them again: they are removed",
+                removed,
                 stream,
             )
+
+    async def _floor(self, stream: str, durable: str) -> int:
+        """Return up to which sequence number a consumer of the server knows all as taken."""
+        try:
+            info = await self._connection.ask(self._connection.api.consumer_info(stream, durable))
+        except nats.js.errors.NotFoundError:
+            return 0  # nobody has taken anything yet
+        return info.ack_floor.stream_seq if info.ack_floor else 0
+
+    async def _put_behind(self, found: RawStreamMsg) -> None:
+        """Put a copy of a message into the stream, one only however long it waits there."""
+        sequence, headers = found.seq or 0, found.headers or {}
+        # Should the answer be lost, it is the same copy when it is asked again.
+        identity = f"{headers.get(_MESSAGE_ID, '')}/{sequence}"
+        copy = await self._put(
+            found.subject or "", found.data or b"", {**headers, _MESSAGE_ID: identity}
+        )
+        self._passage.put(copy)  # a stream without it has lost its end
+        self._copies[sequence] = copy
 
     def _lost(self, what: str) -> StoreUnavailable:
         return StoreUnavailable(

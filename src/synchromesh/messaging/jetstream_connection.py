@@ -30,7 +30,7 @@ from synchromesh.identity import Signer
 from synchromesh.messaging.passage import StreamNames
 from synchromesh.runtime import Runtime
 
-_RECONNECT_S, _LOOK_EVERY_S = 0.2, 1.0
+_RECONNECT_S, _LOOK_EVERY_S, _AFTER_FAULT_S = 0.2, 1.0, 5.0
 # A server that stands still is noticed after three pings. Nobody waits for it to read meanwhile.
 _CLIENT: dict[str, Any] = {"ping_interval": 5, "max_outstanding_pings": 2, "pending_size": 0}
 _DUPLICATES_S = 120.0
@@ -169,6 +169,14 @@ class JetStreamConnection:
                 return
             except ConfigError as error:
                 self._note_error(error)
+            except Exception as error:  # noqa: BLE001 - nobody else would connect again
+                self._note_error(error)
+                _log.exception(
+                    "a connection to NATS at %s failed as none should; it is tried again in %g s",
+                    self.place,
+                    _AFTER_FAULT_S,
+                )
+                await asyncio.sleep(_AFTER_FAULT_S)
             await asyncio.sleep(_RECONNECT_S)
 
     async def _keep_connected(self) -> None:
@@ -180,6 +188,7 @@ class JetStreamConnection:
                     async with asyncio.timeout(_LOOK_EVERY_S):
                         await self._lost.wait()
             _log.warning("NATS at %s is away; messages wait in the logs", self.place)
+            await end(self.client)
             await self._connect()
             self._denied.clear()
             _log.warning("NATS at %s is there again", self.place)

@@ -117,7 +117,7 @@ class JetStreamFeed:
                     await asyncio.sleep(_PAUSE_S)
         finally:
             with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+                await self._connection.ask(subscription.unsubscribe())
 
     async def _make_durable(self, partition: int) -> None:
         names = await self._connection.names()
@@ -174,7 +174,8 @@ class JetStreamFeed:
             receipt = await self._handle(said)
         except asyncio.CancelledError:
             with contextlib.suppress(nats.errors.Error):
-                await said.nak()  # whoever is next need not wait for the time to pass
+                # Whoever is next need not wait for the time to pass.
+                await self._connection.ask(said.nak())
             raise
         except SynchromeshError as error:
             self._tell(said, error)
