@@ -201,7 +201,11 @@ class SharedOwners:
         if self._task is None:
             return
         self._task.cancel()
-        await asyncio.gather(self._task, *self._stops, return_exceptions=True)
+        _, late = await asyncio.wait((self._task, *self._stops), timeout=_LEAVE_S)
+        for each in late:
+            each.cancel()
+        if late:
+            _log.warning("duties are given back before they have stopped; they write nothing more")
         self._task = None
         _answer(self._turned)
         try:
