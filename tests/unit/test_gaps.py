@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from synchromesh.system.host import gaps
+
 # Leaves gaps of a size, and prints how far apart what is allocated then is: with them, and without.
 PROGRAM = """
 from synchromesh.system.host.gaps import take_gaps
@@ -38,3 +40,12 @@ def test_what_is_allocated_after_it_is_on_few_pages(size: int) -> None:
     before, after = map(int, done.stdout.split())
     assert before > 20
     assert after <= 40 * (size + 100) // 4096 + 2
+
+
+def test_another_allocator_is_not_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no block is ever the first of a pool, as without the GIL, little is taken in vain."""
+    taken: list[bytes] = []
+    monkeypatch.setattr(gaps, "_FIRST", -1)
+    monkeypatch.setattr(gaps, "_taken", taken)
+    gaps._take_of_pools()
+    assert 0 < sum(map(sys.getsizeof, taken)) <= gaps._BYTES_MAX

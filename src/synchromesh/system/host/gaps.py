@@ -16,8 +16,10 @@ _POOL = 1 << 14
 _FIRST = 48
 _STEP = 16
 _POOLED_MAX = 512
-# Some 1,500 are found of all sizes together. Another allocator than these is not filled up.
+# Some 1,500 are found of all sizes together, of 0.7 MB. Another allocator than these, as one that
+# is preloaded, is not filled up.
 _GAPS_MAX = 4_000
+_BYTES_MAX = 8 << 20
 _BYTES_HEAD = 33
 
 # What the C library is asked for, the large ones first: they are not to be cut for small ones.
@@ -39,12 +41,19 @@ def take_gaps() -> None:
 
 
 def _take_of_pools() -> None:
+    left = _BYTES_MAX
     for size in range(_STEP * 3, _POOLED_MAX + 1, _STEP):
-        for _ in range(_GAPS_MAX):
+        before = 0
+        for _ in range(min(_GAPS_MAX, left // size)):
+            left -= size
             block = bytes(size - _BYTES_HEAD)
-            if id(block) % _POOL == _FIRST:
-                break  # it is the first of a new pool: no pool in use has room any more
             _taken.append(block)
+            # The first two of a new pool: no pool in use has room any more. The first alone may be
+            # a gap.
+            if before % _POOL == _FIRST and id(block) == before + size:
+                del _taken[-2:]
+                break
+            before = id(block)
 
 
 def _take_of_malloc() -> None:
@@ -59,8 +68,11 @@ def _take_of_malloc() -> None:
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     # Below the threshold of `mmap`, and larger than a gap: it is at the end of the heap.
     top = libc.malloc(_ON_TOP) or 0
+    left = _BYTES_MAX
     for size in _SIZES:
-        for _ in range(_GAPS_MAX):
+        found = top
+        for _ in range(min(_GAPS_MAX, left // size)):
+            left -= size
             found = libc.malloc(size) or top
             if found >= top:
                 break
