@@ -12,41 +12,33 @@ from synchromesh.lazily import names_of
 
 # What type checkers read of the names below; a test holds the two lists equal.
 if TYPE_CHECKING:
-    from synchromesh.gateway.api_keys import ApiKeys as ApiKeys
-    from synchromesh.gateway.api_keys import KeyRing as KeyRing
-    from synchromesh.gateway.beside import Mirror as Mirror
-    from synchromesh.gateway.beside import Split as Split
-    from synchromesh.gateway.caching import Cache as Cache
-    from synchromesh.gateway.certificates import Certificates as Certificates
-    from synchromesh.gateway.checking import check as check
-    from synchromesh.gateway.checking import openapi_of as openapi_of
-    from synchromesh.gateway.cors import Cors as Cors
-    from synchromesh.gateway.engine import GatewayEngine as GatewayEngine
-    from synchromesh.gateway.jwt import JWT as JWT
-    from synchromesh.gateway.keys import ApiKey as ApiKey
-    from synchromesh.gateway.keys import KeysFile as KeysFile
-    from synchromesh.gateway.keys import make_key as make_key
-    from synchromesh.gateway.keys import parse_keys as parse_keys
-    from synchromesh.gateway.limits import TokenBuckets as TokenBuckets
-    from synchromesh.gateway.origin import Origins as Origins
-    from synchromesh.gateway.origin import read_proxies as read_proxies
-    from synchromesh.gateway.outlining import outline as outline
-    from synchromesh.gateway.own import AuthFunction as AuthFunction
-    from synchromesh.gateway.principal import Auth as Auth
-    from synchromesh.gateway.principal import Authenticator as Authenticator
-    from synchromesh.gateway.principal import DescribedAuth as DescribedAuth
-    from synchromesh.gateway.principal import Folders as Folders
-    from synchromesh.gateway.routes import Aggregate as Aggregate
-    from synchromesh.gateway.routes import Branch as Branch
-    from synchromesh.gateway.routes import Each as Each
-    from synchromesh.gateway.routes import Forward as Forward
-    from synchromesh.gateway.routes import Gateway as Gateway
-    from synchromesh.gateway.routes import OpenApi as OpenApi
-    from synchromesh.gateway.routes import Rate as Rate
-    from synchromesh.gateway.routes import Route as Route
-    from synchromesh.gateway.routes import Stale as Stale
-    from synchromesh.gateway.routes import Static as Static
-    from synchromesh.identity import Principal as Principal
+    from synchromesh.gateway.api_keys import ApiKeys, KeyRing
+    from synchromesh.gateway.beside import Mirror, Split
+    from synchromesh.gateway.caching import Cache
+    from synchromesh.gateway.certificates import Certificates
+    from synchromesh.gateway.checking import check, openapi_of
+    from synchromesh.gateway.cors import Cors
+    from synchromesh.gateway.engine import GatewayEngine
+    from synchromesh.gateway.jwt import JWT
+    from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
+    from synchromesh.gateway.limits import TokenBuckets
+    from synchromesh.gateway.origin import Origins, read_proxies
+    from synchromesh.gateway.outlining import outline
+    from synchromesh.gateway.own import AuthFunction
+    from synchromesh.gateway.principal import Auth, Authenticator, DescribedAuth, Folders
+    from synchromesh.gateway.routes import (
+        Aggregate,
+        Branch,
+        Each,
+        Forward,
+        Gateway,
+        OpenApi,
+        Rate,
+        Route,
+        Stale,
+        Static,
+    )
+    from synchromesh.identity import Principal
 
 _MODULES = {
     "api_keys": "ApiKeys KeyRing",
@@ -66,7 +58,43 @@ _MODULES = {
     "routes": "Aggregate Branch Each Forward Gateway OpenApi Rate Route Stale Static",
 }
 
-__all__ = sorted(" ".join(_MODULES.values()).split())
+__all__ = [
+    "JWT",
+    "Aggregate",
+    "ApiKey",
+    "ApiKeys",
+    "Auth",
+    "AuthFunction",
+    "Authenticator",
+    "Branch",
+    "Cache",
+    "Certificates",
+    "Cors",
+    "DescribedAuth",
+    "Each",
+    "Folders",
+    "Forward",
+    "Gateway",
+    "GatewayEngine",
+    "KeyRing",
+    "KeysFile",
+    "Mirror",
+    "OpenApi",
+    "Origins",
+    "Principal",
+    "Rate",
+    "Route",
+    "Split",
+    "Stale",
+    "Static",
+    "TokenBuckets",
+    "check",
+    "make_key",
+    "openapi_of",
+    "outline",
+    "parse_keys",
+    "read_proxies",
+]
 
 if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
     __getattr__ = names_of(__name__, _MODULES)
