@@ -392,6 +392,11 @@ def test_check_looks_at_definitions_and_secrets(
     folder = write_config(tmp_path / "system", TOML)
     well = run(folder, "config", "check")
     assert (well.code, well.out) == (0, "notebook: all is right with notes\n")
+    two = ("--set", "gateway.app=notes_app:way_in", "--set", "gateway.replicas=2")
+    well = run(folder, "config", "check", *two)
+    assert well.out.splitlines()[1:] == [
+        "one of the 2 gateways ([gateway] replicas) runs without --split"
+    ]
     told = run(folder, "config", "check", "--json")
     assert json.loads(told.out) == {"system": "notebook", "services": ["notes"]}
     for setting, said in (

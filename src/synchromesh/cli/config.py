@@ -135,6 +135,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         retention_of,
     )
     from synchromesh.system.config.gateway_check import check_gateway
+    from synchromesh.system.config.parts import gateways_left_out
     from synchromesh.system.config.policy_check import check_policies, contradictions, refusal_of
     from synchromesh.system.config.reading import read_layers
     from synchromesh.system.config.rundir import RunDir
@@ -173,4 +174,6 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         print_json(named)
         return 0
     print_line(f"{values.system.name}: all is right with {', '.join(values.services)}")
+    if left_out := gateways_left_out(values):
+        print_line(left_out)
     return 0

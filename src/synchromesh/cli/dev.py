@@ -98,6 +98,7 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     from synchromesh.runtime import RealRuntime
     from synchromesh.system import System, loop_factory
     from synchromesh.system.config.definitions import load_gateway, load_services
+    from synchromesh.system.config.parts import gateways_left_out
     from synchromesh.system.config.policy_check import contradictions
     from synchromesh.system.config.reading import read_layers
 
@@ -120,6 +121,8 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     load_services(config, folder)
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):
         print_error(f"synchromesh: warning: {each}")
+    if not ways.is_split and (left_out := gateways_left_out(config)):
+        print_error(f"synchromesh: warning: {left_out}")
     system = System(
         config, folder, RealRuntime(), is_split=ways.is_split, forks=forks, engines=engines
     )

@@ -36,6 +36,14 @@ class SystemPart:
         return name in (self.service, self.instance, self.instance.partition("@")[0])
 
 
+def gateways_left_out(config: SystemConfig) -> str:
+    """Return what to say of gateways that a system of one process does not run; "" for none."""
+    replicas = config.gateway.replicas
+    if replicas == 1 or not config.gateway.app:
+        return ""
+    return f"one of the {replicas} gateways ([gateway] replicas) runs without --split"
+
+
 def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
     """Return the parts that run a service, or the one of that name; none for another name."""
     at = f"@{config.system.node}" if config.system.node else ""
