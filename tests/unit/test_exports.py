@@ -18,9 +18,12 @@ import yaml  # type: ignore[import-untyped]
 from compose_spec import PyCompose
 
 from cli_runs import Run, runner
+from persons_app import customers
 from spread_app import TOML
 from synchromesh.system.config.exports.systemd import unreadable
 from synchromesh.system.config.exports.yaml_text import to_yaml
+from synchromesh.system.config.schema import SystemConfig, SystemSection
+from synchromesh.system.host.extras import needed_extras
 from synchromesh.system.supervise.stop_budget import StopBudget
 
 VERSIONS = ("1.31", "1.37")
@@ -39,9 +42,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return runner(capsys)
 
 
-def exported(run: Run, folder: Path, kind: str, *words: str, admin: int = 0) -> dict[str, str]:
+def exported(
+    run: Run, folder: Path, kind: str, *words: str, admin: int = 0, text: str = TOML
+) -> dict[str, str]:
     """Export a system into a folder, and return the files."""
-    text = TOML.format(name="Works_2", port=8443, admin=admin)
+    for name, value in {"name": "Works_2", "port": 8443, "admin": admin}.items():
+        text = text.replace(f"{{{name}}}", str(value))
     (folder / "synchromesh.toml").write_text(text)
     ran = run(folder, "export", kind, str(folder / "out"), *words, "--json")
     assert ran.code == 0, ran.err
@@ -212,6 +218,32 @@ def test_compose_runs_each_part_beside_its_servers(tmp_path: Path, run: Run) -> 
     copied, installed = texts["Dockerfile"].splitlines()[3:5]
     assert copied == "COPY synchromesh.toml *.whl /wheels/"
     assert installed.startswith("RUN pip install --no-cache-dir --find-links /wheels ")
+
+
+GUARDED = """
+from synchromesh.gateway import JWT, Gateway, Route
+from shop_app import Shop
+way_in = Gateway(
+    routes=[Route("POST /sales", Shop.sell)],
+    auth=[JWT(issuer="https://id.example.org", audience="api")],
+)
+"""
+FOUND = """
+[external.tax]
+discover = { srv = "http://_tax._tcp.example.org" }
+"""
+
+
+def test_the_image_has_what_the_configuration_needs(tmp_path: Path, run: Run) -> None:
+    """Else each part of it would end at once, for want of a package."""
+    installed = exported(run, tmp_path, "k8s")["Dockerfile"]
+    assert "synchromesh[fast,nats,postgres]==" in installed
+    (tmp_path / "guarded_way_in.py").write_text(GUARDED)
+    text = TOML.replace("spread_app:way_in", "guarded_way_in:way_in") + FOUND
+    installed = exported(run, tmp_path, "k8s", text=text)["Dockerfile"]
+    assert "synchromesh[dns,fast,jwt,nats,postgres]==" in installed
+    config = SystemConfig(SystemSection(name="correspondence"), {})
+    assert needed_extras(config, [customers], None) == {"personal"}
 
 
 @pytest.mark.parametrize(

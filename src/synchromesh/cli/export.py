@@ -205,14 +205,16 @@ def systemd(folder: Path, target: Path, settings: tuple[str, ...], is_json: bool
 def _plan(folder: Path, settings: tuple[str, ...], image: str) -> DeploymentPlan:
     import os
 
-    from synchromesh.system.config.definitions import load_services
+    from synchromesh.system.config.definitions import load_gateway, load_services
     from synchromesh.system.config.exports.plan import plan_of
     from synchromesh.system.config.reading import load_config
+    from synchromesh.system.host.extras import needed_extras
     from synchromesh.system.supervise.stop_budget import StopBudget
 
     config = load_config(folder, environment=os.environ, flags=settings)
     services = load_services(config, folder)
-    return plan_of(config, services, image=image, stop_s=StopBudget().total_s)
+    extras = needed_extras(config, services, load_gateway(config, folder))
+    return plan_of(config, services, image=image, stop_s=StopBudget().total_s, extras=extras)
 
 
 def _write(

