@@ -7,7 +7,6 @@ import random
 import pytest
 
 from synchromesh.resilience import LatencyTracker
-from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 
 
 def learned(took_s: float = 0.02, *, samples: int = 1_000, every_s: float = 0.01) -> LatencyTracker:
@@ -66,26 +65,6 @@ def test_of_calls_that_began_together_the_quick_ones_do_not_decide() -> None:
     assert not tracker.is_learned
     tracker.sample(1.0, 0.06)
     assert tracker.is_learned
-
-
-@pytest.mark.parametrize(("others_s", "is_chance"), [(0.010, True), (0.050, False)])
-def test_that_the_first_are_somewhat_quicker_is_chance(others_s: float, is_chance: bool) -> None:
-    """Where all others take many times as long they met a queue, from the first call on."""
-    tracker = LatencyTracker()
-    for number in range(40):
-        tracker.sample(1.0 + number * 0.05, 0.006 if number < 4 else others_s)
-    assert tracker.is_learned
-    assert (tracker.usual_s > 0.009) is is_chance
-
-
-@pytest.mark.parametrize(("late", "is_cut"), [(1, False), (2, True)])
-def test_one_late_call_of_slow_ones_cuts_no_limit(late: int, is_cut: bool) -> None:
-    """It may be a second attempt that had hardly any time, and says nothing of the others'."""
-    tracker, limit = learned(0.01), AdaptiveLimit(AdaptiveLimitOptions(initial=16))
-    for number in range(16):
-        now, is_late = 11.0 + number * 0.01, number >= 16 - late
-        limit.sample(tracker, now, 0.011 if is_late else 0.02, in_flight=16, is_late=is_late)
-    assert (limit.limit < 16) is is_cut
 
 
 def test_overload_does_not_become_usual() -> None:

@@ -48,9 +48,8 @@ _RATIO_MAX = 32.0
 _SLOW, _QUICK_SHARE = 1.5, 1 / 3
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK = 0.01, 0.1
-# One may be a second attempt, which had hardly any time, and would tell that none has. So many are
-# enough if they are half of all; without any, calls may have more time.
-_LATE_LEAST, _LATE_MIN, _FORGETS = 2, 4, 1.02
+# So many time-outs are enough if they are half of all; without any, calls may have more time.
+_LATE_MIN, _FORGETS = 4, 1.02
 # The share of the time that its work leaves a call for which it may wait, and of its usual time for
 # which it may anyway: the limit could not rise again without.
 _WAITS_SHARE, _WAITS_LEAST = 1 / 3, 1 / 4
@@ -333,8 +332,7 @@ class AdaptiveLimit:
         slowness = max(1.0, self._took_s / self._usual_s) if self._usual_s > 0 else 1.0
         is_slow = self._is_slow = slowness > _SLOW and self._quick < answers * _QUICK_SHARE
         least = self._samples * (_DROPS_SLOW if is_slow and not self.is_slower else _DROPS_QUICK)
-        is_late = self._late >= max(_LATE_LEAST, least)
-        is_shedding = self._sheds >= max(1, least)
+        is_late, is_shedding = self._late >= max(1, least), self._sheds >= max(1, least)
         # Where calls are few they never reach a limit that is far too high for the callee.
         are_too_many = is_late and answers and (is_slow or 2 * self._late >= self._samples)
         is_used = bool(are_too_many) or 2 * self._peak >= self.limit

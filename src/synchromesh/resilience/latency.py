@@ -23,9 +23,8 @@ _LEARNED_TIMES = 8.0
 
 # So many samples that chance alone does not make their mean much smaller than the usual time.
 _CHUNK, _CHUNK_SLOWER, _QUICKER = 64, 16, 0.6
-# Until enough is known, so many that began first are what is usual; later, where the mean of all is
-# more than so many times theirs.
-_FIRST, _BY_CHANCE = 4, 2.0
+# Until enough is known, so many that began first are what is usual.
+_FIRST = 4
 
 _MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
@@ -147,9 +146,8 @@ class LatencyTracker:
             self.is_learned = True
             first.clear()
             if not is_pressed:
-                # Of an overload from the first call on those that began first have met the least;
-                # that so few are somewhat quicker than all is chance.
-                self.usual_s = mean_s if mean_s <= _BY_CHANCE * self.usual_s else self.usual_s
+                # Of an overload from the first call on those that began first have met the least.
+                self.usual_s = min(mean_s, self.usual_s)
 
     def _note(self, took_s: float, chunk: int) -> None:
         """Gather chunks of samples; `_mean_s` is that of the last one where `_count` is 0."""
