@@ -199,7 +199,8 @@ async def end(client: Client) -> None:
         async with asyncio.timeout(CLOSE_WITHIN_S):
             with cancellable():
                 await client.close()
-    writer = getattr(client._transport, "_io_writer", None)  # a WebSocket has none
+    # The client has no name for it in public; a WebSocket has none at all.
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
 
