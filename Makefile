@@ -21,7 +21,7 @@ EVENTS ?= 100000
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chromium coverage compiled lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test chromium pgbouncer coverage compiled lint types layers docs reference pictures sim soak nemesis tailing cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,7 +29,7 @@ help: ## Show what can be made
 demo: sync ## Run servo-works as processes, break it on purpose, audit its databases; ENGINE=postgres: two of each, on PostgreSQL and NATS; ENGINE=all: one of each
 	@$(RUN) python -m synchromesh.examples.servo_works.demo $(if $(ENGINE),--engine $(ENGINE))
 
-test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it; LOOP=uvloop
+test: sync chromium pgbouncer ## Everything: ruff, layers, docs, two at a time, then one pytest run of four workers, mypy in it; LOOP=uvloop
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target compiled lint layers docs
 	@SYNCHROMESH_TEST_LOOP=$(LOOP) $(RUN) $(PYTEST)
 
@@ -37,12 +37,15 @@ test: sync chromium ## Everything: ruff, layers, docs, two at a time, then one p
 compiled: sync
 	@$(RUN) pytest --collect-only -qq > /dev/null || true
 
-# The console is tested in a browser: Debian's own, installed where this may be done. A fresh machine has no lists of
-# packages, or old ones, which name what is no more.
-chromium:
-	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update > /dev/null && \
-		DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium > /dev/null; } || \
-		{ echo "the console is tested in a browser; install it: apt-get update && apt-get install --yes chromium"; exit 1; }
+# What the suite needs of Debian itself, installed where this may be done: a browser for the console, and PgBouncer. A fresh
+# machine has no lists of packages, or old ones, which name what is no more. Two at a time would wait for one lock.
+chromium: PROGRAM = chromium
+pgbouncer: PROGRAM = /usr/sbin/pgbouncer
+pgbouncer: chromium
+chromium pgbouncer:
+	@command -v $(PROGRAM) > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update > /dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $@ > /dev/null; } || \
+		{ echo "the suite needs $@; install it: apt-get update && apt-get install --yes $@"; exit 1; }
 
 # Traced line by line the suite takes half as long again, so that it is not part of every run.
 coverage: sync ## The suite with its coverage, of lines and branches

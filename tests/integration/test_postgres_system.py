@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +25,7 @@ from synchromesh.errors import (
 )
 from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime
-from synchromesh.store.postgres_connection import NO_MARK, connect
+from synchromesh.store.postgres_connection import connect
 from synchromesh.store.postgres_databases import PostgresDatabases, check_mark
 from synchromesh.store.unit_store import UnitStore
 from synchromesh.system import System, load_config
@@ -35,8 +34,6 @@ from synchromesh.system.control.metrics import Collector
 pytestmark = pytest.mark.anyio
 
 KEY = "00" * 32
-# What a client begins with that would rather have TLS.
-SSL_REQUEST = 80877103
 TOML = """\
 [system]
 name = "{name}"
@@ -268,33 +265,6 @@ async def test_a_server_that_cannot_be_used_is_told_before_anything_is_served(
     with mock.patch.dict(sys.modules, {"synchromesh.store.postgres": None}):
         assert "needs the extra 'postgres'" in await refused(tmp_path, "wrong", MissingExtra)
     assert list((tmp_path / ".synchromesh").glob("run.json")) == []
-
-
-async def test_a_pooler_is_refused_with_the_reason(
-    tmp_path: Path, named: pytest.MonkeyPatch
-) -> None:
-    """PgBouncer takes no settings of a session; in its transaction mode it has none to set."""
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        length, number = struct.unpack("!II", await reader.readexactly(8))
-        if number == SSL_REQUEST:
-            writer.write(b"N")
-            length, _ = struct.unpack("!II", await reader.readexactly(8))
-        await reader.readexactly(length - 8)
-        said = b"SFATAL\0C08P01\0Munsupported startup parameter: jit\0\0"
-        writer.write(b"E" + struct.pack("!I", len(said) + 4) + said)
-        writer.close()
-
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as pooler:
-        port = pooler.sockets[0].getsockname()[1]
-        named.setenv("DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{port}")
-        told = await refused(tmp_path, "pooled", StoreBroken)
-    assert "(unsupported startup parameter: jit), as PgBouncer does" in told
-    assert "secret" not in told
-    connection = await asyncpg.connect(shared_server().url("postgres"))
-    with pytest.raises(StoreBroken, match="a pooler that drops the settings"):
-        await check_mark(connection, NO_MARK, "x")
-    await connection.close()
 
 
 def test_verbs_of_databases_on_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

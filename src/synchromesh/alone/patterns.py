@@ -204,7 +204,8 @@ class Alone:
         of the log. It sweeps what was kept long enough, and makes no tables.
 
         Args:
-            url: the database's, as SQLAlchemy or asyncpg writes it; not that of a PgBouncer.
+            url: the database's, as SQLAlchemy or asyncpg writes it; not that of a
+                PgBouncer that pools transactions.
 
         Raises:
             StoreBroken: the tables are not there, or are another application's.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -15,6 +16,7 @@ from synchromesh.errors import StoreBroken, StoreError, StoreUnavailable
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.postgres_errors import PostgresFault, argument_of, state_of
 from synchromesh.store.postgres_limits import TimeLimit, keep_alive
+from synchromesh.store.postgres_pooled import PooledConnection, is_direct, prove
 from synchromesh.store.unit import Fetched, Row, SqlValue
 
 Connection: TypeAlias = Any
@@ -22,9 +24,6 @@ Connection: TypeAlias = Any
 
 VERSION_MIN = 16
 """The oldest server: `json_array` of the standard is there from it on."""
-
-SESSION = "synchromesh.session"
-"""A setting that nobody reads; that it is there says that the others are, too."""
 
 SESSIONS_OF = "synchromesh {} "
 """What the names of a replica's sessions begin with, with its id; they end with its service."""
@@ -41,6 +40,8 @@ _CONNECT_EACH_S = 3.0
 _IDLE_S = 2.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
+# What a pooler says of it, which has one state for everything.
+_NO_DATABASE = re.compile('database ".*" does not exist|no such database')
 _WHOLE = re.compile(r"-?\d+")
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
 _FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
@@ -145,7 +146,6 @@ async def connect(
         "TimeZone": "UTC",
         "synchronous_commit": "on",
         "jit": "off",
-        SESSION: "kept",
         "default_transaction_isolation": isolation,
         "default_transaction_read_only": "on" if is_read_only else "off",
     }
@@ -222,7 +222,7 @@ async def _dial(
     for number in range(len(places)):
         try:
             return await _dial_one(
-                [each[number] for each in every], database=database, server_settings=settings,
+                [each[number] for each in every], settings, database=database,
                 timeout=_CONNECT_EACH_S if len(places) > 1 else _CONNECT_S,
                 target_session_attrs=session,
             )  # fmt: skip
@@ -238,20 +238,62 @@ async def _dial(
     raise StoreUnavailable(f"{place_of(url)}: none of these servers can be used now: {told}")
 
 
-async def _dial_one(urls: Sequence[str], **options: Any) -> Connection:
+async def _dial_one(urls: Sequence[str], settings: dict[str, str], **options: Any) -> Connection:
     """Connect to a server by the first of the addresses whose password it takes."""
+    options["statement_cache_size"] = _STATEMENTS_CACHED
     for url in urls:
         try:
-            connection = await asyncpg.connect(
-                url, statement_cache_size=_STATEMENTS_CACHED, **options
-            )
+            connection = await asyncpg.connect(url, server_settings=settings, **options)
+            with _ending(connection, options["timeout"]):
+                if await is_direct(connection):
+                    keep_alive(connection._transport)
+                    return connection
+            connection.terminate()
         except asyncpg.InvalidPasswordError:
             if url == urls[-1]:
                 raise
-        else:
-            keep_alive(connection._transport)
-            return connection
+            continue
+        except asyncpg.ProtocolViolationError as error:
+            # A pooler's: of a password, too.
+            if "authentication failed" in str(error) and url != urls[-1]:
+                continue
+            if "unsupported startup parameter" not in str(error):
+                raise
+        return await _dial_pooled(url, settings, **options)
     raise AssertionError("there is an address")
+
+
+async def _dial_pooled(url: str, settings: dict[str, str], **options: Any) -> PooledConnection:
+    """Connect by a pooler, and set what it has not passed; it has to keep a session."""
+    attributes = options.pop("target_session_attrs")
+
+    async def dial() -> PooledConnection:
+        # What it says of the server may be old: it is asked below.
+        made: PooledConnection = await asyncpg.connect(
+            url, connection_class=PooledConnection, target_session_attrs="any", **options
+        )
+        with _ending(made, options["timeout"]):
+            keep_alive(made._transport)
+            await made.begin(f"{url} {options['database']}", settings)
+        return made
+
+    connection = await dial()
+    with _ending(connection, options["timeout"]):
+        await prove(connection, dial, place_of(url))
+        if attributes != "any" and await connection.fetchval("select pg_is_in_recovery()"):
+            raise asyncpg.TargetServerAttributeNotMatched("a standby")
+    return connection
+
+
+@contextmanager
+def _ending(connection: Connection, within_s: float) -> Iterator[None]:
+    """End a connection that has no answer in time, or of which something fails."""
+    try:
+        with TimeLimit(connection, within_s / 2):
+            yield
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 async def _set_codecs(connection: Connection) -> None:
@@ -278,7 +320,7 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
             "db create), or give a user and password that the server knows, and check its "
             "pg_hba.conf"
         )
-    if state == "3D000":
+    if state == "3D000" or (state == "08P01" and _NO_DATABASE.search(str(error))):
         return StoreBroken(
             f"{place}: there is no such database; create it (synchromesh db create), or give the "
             "address of another one"
@@ -289,10 +331,10 @@ def _unconnected(error: BaseException, url: str) -> StoreError:
             "role"
         )
     if state == "08P01":
-        return StoreBroken(
-            f"{place} refuses how a store connects ({getattr(error, 'message', '')}), as PgBouncer "
-            "does: give the address of the server itself; a store has few connections, keeps them, "
-            "and needs the settings, locks and notifications of its own sessions"
+        return StoreUnavailable(
+            f"{place}: the pooler there gives no session ({getattr(error, 'message', '')}): see "
+            "its log, whether it knows the role and the database, and its max_client_conn, "
+            "pool_size and query_wait_timeout"
         )
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return StoreUnavailable(

@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from synchromesh.errors import StoreBroken
 from synchromesh.store.postgres_connection import (
-    SESSION,
     Accepted,
     Connection,
     connect,
@@ -34,8 +33,8 @@ _DATABASE = (
     "has_database_privilege('public', oid, 'connect') from pg_database where datname = $1"
 )
 _OWN_MARK = (
-    f"select shobj_description(oid, 'pg_database'), current_setting('{SESSION}', true) = 'kept' "
-    "from pg_database where datname = current_database()"
+    "select shobj_description(oid, 'pg_database') from pg_database "
+    "where datname = current_database()"
 )
 _IS_SUPERUSER = "select rolsuper from pg_roles where rolname = current_user"
 # What an address says in its query of its user, and would go before what stands before the host.
@@ -178,17 +177,10 @@ class PostgresDatabases:
 async def check_mark(connection: Connection, mark: Accepted, name: str) -> None:
     """Raise `StoreBroken` where a database is marked as another system's; one without is anyone's.
 
-    Also where a pooler has dropped the settings of the session, as PgBouncer can be told to.
-
     Args:
         name: what messages call the database.
     """
-    found, is_kept = await connection.fetchrow(_OWN_MARK)
-    if not is_kept:
-        raise StoreBroken(
-            f"{name} is behind a pooler that drops the settings of sessions: give the address of "
-            "the server itself"
-        )
+    found = await connection.fetchval(_OWN_MARK)
     if mark and found is not None and found not in mark.every:
         refuse_mark(found, mark, name)
 

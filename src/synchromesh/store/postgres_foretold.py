@@ -19,6 +19,7 @@ from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_dialect import Translation
 from synchromesh.store.postgres_errors import PostgresFault, is_lost
 from synchromesh.store.postgres_job import UnitJob, UnitLane, steps_of
+from synchromesh.store.postgres_pooled import PooledConnection
 from synchromesh.store.postgres_transaction import send
 from synchromesh.store.postgres_unit import AskedForetold, PostgresUnit, Steps
 
@@ -80,9 +81,13 @@ async def foretell(
 ) -> bool | None:
     """Run a batch in one statement; return False where it is to go on, None where it foretold none.
 
+    Behind a pooler none is foretold: no `begin` sees whether the session is the same.
+
     Raises:
         Lost: the connection is; where the job is doubtful, the commit may have happened.
     """
+    if isinstance(connection, PooledConnection):
+        return None
     steps = steps_of(job, unit)
     if (asked := _foretold(steps)) is None:
         return None

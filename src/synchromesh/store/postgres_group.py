@@ -34,6 +34,7 @@ from synchromesh.store.postgres_connection import Connection, run
 from synchromesh.store.postgres_errors import PostgresFault, is_conflict, is_lost, is_own_duplicate
 from synchromesh.store.postgres_grouping import Foresight
 from synchromesh.store.postgres_job import UnitJob
+from synchromesh.store.postgres_pooled import PooledConnection
 from synchromesh.store.postgres_transaction import BEGIN, HURRIED, IN_ORDER, commit, roll_back, send
 from synchromesh.store.postgres_unit import Asked, AskedAppend, PostgresUnit, Steps
 from synchromesh.store.unit import StreamRows
@@ -137,7 +138,9 @@ class AppendGroup:
             Lost: the connection is; where the group is doubtful, its commit may have happened.
         """
         self.mark, self.is_doubtful = mark, False
-        is_foretold = not self._reruns and self._foresight.is_clear()
+        # What is foretold has no `begin`, which is what sees to its session behind a pooler.
+        is_pooled = isinstance(connection, PooledConnection)
+        is_foretold = not (self._reruns or is_pooled) and self._foresight.is_clear()
         if is_foretold and (await self._foretell(connection, now_us) or not self.jobs):
             return True
         await send(connection, f"{BEGIN}{IN_ORDER}{HURRIED}")
