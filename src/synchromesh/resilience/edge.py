@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -199,6 +200,22 @@ class Edge:
         else:
             breaker.neutral(permit, now)
 
+    @contextmanager
+    def waiting(self, attempt: Attempt) -> Iterator[None]:
+        """Let an attempt wait that has nobody yet to be sent to: it keeps no probe from others.
+
+        It is admitted anew after that, and its callee's time begins there.
+
+        Raises:
+            CircuitOpen: the breaker lets nothing be sent any more.
+        """
+        permit, attempt.permit = attempt.permit, 0
+        if self.breaker is not None:
+            self.breaker.neutral(permit, loop_now(), was_sent=False)
+        yield
+        attempt.began_s, attempt.has_waited = loop_now(), True
+        self._admit(attempt)
+
     def learn(
         self, outcome: BaseException | None, verdict: Classification, now: float, took_s: float
     ) -> None:
@@ -302,7 +319,7 @@ class Edge:
 
     def _had_enough(self, attempt: Attempt, now: float) -> bool:
         """Say whether a callee that has not answered should have: then it is to blame (B5)."""
-        if attempt.has_full_timeout:
+        if attempt.has_full_timeout and not attempt.has_waited:
             return True
         waited_s, timeout_s = now - attempt.began_s, self.policy.timeout_s
         if self.tracker.is_learned:
@@ -388,14 +405,17 @@ class Edge:
 
     async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
         current.began_s = loop_now()
-        permit = 0 if self.breaker is None else self.breaker.admit(current.began_s)
+        self._admit(current)
         try:
             answer = await self._timed(send, current)
         except BaseException as error:
-            self.report(error, current, permit)
+            self.report(error, current, current.permit)
             raise
-        self.report(None, current, permit)
+        self.report(None, current, current.permit)
         return answer
+
+    def _admit(self, attempt: Attempt) -> None:
+        attempt.permit = 0 if self.breaker is None else self.breaker.admit(attempt.began_s)
 
     async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
         try:
