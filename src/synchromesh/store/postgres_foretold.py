@@ -86,7 +86,7 @@ async def foretell(
     Raises:
         Lost: the connection is; where the job is doubtful, the commit may have happened.
     """
-    if isinstance(connection, PooledConnection):
+    if type(connection) is PooledConnection:
         return None
     steps = steps_of(job, unit)
     if (asked := _foretold(steps)) is None:

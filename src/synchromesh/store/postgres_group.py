@@ -138,8 +138,9 @@ class AppendGroup:
             Lost: the connection is; where the group is doubtful, its commit may have happened.
         """
         self.mark, self.is_doubtful = mark, False
-        # What is foretold has no `begin`, which is what sees to its session behind a pooler.
-        is_pooled = isinstance(connection, PooledConnection)
+        # What is foretold has no `begin`, which is what sees to its session behind a pooler. The
+        # driver has `isinstance` say yes for every class of connections.
+        is_pooled = type(connection) is PooledConnection
         is_foretold = not (self._reruns or is_pooled) and self._foresight.is_clear()
         if is_foretold and (await self._foretell(connection, now_us) or not self.jobs):
             return True
