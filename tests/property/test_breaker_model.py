@@ -375,14 +375,14 @@ class ForgivesInTheRamp(Breaker):
 class CountsNeutral(Breaker):
     """Takes a cancelled call for a failed one."""
 
-    def neutral(self, permit: int, now: float, *, was_sent: bool = True) -> None:
+    def neutral(self, permit: int, now: float) -> None:
         self.failure(permit, now)
 
 
 class AsksWithoutPause(Breaker):
     """Sends the next probe at once, however many had no outcome."""
 
-    def neutral(self, permit: int, now: float, *, was_sent: bool = True) -> None:
+    def neutral(self, permit: int, now: float) -> None:
         super().neutral(permit, now)
         if self.state is BreakerState.HALF_OPEN:
             self._undecided, self.refuses_until_s = 0, -1.0
@@ -401,7 +401,7 @@ class PausesTooLong(Breaker):
 class KeepsNeutralSlots(Breaker):
     """Does not give the slot of a cancelled probe back before its lease is over."""
 
-    def neutral(self, permit: int, now: float, *, was_sent: bool = True) -> None:
+    def neutral(self, permit: int, now: float) -> None:
         return
 
 

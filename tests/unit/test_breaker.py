@@ -242,20 +242,6 @@ def test_a_neutral_probe_frees_its_slot_and_changes_nothing(breaker: Breaker) ->
     assert state(breaker) == "closed"
 
 
-def test_a_probe_that_was_not_sent_is_not_paced(breaker: Breaker) -> None:
-    """B3: it keeps the next one neither out nor waiting, and one of before decides nothing."""
-    breaker.neutral(breaker.admit(0.5), 0.5, was_sent=False)
-    assert breaker.snapshot().calls == 0
-    fail(breaker, 4, now=1.0)
-    for _ in range(10):
-        breaker.neutral(breaker.admit(1.5), 1.5, was_sent=False)
-    probe = breaker.admit(1.5)
-    breaker.neutral(probe - 1, 1.5, was_sent=False)
-    assert breaker.snapshot().probes == 1
-    breaker.success(probe, 1.6)
-    assert state(breaker) == "closed"
-
-
 def test_probes_without_an_outcome_are_paced(breaker: Breaker) -> None:
     """A callee that sheds, or stalls until its callers give up, is not asked by all who come."""
     fail(breaker, 4, now=1.0)

@@ -257,20 +257,6 @@ def test_a_service_that_is_nowhere_for_long_is_not_waited_for() -> None:
     play("inproc", main)
 
 
-def test_an_instance_that_breaks_connections_has_a_time_to_be_taken_off_in() -> None:
-    """It may have ended for as long as a call is held; after that it lives, until it was quiet."""
-    holds = Holds(HoldOptions(hold_max_s=2.0, restart_max_s=10.0))
-    moved = replace(HOME, url="inproc://moved")
-    assert all(holds.may_have_ended(HOME, now) for now in (0.0, 1.9))
-    assert not any(holds.may_have_ended(HOME, now) for now in (2.0, 9.0))
-    assert holds.may_have_ended(moved, 9.0)  # a successor has a time of its own
-    holds.note_ended(moved)
-    assert holds.may_have_ended(moved, 12.0)  # at the same place, too
-    assert not holds.may_have_ended(HOME, 19.0)
-    assert holds.may_have_ended(HOME, 29.1)
-    assert not Holds(HoldOptions(hold_max_s=0.0)).may_have_ended(HOME, 0.0)
-
-
 def test_an_absence_that_nobody_saw_begins_anew() -> None:
     """Who calls seldom cannot know that a service was back meanwhile: it may be a restart."""
     holds = Holds(HoldOptions(restart_max_s=10.0))

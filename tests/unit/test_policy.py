@@ -910,29 +910,3 @@ def test_an_untimed_edge_shares_all_else() -> None:
     assert untimed.policy.timeout_s is None
     assert whole.limiter is not None
     assert whole.policy.timeout_s == 2.0
-
-
-@pytest.mark.parametrize(("waits_s", "failures"), [(0.0, 1), (0.1, 1), (1.6, 0)])
-def test_what_an_attempt_waited_for_an_instance_is_not_the_callees_time(
-    waits_s: float, failures: int
-) -> None:
-    """B5: one that was left 0.4 s of its 2 s is not to blame; it is named what has cut the call."""
-
-    async def main() -> None:
-        edge = Edge(Policy(retry=None, timeout_s=2.0), name="orders -> billing")
-
-        async def held(attempt: Attempt) -> None:
-            if waits_s:
-                with edge.waiting(attempt):
-                    await asyncio.sleep(waits_s)
-            await asyncio.sleep(9.0)
-
-        with pytest.raises(TimedOut) as late:
-            await edge.run(
-                held, deadline_s=None, attempts_left=0, is_retryable_unknown=True, rng=Fixed()
-            )
-        assert late.value.limit == "timeout_s = 2s"
-        assert edge.breaker is not None
-        assert edge.breaker.snapshot().failures == failures
-
-    run(lambda _: main())

@@ -6,7 +6,6 @@ While none is ready the call is held, for a part of its time.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractContextManager
 
 from synchromesh.calls.holding import Holds
 from synchromesh.clock import loop_now
@@ -60,27 +59,15 @@ class Finder:
         is_bridged = False
         try:
             async with asyncio.timeout_at(until_s):
-                self._note_ended(gone, listed)
                 while gone.issuperset(listed):
                     await announcing.changed(service)
                     listed = await self.listed(service)
-                    self._note_ended(gone, listed)
             is_bridged = True
         except TimeoutError:
             pass  # what is listed is tried for want of anything better
         finally:
             self._holds.end(service, is_bridged=is_bridged)
         return listed
-
-    def _note_ended(self, gone: set[Endpoint], listed: tuple[Endpoint, ...]) -> None:
-        """Forget who was taken off the list: whoever is there after that is another process."""
-        for each in gone.difference(listed):
-            gone.discard(each)
-            self._holds.note_ended(each)
-
-    def may_have_ended(self, endpoint: Endpoint) -> bool:
-        """Tell of a failed connection; return whether the registry may yet tell of a death."""
-        return self._announcing is not None and self._holds.may_have_ended(endpoint, loop_now())
 
     def note_found(self, service: str) -> None:
         """Take note that a service has an instance: the next time that it has none is a new one."""
@@ -122,34 +109,22 @@ class Choice:
         # What refused a connection in this call: as good as not listed.
         self._gone: set[Endpoint] = set()
 
-    async def next(
-        self, deadline_s: float | None, waiting: AbstractContextManager[None]
-    ) -> Endpoint:
+    async def next(self, deadline_s: float | None) -> Endpoint:
         """Choose an instance; one that failed this call already only where there is no other.
-
-        Args:
-            deadline_s: of the attempt.
-            waiting: is entered where the call is held, and left without an error once it goes on.
 
         Raises:
             NoInstance: none is ready, nor was while the call was held.
         """
         self.member = None
         listed = await self._finder.listed(self._service)
-        if not self._gone.issuperset(listed):
-            self._finder.note_found(self._service)
-            return self._pick(listed)
-        began_s = loop_now()
-        with waiting:
+        if self._gone.issuperset(listed):
+            began_s = loop_now()
             listed = await self._finder.held(self._service, self._gone, deadline_s)
             held_s = loop_now() - began_s
             if held_s > 0:
                 self._noted["held_ms"] = str(round(held_s * 1000))
-            if not listed:
-                return self._pick(listed)  # which says what is not there
-        return self._pick(listed)
-
-    def _pick(self, listed: tuple[Endpoint, ...]) -> Endpoint:
+        else:
+            self._finder.note_found(self._service)
         if len(listed) == 1:
             endpoint = listed[0]
         else:

@@ -271,11 +271,10 @@ class _Passage(Way):
     def __init__(
         self, line: Line, forwarding: Forwarding, record: Record, span_id: str, began_s: float
     ) -> None:
-        self.is_upload = forwarding.is_upload
-        edge = line.untimed if self.is_upload else line.edge
-        super().__init__(line.service, forwarding.context, record, span_id, began_s, edge)
+        super().__init__(line.service, forwarding.context, record, span_id, began_s)
         self._line = line
         self._forwarding = forwarding
+        self.is_upload = forwarding.is_upload
         self.is_idempotent = forwarding.body is None and (
             forwarding.method in IDEMPOTENT or bool(forwarding.context.key)
         )

@@ -5,16 +5,11 @@ instance instead of failing, within its deadline: the restart is *bridged*. It w
 its time only, so that the rest is enough to be answered in, and only so many wait at once. A
 service that has been nowhere for longer than any restart takes is down: nobody waits for it then.
 
-A process that dies breaks its connections before the registry tells of it. So the first ones that
-an instance refuses or loses may be its end, which is no failure of the service: its calls are held.
-One that is listed still after a call's time to wait lives, and fails.
-
 A pure machine; `Caller` waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from synchromesh.durations import FROM_0, SHARE, refuse_wrong_numbers
@@ -46,7 +41,7 @@ class HoldOptions:
 
 @dataclass(slots=True)
 class _Absence:
-    """Since when a service is nowhere, or an instance out of reach; when that was seen last."""
+    """Since when a service is nowhere, and when that was seen last."""
 
     since_s: float
     seen_s: float
@@ -72,33 +67,13 @@ class Holds:
         <Holds 0 held, 1 bridged, 0 given up, 1 refused>
     """
 
-    __slots__ = ("_options", "_unreached", "absences", "bridged", "given_up", "held", "refused")
+    __slots__ = ("_options", "absences", "bridged", "given_up", "held", "refused")
 
     def __init__(self, options: HoldOptions) -> None:
         self._options = options
         # By service, those of the contracts that this caller knows.
         self.absences: dict[str, _Absence] = {}
-        # Those of the last `restart_max_s`.
-        self._unreached: dict[Hashable, _Absence] = {}
         self.held = self.bridged = self.given_up = self.refused = 0
-
-    def may_have_ended(self, endpoint: Hashable, now: float) -> bool:
-        """Take note of a connection that failed; tell whether that may be its instance's end.
-
-        The registry has `hold_max_s` to tell, from the first one on.
-        """
-        known, forget_s = self._unreached, now - self._options.restart_max_s
-        absence = known.get(endpoint)
-        if absence is None or absence.seen_s < forget_s:
-            for old in [each for each, of in known.items() if of.seen_s < forget_s]:
-                del known[old]
-            absence = known[endpoint] = _Absence(now, now)
-        absence.seen_s = now
-        return now - absence.since_s < self._options.hold_max_s
-
-    def note_ended(self, endpoint: Hashable) -> None:
-        """Take note that an instance is listed no more: its successor may be at the same place."""
-        self._unreached.pop(endpoint, None)
 
     def found(self, service: str) -> None:
         """Take note that a service has an instance."""

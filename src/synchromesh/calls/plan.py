@@ -34,8 +34,6 @@ from synchromesh.discovery import (
 )
 from synchromesh.errors import (
     ConfigError,
-    ConnectFailed,
-    ConnectionLost,
     ContractMismatch,
     RemoteFailed,
     SynchromeshError,
@@ -187,14 +185,13 @@ class CalledService:
         if member is not None:
             self.balancer.observe(member, now, took_s, end)
 
-    def judge(self, endpoint: Endpoint, member: Member | None) -> Judge:
-        """Return what `Edge.report` asks of an attempt at an instance."""
-        return partial(self._judge, endpoint, member)
+    def judge(self, member: Member | None) -> Judge | None:
+        """Return what `Edge.report` asks of an attempt at a member."""
+        return None if member is None else partial(self._judge, member)
 
     def _judge(
         self,
-        endpoint: Endpoint,
-        member: Member | None,
+        member: Member,
         verdict: Classification,
         outcome: BaseException | None,
         now: float,
@@ -209,11 +206,7 @@ class CalledService:
             end = CallEnd.BUSY
         else:
             end = CallEnd.LEFT
-        counts = member is None or self.balancer.observe(member, now, took_s, end, half_open_s)
-        if not self.is_external and isinstance(outcome, ConnectFailed | ConnectionLost):
-            # The breaker hears of those that last: the registry may be about to tell of a death.
-            return not self.shared.finder.may_have_ended(endpoint) and counts
-        return counts
+        return self.balancer.observe(member, now, took_s, end, half_open_s)
 
     def _on_ejection(self, ejection: Ejection) -> None:
         _log.warning(

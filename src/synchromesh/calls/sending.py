@@ -27,7 +27,7 @@ from synchromesh.errors import (
     TimedOut,
 )
 from synchromesh.priority import Priority
-from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed, Edge
+from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed
 from synchromesh.telemetry import outcome_of
 from synchromesh.telemetry.span import TEXT_CHARS_MAX, Record
 
@@ -50,10 +50,8 @@ class Way:
         record: Record,
         span_id: str,
         began_s: float,
-        edge: Edge,
     ) -> None:
         self.service = service
-        self._edge = edge
         self.shared: Shared = service.shared
         self.context = context
         self.span_id = span_id
@@ -91,9 +89,8 @@ class Way:
         if attempt.failed:
             self.note("backoff_ms", round(attempt.backoff_s * 1e3, 3))
             self.note("failed", ", ".join(attempt.failed))
-        endpoint = await self.choice.next(until_s, self._edge.waiting(attempt))
-        member = self.choice.member
-        attempt.judge, attempt.has_others = self.service.judge(endpoint, member), member is not None
+        endpoint = await self.choice.next(until_s)
+        attempt.judge = self.service.judge(self.choice.member)
         return endpoint
 
     def give_up(self, endpoint: Endpoint) -> None:
@@ -186,7 +183,7 @@ class Sending(Way):
         span_id: str,
         began_s: float,
     ) -> None:
-        super().__init__(plan.service, context, plan.record, span_id, began_s, plan.edge)
+        super().__init__(plan.service, context, plan.record, span_id, began_s)
         self._plan = plan
         self._arguments = arguments
         self._key = key
@@ -254,7 +251,7 @@ class Sending(Way):
             elif reply is not None and isinstance(failed, NO_FIT):
                 failed = plan.misfit(failed)
             if target is not None:
-                attempt.judge = self.service.judge(target.endpoint, target.member)
+                attempt.judge = self.service.judge(target.member)
             if first.permit or target is not None:
                 edge.report(failed, attempt, first.permit)
             if not isinstance(failed, Exception):

@@ -348,7 +348,7 @@ class ForwardExchange(ClientExchange):
             self._forget_member()
         else:
             permit, self.permit = self.permit, None
-            first.judge, self.member = plan.service.judge(self.place.endpoint, self.member), None
+            first.judge, self.member = plan.service.judge(self.member), None
             plan.edge.report(error, first, permit)
         if isinstance(error, SynchromeshError):
             error.via = plan.service.name
@@ -405,8 +405,7 @@ class ForwardExchange(ClientExchange):
         self.permit = None
         first = plan.edge.first_attempt(self.due_s, 0, self.began_s)
         first.away_s = 0.0 if plan.is_external else spent(pairs)[1]
-        if self.member is not None:
-            first.judge, self.member = plan.service.judge(self.place.endpoint, self.member), None
+        first.judge, self.member = plan.service.judge(self.member), None
         plan.edge.report(None, first, permit)
 
     def _own_s(self, pairs: list[RawPair], now: float) -> float:

@@ -78,10 +78,7 @@ class Attempt:
         began_s: when the callee's own time began, or `UNTIMED`; to be set where that of others came
             first.
         away_s: how long the callee says that it waited for others, of the time that it took.
-        permit: what the breaker gave for it; 0 without one.
-        judge: of the instance that it is made at.
-        has_others: whether there is another instance, which a second attempt could go to.
-        has_waited: whether it had nobody to be sent to at first, so that the callee had less.
+        judge: of the instance that it is made at, where there are several.
         is_hedge: whether it is the second one of two at once.
         is_settled: whether what it used has been taken off the call tree's.
         place_s: how long the call has waited for a place of the limiter, in all its attempts.
@@ -96,10 +93,7 @@ class Attempt:
     used: int | None = None
     began_s: float = 0.0
     away_s: float = 0.0
-    permit: int = 0
     judge: Judge | None = None
-    has_others: bool = False
-    has_waited: bool = False
     is_hedge: bool = False
     is_settled: bool = False
     place_s: float = 0.0

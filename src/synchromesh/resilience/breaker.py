@@ -326,14 +326,14 @@ class Breaker:
         self._add(now, is_failure=True, is_slow=self._is_slow(took_s))
         self._trip_if_due(now)
 
-    def neutral(self, permit: int, now: float, *, was_sent: bool = True) -> None:
+    def neutral(self, permit: int, now: float) -> None:
         """Release the permit without an outcome: the call was cancelled, or shed.
 
         Of a probe that says nothing either way; the next may be sent at once. After several of them
         in turn there are growing pauses: a callee that is full, or stalls, is not asked by all who
-        come, as if it were well. One that was not sent, for it waits, is not among these.
+        come, as if it were well.
         """
-        if self._probes.pop(permit, None) is None or not was_sent:
+        if self._probes.pop(permit, None) is None:
             return
         self._undecided += 1
         if self._undecided > UNDECIDED_MAX:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -200,22 +199,6 @@ class Edge:
         else:
             breaker.neutral(permit, now)
 
-    @contextmanager
-    def waiting(self, attempt: Attempt) -> Iterator[None]:
-        """Let an attempt wait that has nobody yet to be sent to: it keeps no probe from others.
-
-        It is admitted anew after that, and its callee's time begins there.
-
-        Raises:
-            CircuitOpen: the breaker lets nothing be sent any more.
-        """
-        permit, attempt.permit = attempt.permit, 0
-        if self.breaker is not None:
-            self.breaker.neutral(permit, loop_now(), was_sent=False)
-        yield
-        attempt.began_s, attempt.has_waited = loop_now(), True
-        self._admit(attempt)
-
     def learn(
         self, outcome: BaseException | None, verdict: Classification, now: float, took_s: float
     ) -> None:
@@ -319,7 +302,7 @@ class Edge:
 
     def _had_enough(self, attempt: Attempt, now: float) -> bool:
         """Say whether a callee that has not answered should have: then it is to blame (B5)."""
-        if attempt.has_full_timeout and not attempt.has_waited:
+        if attempt.has_full_timeout:
             return True
         waited_s, timeout_s = now - attempt.began_s, self.policy.timeout_s
         if self.tracker.is_learned:
@@ -405,17 +388,14 @@ class Edge:
 
     async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
         current.began_s = loop_now()
-        self._admit(current)
+        permit = 0 if self.breaker is None else self.breaker.admit(current.began_s)
         try:
             answer = await self._timed(send, current)
         except BaseException as error:
-            self.report(error, current, current.permit)
+            self.report(error, current, permit)
             raise
-        self.report(None, current, current.permit)
+        self.report(None, current, permit)
         return answer
-
-    def _admit(self, attempt: Attempt) -> None:
-        attempt.permit = 0 if self.breaker is None else self.breaker.admit(attempt.began_s)
 
     async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
         try:

@@ -80,7 +80,7 @@ class HedgedRun(Generic[T]):
     def _hedge(self, first: Attempt, now: float) -> None:
         """Send a second time, where there is another instance, time, a slot and a token."""
         is_in_time = first.deadline_s is None or now < first.deadline_s
-        if not first.has_others or not is_in_time or not self._take():
+        if first.judge is None or not is_in_time or not self._take():
             self._call.due_s = math.inf
             return
         second = self._attempts.hedge(self._call, now)
