@@ -40,7 +40,7 @@ pytestmark = pytest.mark.anyio
 WAIT_S = 180.0
 # SQLite's files, what is no database of a service, and what is no library.
 OTHERS = re.compile(
-    r"\.(cli|examples|system|telemetry|testing)\b|store\.(copied_file|migrations|sqlite|vault|writer)"
+    r"\.(cli|examples|system|telemetry|testing)\b|store\.(copied_file|migrations|sqlite|taken_along|vault|writer)"
 )
 OPEN = re.compile(r"[{]| $|\binstr\(")
 STATEMENT = re.compile(r"(select|insert|update|delete|with)\s.*\b(sm_|sqlite_|pragma_)", re.DOTALL)

@@ -155,7 +155,7 @@ def test_run_json_is_readable_by_other_programs(tmp_path: Path) -> None:
     plain = json.loads((rundir.path / "run.json").read_text())
     assert plain["services"] == {"a": "http://127.0.0.1:2"}
     assert sorted(plain) == [
-        "admin", "admin_of", "control", "gateway", "pid", "services", "system", "token",
+        "admin", "admin_of", "control", "gateway", "gateways", "pid", "services", "system", "token",
     ]  # fmt: skip
     assert rundir.database("a").endswith("/.synchromesh/data/a.db")
 
