@@ -264,17 +264,17 @@ def test_what_the_user_of_the_units_cannot_read_is_told(
 
 def test_a_python_in_a_closed_home_is_told_by_the_link_that_leads_there() -> None:
     """As the one of a virtual environment does."""
-    program, asked = Path("/root/python/bin/python"), set()
+    program, asked = Path("/home/ada/python/bin/python"), set()
 
     def mode_of(path: Path) -> int:
         asked.add(path)
-        return 0o700 if path == Path("/root") else 0o755
+        return 0o700 if path == Path("/home/ada") else 0o755
 
     class Link(type(Path())):  # type: ignore[misc]
         def resolve(self, strict: bool = False) -> Path:
             return program
 
-    assert unreadable(Link("/opt/shop/python"), mode_of=mode_of) == ["/root"]
+    assert unreadable(Link("/opt/shop/python"), mode_of=mode_of) == ["/home/ada"]
     assert Path("/opt/shop/python") in asked
 
 
