@@ -218,6 +218,7 @@ async def ask_until(
     ask: Callable[[], Awaitable[DoorAnswer]],
     what: str,
     rng: Random,
+    not_yet: str = "",
 ) -> str:
     """Ask again, later each time and no sooner than was asked for, until an answer tells something.
 
@@ -226,6 +227,7 @@ async def ask_until(
     Args:
         told: what an answer tells; "" where it tells nothing yet.
         what: is asked for, in words.
+        not_yet: the code of an answer that is no mistake, for what is asked for may come.
 
     Raises:
         Unanswered: it is a mistake to ask this, or five minutes have passed.
@@ -237,7 +239,7 @@ async def ask_until(
         if found := told(answer):
             return found
         said = answer.code or f"status {answer.status}"
-        if answer.status in MISTAKES:
+        if answer.status in MISTAKES and said != not_yet:
             raise Unanswered(f"{what} is refused: {said}: {answer.body}")
         if clock() > until_s:
             raise Unanswered(
